@@ -1,0 +1,103 @@
+"""Physical memory, whoever holds it: a crashed or parked kernel's, an emulator's, plain bytes in a test.
+
+Everything that looks at a kernel's memory does so through `PhysicalMemory`. Addresses are physical, in bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kjump.errors import FormatError
+from kjump.ranges import Range, RangeSet
+
+PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT
+
+
+class PhysicalMemory(Protocol):
+    """What can be read of a machine's physical memory."""
+
+    @property
+    def ranges(self) -> RangeSet:
+        """The physical addresses (bytes) that can be read."""
+        ...
+
+    def read(self, address: int, length: int) -> bytes:
+        """Return `length` bytes from physical `address`; FormatError when any of them is not there."""
+        ...
+
+
+class BytesMemory:
+    """Physical memory held in one bytes-like object that begins at address `base`; for tests and small pieces."""
+
+    def __init__(self, data: bytes | bytearray | memoryview, base: int = 0) -> None:
+        """Take `data` as the memory from physical address `base` on; it is not copied."""
+        self._data = data
+        self._range = Range.of_size(base, len(data))
+
+    @property
+    def ranges(self) -> RangeSet:
+        """The one range that the data fills."""
+        return RangeSet([self._range])
+
+    def read(self, address: int, length: int) -> bytes:
+        """Return `length` bytes from physical `address`; FormatError outside the data."""
+        if not self._range.covers(Range.of_size(address, length)):
+            raise FormatError(f"no memory at physical address {address:#x}, {length} bytes")
+        start = address - self._range.start
+        return bytes(self._data[start : start + length])
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class FilePiece:
+    """`length` bytes of memory from physical `address` on, kept in a file at `offset` (all in bytes)."""
+
+    address: int
+    length: int
+    offset: int
+
+
+class FileMemory:
+    """Physical memory that lies in pieces in a file: an ELF vmcore, /proc/vmcore, /dev/mem."""
+
+    def __init__(self, fd: int, pieces: Sequence[FilePiece]) -> None:
+        """Read through `fd`, which stays the caller's to close; `pieces` must not overlap."""
+        self.fd = fd
+        self.pieces = tuple(sorted(pieces))
+        self._ranges = RangeSet(Range.of_size(p.address, p.length) for p in self.pieces)
+
+    @property
+    def ranges(self) -> RangeSet:
+        """The physical addresses that the pieces hold."""
+        return self._ranges
+
+    def locate(self, address: int, length: int) -> list[FilePiece]:
+        """Return where `length` bytes from `address` lie in the file, in order; FormatError if some do not."""
+        found: list[FilePiece] = []
+        at, end = address, address + length
+        for piece in self.pieces:
+            if piece.address <= at < piece.address + piece.length:
+                size = min(end, piece.address + piece.length) - at
+                found.append(FilePiece(at, size, piece.offset + at - piece.address))
+                at += size
+                if at == end:
+                    return found
+        if length == 0:
+            return []
+        raise FormatError(f"no memory at physical address {at:#x} ({end - at} bytes of {length} are missing)")
+
+    def read(self, address: int, length: int) -> bytes:
+        """Return `length` bytes from physical `address`; FormatError when some are missing or cut off."""
+        parts = []
+        for piece in self.locate(address, length):
+            data = os.pread(self.fd, piece.length, piece.offset)
+            while len(data) < piece.length:
+                more = os.pread(self.fd, piece.length - len(data), piece.offset + len(data))
+                if not more:
+                    raise FormatError(f"memory at physical address {piece.address:#x} is cut off in the file")
+                data += more
+            parts.append(data)
+        return b"".join(parts)
