@@ -6,6 +6,7 @@ Everything that looks at a kernel's memory does so through `PhysicalMemory`. Add
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -31,7 +32,7 @@ class PhysicalMemory(Protocol):
 
 
 class BytesMemory:
-    """Physical memory held in one bytes-like object that begins at address `base`; for tests and small pieces."""
+    """Physical memory in one bytes-like object that begins at address `base`; for tests and small pieces."""
 
     def __init__(self, data: bytes | bytearray | memoryview, base: int = 0) -> None:
         """Take `data` as the memory from physical address `base` on; it is not copied."""
@@ -45,7 +46,7 @@ class BytesMemory:
 
     def read(self, address: int, length: int) -> bytes:
         """Return `length` bytes from physical `address`; FormatError outside the data."""
-        if not self._range.covers(Range.of_size(address, length)):
+        if length and not self._range.covers(Range.of_size(address, length)):
             raise FormatError(f"no memory at physical address {address:#x}, {length} bytes")
         start = address - self._range.start
         return bytes(self._data[start : start + length])
@@ -66,7 +67,8 @@ class FileMemory:
     def __init__(self, fd: int, pieces: Sequence[FilePiece]) -> None:
         """Read through `fd`, which stays the caller's to close; `pieces` must not overlap."""
         self.fd = fd
-        self.pieces = tuple(sorted(pieces))
+        self.pieces = tuple(sorted(p for p in pieces if p.length))
+        self._starts = [p.address for p in self.pieces]
         self._ranges = RangeSet(Range.of_size(p.address, p.length) for p in self.pieces)
 
     @property
@@ -75,19 +77,21 @@ class FileMemory:
         return self._ranges
 
     def locate(self, address: int, length: int) -> list[FilePiece]:
-        """Return where `length` bytes from `address` lie in the file, in order; FormatError if some do not."""
+        """Return where `length` bytes from `address` lie in the file, in order; FormatError if some lack."""
         found: list[FilePiece] = []
         at, end = address, address + length
-        for piece in self.pieces:
-            if piece.address <= at < piece.address + piece.length:
-                size = min(end, piece.address + piece.length) - at
-                found.append(FilePiece(at, size, piece.offset + at - piece.address))
-                at += size
-                if at == end:
-                    return found
-        if length == 0:
-            return []
-        raise FormatError(f"no memory at physical address {at:#x} ({end - at} bytes of {length} are missing)")
+        index = max(0, bisect_right(self._starts, address) - 1)
+        while at < end:
+            piece = self.pieces[index] if index < len(self.pieces) else None
+            if piece is None or not piece.address <= at < piece.address + piece.length:
+                raise FormatError(
+                    f"no memory at physical address {at:#x} ({end - at} bytes of {length} are missing)"
+                )
+            size = min(end, piece.address + piece.length) - at
+            found.append(FilePiece(at, size, piece.offset + at - piece.address))
+            at += size
+            index += 1
+        return found
 
     def read(self, address: int, length: int) -> bytes:
         """Return `length` bytes from physical `address`; FormatError when some are missing or cut off."""

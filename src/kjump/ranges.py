@@ -1,12 +1,13 @@
 """Half-open ranges of integers (physical addresses, page frame numbers) and sets of them.
 
-`Range` is one interval `[start, end)`; `RangeSet` a normalised union: sorted, disjoint, not touching. Both are
-immutable. They say nothing about units; whoever names a variable does (`*_pfns` for page frames, else bytes).
+`Range` is one interval `[start, end)`; `RangeSet` a normalised union: sorted, disjoint, not touching. Both
+are immutable. They say nothing about units; whoever names a variable does (`*_pfns`: page
+frames, else bytes).
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -155,11 +156,9 @@ class RangeSet:
         left: list[Range] = []
         for item in self._ranges:
             at = item.start
-            for hole in other._ranges[max(0, bisect_right(other._starts, item.start) - 1) :]:
-                if hole.start >= item.end:
-                    break
-                if hole.end <= at:
-                    continue
+            first = max(0, bisect_right(other._starts, item.start) - 1)
+            for index in range(first, bisect_left(other._starts, item.end)):
+                hole = other._ranges[index]
                 if hole.start > at:
                     left.append(Range(at, hole.start))
                 at = max(at, hole.end)
@@ -176,5 +175,13 @@ class RangeSet:
         for item in reversed(self._ranges):
             start = align_down(item.end - size, alignment)
             if start >= item.start and item.size >= size:
+                return Range.of_size(start, size)
+        return None
+
+    def lowest_fit(self, size: int, alignment: int) -> Range | None:
+        """Return the lowest range of `size` within one range of the set, its start aligned; or None."""
+        for item in self._ranges:
+            start = align_up(item.start, alignment)
+            if start + size <= item.end:
                 return Range.of_size(start, size)
         return None

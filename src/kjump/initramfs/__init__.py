@@ -1,1 +1,1 @@
-"""kjump.initramfs"""
+"""The small root file system that boot kernel, B and C run: what is in it, and how it is built."""

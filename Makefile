@@ -1,0 +1,64 @@
+# make demo   sets everything up and hibernates a Linux in a virtual machine
+# make test   sets everything up and runs all tests
+# make lint   format and type checks
+# make bench  speed and memory, against the peers
+# Each installs what it needs and can be run again at any time.
+
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SOURCES := pyproject.toml meson.build $(shell find src -type f -not -name '*.pyc' -not -path '*/__pycache__*')
+
+PACKAGES := python3 python3-dev python3-venv gcc binutils make libzstd-dev \
+  qemu-system-x86 seabios busybox-static e2fsprogs util-linux cpio zstd makedumpfile \
+  linux-source-6.12 linux-source-6.1 flex bison bc xz-utils libelf-dev libssl-dev
+
+KERNELS ?= 6.12 6.1
+PYTEST ?= $(BIN)/python -m pytest
+
+.PHONY: setup apt kernels demo test lint format bench clean
+
+setup: apt $(INSTALLED)
+
+apt:
+	@missing=$$(for p in $(PACKAGES); do \
+	  dpkg-query -W -f='$${Status}\n' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); set -x; \
+	  $$sudo apt-get update -q && \
+	  $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
+	fi
+
+$(VENV)/.tools: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check 'meson-python>=0.17' 'meson>=1.4' ninja
+	touch $@
+
+$(INSTALLED): $(VENV)/.tools $(SOURCES)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install -q --disable-pip-version-check --no-build-isolation '.[lab,dev]'
+	touch $@
+
+kernels: setup
+	for version in $(KERNELS); do $(BIN)/kjump lab kernel build --version $$version || exit 1; done
+
+demo: setup
+	$(BIN)/kjump lab demo hibernate
+
+lint: setup
+	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests
+
+test: setup lint kernels
+	$(PYTEST)
+
+bench: setup kernels
+	$(BIN)/python bench/core.py
+
+clean:
+	rm -rf $(VENV) build

@@ -1,0 +1,131 @@
+/*
+ * kjump._core: what its files share.
+ *
+ * Decisions stay in Python; this is handed buffers, offsets and counts. The rules of the house: Python objects
+ * are touched by the calling thread alone; what a worker needs is copied or pinned before it starts; what
+ * threads share is read and written under the crew's lock.
+ */
+#ifndef KJUMP_CORE_H
+#define KJUMP_CORE_H
+
+#define PY_SSIZE_T_CLEAN
+#ifndef Py_LIMITED_API
+#define Py_LIMITED_API 0x030b0000
+#endif
+#include <Python.h>
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <zstd.h>
+
+#define PAGE ((uint64_t)4096)
+#define MAX_THREADS 256
+#define MAX_FRAMES ((uint64_t)0x8000000) /* of the seekable format */
+#define MAX_FRAME_SIZE ((uint64_t)1 << 28)
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+
+static inline uint64_t page_down(uint64_t value)
+{
+    return value & ~(PAGE - 1);
+}
+
+static inline uint64_t page_up(uint64_t value)
+{
+    return page_down(value + PAGE - 1);
+}
+
+/* module.c */
+
+extern PyObject *Cancelled, *Damaged;
+
+/* An "O&" converter: an unsigned integer, else TypeError or ValueError. */
+int to_u64(PyObject *object, void *u64);
+
+/* crew.c: threads that work without the interpreter's lock, and the caller who waits for them */
+
+/* The first member of a job, so that a pointer to one is a pointer to the other. */
+struct crew {
+    pthread_mutex_t lock;
+    pthread_cond_t change;   /* of anything a worker may wait for */
+    pthread_cond_t finished; /* nobody runs any more */
+    pthread_t threads[MAX_THREADS + 2];
+    int count, running;
+    bool stop;      /* workers return as soon as they see it */
+    bool failed;    /* the first failure: `text` says it, an OSError of `error`, or a Damaged when that is 0 */
+    int error;
+    char text[256];
+    uint64_t done, total, moved; /* for the progress callback */
+};
+
+void crew_init(struct crew *crew);
+void crew_destroy(struct crew *crew);
+/* Start `n` threads that run(crew) and end with `return crew_leave(crew)`; if one cannot start the crew fails. */
+void crew_start(struct crew *crew, uint64_t n, void *(*run)(void *crew));
+void *crew_leave(struct crew *crew);
+/* Wait for all, calling `progress`; 0, or -1 with a Python exception. No thread is left either way. */
+int crew_wait(struct crew *crew, PyObject *progress);
+/* Record a failure, unless there is one, and stop the crew; returns false. The lock must not be held. */
+bool crew_fail(struct crew *crew, int error, const char *format, ...) __attribute__((format(printf, 3, 4)));
+/* Set the exception that says why the crew failed; returns -1. */
+int crew_raise(const struct crew *crew);
+
+/* spans.c: where bytes of the stream lie in a file or a memory device */
+
+struct span {
+    uint64_t stream, offset, length;
+};
+
+/* A file of which some spans are wanted. `extents`: the pages that may be mapped, sorted and merged. */
+struct layout {
+    int fd;
+    bool writable, mappable;
+    struct span *spans;
+    struct extent {
+        uint64_t start, end;
+    } *extents;
+    size_t count, extent_count;
+};
+
+/*
+ * Take spans (packed native u64 triples) of a stream, valid from `first` to `end`; 0, or -1 with ValueError.
+ * In a writable file no two of them may share a byte.
+ */
+int layout_init(struct layout *layout, int fd, bool writable, const Py_buffer *packed, uint64_t first, uint64_t end);
+void layout_free(struct layout *layout);
+/* Return the index of the first span that ends after `stream`. */
+size_t layout_find(const struct layout *layout, uint64_t stream);
+
+#define SLICE ((uint64_t)16 << 20)
+#define SLICES 32
+
+/* One worker's mapped slices of a layout's file; start zeroed but for `layout`. */
+struct mapper {
+    const struct layout *layout;
+    uint64_t clock;
+    struct slice {
+        uint64_t start, end, used;
+        uint8_t *data; /* NULL: cannot be mapped, use pread and pwrite */
+    } slices[SLICES];
+};
+
+void mapper_free(struct mapper *mapper);
+/* Copy `data` to a writable file, or a readable one to `data`; on failure the crew fails, and false. */
+bool mapper_copy(struct mapper *mapper, struct crew *crew, uint64_t offset, uint8_t *data, uint64_t length);
+
+/* bytes.c */
+
+/* Return a context that makes frames with content size and checksum, or NULL. */
+ZSTD_CCtx *new_compressor(int level);
+/* Return 0, or -1 with ValueError. */
+int check_level(int level);
+/* Decompress exactly one whole frame with a checksum; NULL, or what is wrong with it. */
+const char *open_frame(ZSTD_DCtx *context, const uint8_t *data, size_t size, uint8_t *out, size_t out_size,
+                       const uint32_t *checksum);
+
+typedef PyObject *core_function(PyObject *module, PyObject *args, PyObject *kwargs);
+core_function core_classify_buddy, core_bitmap_runs, core_zero_pages, core_compress, core_restore;
+core_function core_compress_bytes, core_decompress_bytes, core_decompress_frame;
+
+#endif

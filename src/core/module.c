@@ -1,0 +1,66 @@
+/* The module object: its functions, exceptions and the argument converter. Docstrings are in _core.pyi. */
+#include "core.h"
+
+PyObject *Cancelled, *Damaged;
+
+int to_u64(PyObject *object, void *u64)
+{
+    unsigned long long value = PyLong_AsUnsignedLongLong(object);
+    if (value == (unsigned long long)-1 && PyErr_Occurred()) {
+        if (PyErr_ExceptionMatches(PyExc_OverflowError))
+            PyErr_Format(PyExc_ValueError, "%R is negative or too large", object);
+        return 0;
+    }
+    *(uint64_t *)u64 = value;
+    return 1;
+}
+
+/* Add an exception derived from one of kjump.errors; NULL with an exception on failure. */
+static PyObject *add_exception(PyObject *module, const char *name, const char *base_name, const char *doc)
+{
+    PyObject *errors = PyImport_ImportModule("kjump.errors");
+    PyObject *base = errors == NULL ? NULL : PyObject_GetAttrString(errors, base_name);
+    PyObject *made = base == NULL ? NULL : PyErr_NewExceptionWithDoc(name, doc, base, NULL);
+    Py_XDECREF(base);
+    Py_XDECREF(errors);
+    if (made != NULL && PyModule_AddObjectRef(module, name + sizeof "kjump._core." - 1, made) != 0)
+        Py_CLEAR(made);
+    return made;
+}
+
+#define FUNCTION(name, doc) {#name, (PyCFunction)(void (*)(void))core_##name, METH_VARARGS | METH_KEYWORDS, doc}
+
+static PyMethodDef functions[] = {
+    FUNCTION(classify_buddy, "Mark the pages of free buddy blocks in a bitmap."),
+    FUNCTION(bitmap_runs, "Return the runs of set or clear bits of a bitmap."),
+    FUNCTION(zero_pages, "Return a bitmap of the pages that are all zero."),
+    FUNCTION(compress, "Compress spans of memory to the frames of a seekable zstd stream."),
+    FUNCTION(restore, "Decompress frames of a seekable zstd stream into spans of memory."),
+    FUNCTION(compress_bytes, "Compress to one zstd frame with content size and checksum."),
+    FUNCTION(decompress_bytes, "Decompress whole zstd frames of any kind."),
+    FUNCTION(decompress_frame, "Check and decompress one frame of a seekable stream."),
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "kjump._core",
+    .m_doc = "The hot loops over memory, without the interpreter's lock.",
+    .m_size = -1,
+    .m_methods = functions,
+};
+
+PyMODINIT_FUNC PyInit__core(void)
+{
+    PyObject *module = PyModule_Create(&definition);
+    if (module == NULL)
+        return NULL;
+    Cancelled = add_exception(module, "kjump._core.Cancelled", "KjumpError",
+                              "The progress callback returned False, and the work was stopped.");
+    Damaged = Cancelled == NULL ? NULL
+                                : add_exception(module, "kjump._core.Damaged", "ImageError",
+                                                "Compressed data is damaged, cut off, or not what was written.");
+    if (Damaged == NULL)
+        Py_CLEAR(module);
+    return module;
+}

@@ -1,0 +1,27 @@
+"""doctor: what a hibernation needs, and what to do about what is missing."""
+
+from __future__ import annotations
+
+import click
+
+from kjump.cli.options import SIZE, print_json
+from kjump.hibernate import preflight
+from kjump.kexec.window import DEFAULT_SIZE
+
+
+@click.command()
+@click.option("--to", "target", help="Also check this target device.")
+@click.option("--window-size", type=SIZE, default=DEFAULT_SIZE, show_default="128M", help="Size of the window.")
+@click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
+def doctor_command(target: str | None, window_size: int, as_json: bool) -> None:
+    """Check whether this machine can hibernate; exit 1 when something is missing."""
+    checks = preflight.checks(target=target, window_size=window_size)
+    if as_json:
+        print_json({"ok": all(c.ok for c in checks), "checks": [vars(c) for c in checks]})
+    else:
+        for check in checks:
+            mark = "ok  " if check.ok else "FAIL"
+            click.echo(f"{mark} {check.name}: {check.detail}")
+            if not check.ok:
+                click.echo(f"     {check.remedy}")
+    raise SystemExit(0 if all(c.ok for c in checks) else 1)

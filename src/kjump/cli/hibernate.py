@@ -1,0 +1,87 @@
+"""hibernate and resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kjump.cli.options import SIZE, WINDOW, human, print_json
+from kjump.hibernate import preflight
+from kjump.hibernate.suspend import DEFAULT_LEVEL, Hibernation, Request, default_initrd, default_kernel, hibernate
+from kjump.hibernate.suspend import raise_unless_resumed as _raise_unless_resumed
+from kjump.kexec.window import DEFAULT_SIZE
+from kjump.ranges import Range
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.option("--to", "target", required=True, help="Block device that takes the image; what it holds is lost.")
+@click.option("--kernel", type=_FILE, help="Second kernel (default: the running one's bzImage in /boot).")
+@click.option("--initrd", type=_FILE, help="kjump's initramfs (default: /boot/kjump-initramfs.img).")
+@click.option("--window", type=WINDOW, help="Where the second kernel lives: START,SIZE (default: found).")
+@click.option("--window-size", type=SIZE, default=DEFAULT_SIZE, show_default="128M", help="Size of a window to find.")
+@click.option("--level", type=int, default=DEFAULT_LEVEL, show_default=True, help="zstd level of the image.")
+@click.option("--json", "as_json", is_flag=True, help="Print what happened as one JSON object.")
+@click.option("--fault", default="", hidden=True)
+def hibernate_command(
+    target: str,
+    kernel: Path | None,
+    initrd: Path | None,
+    window: Range | None,
+    window_size: int,
+    level: int,
+    as_json: bool,
+    fault: str,
+) -> None:
+    """Save this system to a device and switch the machine off; resumed at the next boot."""
+    request = Request(
+        target=target,
+        kernel=kernel or default_kernel(),
+        initrd=initrd or default_initrd(),
+        window=window,
+        window_size=window_size,
+        level=level,
+        fault=fault,
+    )
+    preflight.require(preflight.checks(target=target, window_size=window.size if window else window_size))
+    result = hibernate(request, tell=lambda text: click.echo(f"kjump: {text}", err=True))
+    if as_json:
+        print_json(vars(result))
+    elif result.resumed:
+        _describe(result)
+    _raise_unless_resumed(result)
+
+
+def _describe(result: Hibernation) -> None:
+    saved = result.report.get("saved", {})
+    click.echo(
+        f"resumed: {human(saved.get('kept_bytes', 0))} of memory in an image of {human(saved.get('image_bytes', 0))}; "
+        f"prepared in {result.phases['prepare']:.1f} s, saved in {saved.get('write_seconds', 0):.1f} s, "
+        f"restored in {result.report.get('restore_seconds', 0):.1f} s; away for {result.phases['away']:.0f} s"
+    )
+
+
+@click.command()
+@click.option("--from", "target", required=True, help="Block device that holds the image.")
+@click.option("--kernel", type=_FILE, help="Kernel that restores (default: the running one's bzImage in /boot).")
+@click.option("--initrd", type=_FILE, help="kjump's initramfs (default: /boot/kjump-initramfs.img).")
+@click.option("--dry-run", is_flag=True, help="Only say whether it would work.")
+@click.option("--force", is_flag=True, help="Resume although file systems are mounted here; they may be damaged.")
+def resume_command(target: str, kernel: Path | None, initrd: Path | None, dry_run: bool, force: bool) -> None:
+    """Replace this running system by the one saved on a device."""
+    from kjump.hibernate.resume import prepare_resume, refuse_if_mounted
+    from kjump.hibernate.target import Target
+
+    with Target(target, writable=not dry_run) as opened:
+        kernel_bytes = (kernel or default_kernel()).read_bytes()
+        prepared = prepare_resume(opened, kernel_bytes, (initrd or default_initrd()).read_bytes())
+        prepared.plan({})
+        if not force:
+            refuse_if_mounted()
+        if dry_run:
+            facts = prepared.opened.contents.facts
+            click.echo(f"the image on {target} (kernel {facts['release']}) can be resumed")
+            return
+        prepared.go({})

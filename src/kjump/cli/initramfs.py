@@ -1,0 +1,29 @@
+"""initramfs build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kjump.cli.options import human
+
+
+@click.group()
+def initramfs_command() -> None:
+    """The small root that boots, saves and restores."""
+
+
+@initramfs_command.command()
+@click.argument("output", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--kernel", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="bzImage that restores.")
+@click.option("--level", type=int, default=19, show_default=True, help="zstd level.")
+def build(output: Path, kernel: Path | None, level: int) -> None:
+    """Build the initramfs into OUTPUT; the boot role needs --kernel, the saver does not."""
+    from kjump.initramfs.build import build as build_initramfs
+
+    data = build_initramfs(kernel, level=level)
+    partial = output.with_name(output.name + ".part")
+    partial.write_bytes(data)
+    partial.replace(output)
+    click.echo(f"{output}: {human(len(data))}")

@@ -1,0 +1,132 @@
+"""lab: kernels, machines and demonstrations."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+from kjump.cli.options import SIZE, human, print_json
+
+
+@click.group()
+def lab_command() -> None:
+    """The laboratory: kernels from source, QEMU machines, demonstrations."""
+
+
+@lab_command.group()
+def kernel() -> None:
+    """Kernels to try things on."""
+
+
+@kernel.command("build")
+@click.option("--version", default="6.12", show_default=True, help="Of Debian's linux-source-VERSION.")
+@click.option("--arch", default="x86_64", show_default=True, type=click.Choice(["x86_64", "i386"]))
+@click.option("--debug-info", is_flag=True, help="Keep a vmlinux with DWARF, for crash and drgn.")
+def kernel_build(version: str, arch: str, debug_info: bool) -> None:
+    """Build a kernel, or say where the cached one is."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from kjump.lab import kernel as kernels
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(f"linux {version}", total=1.0)
+        built = kernels.build(
+            version,
+            arch=arch,
+            debug_info=debug_info,
+            progress=lambda share, what: progress.update(task, completed=share, description=what[-60:]),
+        )
+    click.echo(f"{built.image} (Linux {built.release}, {human(built.image.stat().st_size)})")
+
+
+@lab_command.group()
+def demo() -> None:
+    """Demonstrations: the real thing, in virtual machines."""
+
+
+@demo.command("hibernate")
+@click.option("--kernel", "version", default="6.12", show_default=True, help="Kernel version.")
+@click.option("--memory", type=SIZE, default="768M", show_default=True, help="RAM of the machine.")
+@click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True)
+@click.option("--cpu", default="max", show_default=True, help="QEMU CPU model.")
+@click.option("--fill", type=SIZE, default=0, help="Bytes of random memory more than the usual workload.")
+@click.option("--rounds", type=click.IntRange(1), default=1, show_default=True, help="Hibernations in a row.")
+@click.option("--options", default="", help="Kernel options for Linux A.")
+@click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Keep disks and console log there.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def demo_hibernate(
+    version: str,
+    memory: int,
+    cpus: int,
+    cpu: str,
+    fill: int,
+    rounds: int,
+    options: str,
+    keep: Path | None,
+    as_json: bool,
+) -> None:
+    """Save a Linux at work from a second kernel, switch off, bring it back, and check its work."""
+    from kjump.lab import hibernation
+    from kjump.lab.scene import Hardware
+
+    begun = time.monotonic()
+
+    def tell(text: str) -> None:
+        click.echo(f"[{time.monotonic() - begun:6.1f} s] {text}", err=True)
+
+    with tempfile.TemporaryDirectory(prefix="kjump-demo-") as temporary:
+        folder = keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        result = hibernation.run(
+            folder,
+            version=version,
+            hardware=Hardware(memory, cpus, cpu),
+            fill=fill,
+            rounds=rounds,
+            options=options,
+            tell=tell,
+        )
+    if as_json:
+        print_json(result.as_json())
+    else:
+        _timeline(result)
+    sys.exit(0 if result.ok else 1)
+
+
+def _timeline(result: object) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from kjump.lab.hibernation import Demo
+
+    assert isinstance(result, Demo)
+    what = {
+        "prepare": "A: preflight, window, load the second kernel",
+        "jump": "A freezes and jumps",
+        "boot_b": "B boots in its window",
+        "save": "B saves A's memory to the disk",
+        "off": "power off",
+        "boot": "power on, the boot kernel finds the image",
+        "boot_c": "C boots in the window",
+        "restore": "C puts A's pages back",
+        "back": "A is back in user space",
+    }
+    table = Table(title=f"Linux {result.kernel}, {human(result.memory_bytes)} of RAM", title_justify="left")
+    table.add_column("phase")
+    table.add_column("seconds", justify="right")
+    table.add_column("")
+    for name, seconds in result.phases.items():
+        table.add_row(name, f"{seconds:.2f}", what[name])
+    console = Console(width=100)
+    console.print(table)
+    console.print(
+        f"{human(result.saved_bytes)} of memory saved in {human(result.image_bytes)}, window {human(result.window_bytes)}"
+    )
+    for name, good in result.checks.items():
+        console.print(f"{'ok  ' if good else 'FAIL'} {name}")

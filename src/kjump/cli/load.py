@@ -1,0 +1,108 @@
+"""load, exec, unload, status: the two-step loader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kjump.cli.options import SIZE, WINDOW, human, print_json
+from kjump.errors import UsageError
+from kjump.kexec import host
+from kjump.kexec.plan import ARCH_X86_64, ON_CRASH, Plan
+from kjump.kexec.window import DEFAULT_SIZE
+from kjump.ranges import Range
+
+
+@click.command()
+@click.argument("kernel", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--initrd", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Initial RAM disk.")
+@click.option("--command-line", "--append", default="", help="Command line of the second kernel.")
+@click.option("--reuse-cmdline", is_flag=True, help="Begin the command line with the running kernel's machine options.")
+@click.option("--preserve-context", is_flag=True, help="Come back here when the second kernel jumps back.")
+@click.option("--window", type=WINDOW, help="Where the second kernel lives: START,SIZE (default: found).")
+@click.option("--window-size", type=SIZE, default=DEFAULT_SIZE, show_default="128M", help="Size of a window to find.")
+@click.option("--dry-run", is_flag=True, help="Show the segments, load nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def load_command(
+    kernel: Path,
+    initrd: Path | None,
+    command_line: str,
+    reuse_cmdline: bool,
+    preserve_context: bool,
+    window: Range | None,
+    window_size: int,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Load KERNEL (a bzImage) to be jumped to by `kjump exec`."""
+    from kjump.hibernate import peer
+    from kjump.kexec import running
+
+    plan = peer.plan_kernel(
+        kernel,
+        initrd,
+        " ".join(filter(None, [peer.machine_options(running.command_line()) if reuse_cmdline else "", command_line])),
+        window=window,
+        window_size=window_size,
+        preserve=preserve_context,
+    )
+    if as_json:
+        print_json(_plan_as_json(plan))
+    elif dry_run:
+        _show(plan)
+    if not dry_run:
+        host.load(plan)
+
+
+def _plan_as_json(plan: Plan) -> dict[str, object]:
+    segments = [
+        {"name": s.name, "address": s.address, "memory_size": s.memory_size, "data_size": len(s.data)}
+        for s in plan.segments
+    ]
+    return {"entry": plan.entry, "flags": plan.flags, "segments": segments}
+
+
+def _show(plan: Plan) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"entry {plan.entry:#x}, flags {plan.flags:#x}", title_justify="left")
+    for heading in ("segment", "from", "to", "memory", "data"):
+        table.add_column(heading, justify="left" if heading == "segment" else "right")
+    for segment in plan.segments:
+        last = segment.range.end - 1
+        sizes = (human(segment.memory_size), human(len(segment.data)))
+        table.add_row(segment.name, f"{segment.address:#x}", f"{last:#x}", *sizes)
+    Console(width=100).print(table)
+
+
+@click.command()
+def exec_command() -> None:
+    """Jump to what is loaded; returns when the other side comes back (with --preserve-context)."""
+    import os
+
+    if not host.is_loaded():
+        raise UsageError("nothing is loaded: use `kjump load` first")
+    os.sync()
+    host.jump()
+
+
+@click.command()
+@click.option("--on-crash", is_flag=True, help="Drop the crash kernel instead.")
+def unload_command(on_crash: bool) -> None:
+    """Drop what is loaded."""
+    host.unload(ARCH_X86_64 | (ON_CRASH if on_crash else 0))
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status_command(as_json: bool) -> None:
+    """Say what is loaded; exit 0 when a jump would go somewhere, 1 when nothing is loaded."""
+    state = {"loaded": host.is_loaded(), "crash_loaded": host.is_loaded(on_crash=True)}
+    if as_json:
+        print_json(state)
+    else:
+        click.echo(f"loaded for a jump: {'yes' if state['loaded'] else 'no'}")
+        click.echo(f"loaded for a crash: {'yes' if state['crash_loaded'] else 'no'}")
+    raise SystemExit(0 if state["loaded"] else 1)

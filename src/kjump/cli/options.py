@@ -1,0 +1,61 @@
+"""Option types and small output helpers that several verbs share."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import click
+
+from kjump.ranges import Range
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class Size(click.ParamType):
+    """A number of bytes with an optional unit K, M, G or T (powers of 1024), as 512M."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return bytes."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(0x[0-9a-fA-F]+|\d+)([KMGT]?)(?:i?B)?", value)
+        if match is None:
+            self.fail(f"{value!r} is not a size: give bytes, or a number with K, M, G or T", param, ctx)
+        return int(match[1], 0) * _UNITS[match[2]]
+
+
+class Window(click.ParamType):
+    """A physical range START,SIZE, as 0x10000000,128M."""
+
+    name = "start,size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Range:
+        """Return the range."""
+        if isinstance(value, Range):
+            return value
+        start, comma, size = str(value).partition(",")
+        if not comma:
+            self.fail(f"{value!r} is not START,SIZE", param, ctx)
+        return Range.of_size(SIZE.convert(start, param, ctx), SIZE.convert(size, param, ctx))
+
+
+SIZE = Size()
+WINDOW = Window()
+
+
+def human(size: float) -> str:
+    """Return `size` bytes for people, in powers of 1024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def print_json(value: Any) -> None:
+    """Print `value` as one JSON object on a line."""
+    click.echo(json.dumps(value))

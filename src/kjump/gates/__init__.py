@@ -1,0 +1,121 @@
+"""The programs at both ends of a jump, and the page tables they stand on.
+
+The gate itself is assembly (gate64.S) with a fixed binary interface (gate.h); this module fills in its fields
+and reads them back. All addresses are physical and in bytes unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from kjump.errors import FormatError
+from kjump.memory import PAGE_SIZE
+from kjump.ranges import align_up
+
+GATE_SIZE = 0x2000
+GATE_ENTRY = 0x000
+GATE_WAY_BACK = 0x010
+GATE_MAGIC = b"KJGATE1\0"
+FLAG_INIT_CPUS = 1
+STATE_FRESH = 0
+STATE_ENTERED = 1
+
+_MAGIC_OFFSET = 0x40
+_FIELDS = struct.Struct("<8s 16Q 16s 2Q")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The gate's fields, in the order and at the offsets of gate.h.
+
+    `flags` is FLAG_*; `cr3_4level` and `cr3_5level` are the roots of the identity tables; `peer_entry` and
+    `peer_argument` start the peer (a kernel: its 64-bit entry and its boot_params); the `a_*` fields are filled
+    by the gate when A comes in, save `a_gdt_base` (a linear address in A) and `a_gdt_limit`, which A gives;
+    `next_entry` is where A jumps next time; `mailbox` and `cookie` say where reports go.
+    """
+
+    flags: int = FLAG_INIT_CPUS
+    cr3_4level: int = 0
+    cr3_5level: int = 0
+    peer_entry: int = 0
+    peer_argument: int = 0
+    state: int = STATE_FRESH
+    a_entry: int = 0
+    a_stack: int = 0
+    a_cr0: int = 0
+    a_cr3: int = 0
+    a_cr4: int = 0
+    a_efer: int = 0
+    a_gdt_base: int = 0
+    a_gdt_limit: int = 0
+    next_entry: int = 0
+    mailbox: int = 0
+    cookie: bytes = bytes(16)
+    tsc_in: int = 0
+    tsc_out: int = 0
+
+    def pack(self, code: bytes | None = None) -> bytes:
+        """Return the gate, `GATE_SIZE` bytes: `code` (default: as built) with these fields put in."""
+        binary = bytearray(gate_binary() if code is None else code)
+        values = [getattr(self, f.name) for f in fields(self)]
+        _FIELDS.pack_into(binary, _MAGIC_OFFSET, GATE_MAGIC, *values)
+        return bytes(binary)
+
+    @classmethod
+    def unpack(cls, binary: bytes) -> Gate:
+        """Read the fields of a gate in memory; FormatError when there is no gate."""
+        if len(binary) < _MAGIC_OFFSET + _FIELDS.size:
+            raise FormatError(f"a gate has {GATE_SIZE} bytes, not {len(binary)}")
+        magic, *values = _FIELDS.unpack_from(binary, _MAGIC_OFFSET)
+        if magic != GATE_MAGIC:
+            raise FormatError("there is no kjump gate in these bytes (the magic is missing)")
+        return cls(*values)
+
+
+def gate_binary() -> bytes:
+    """Return the x86_64 gate as the build made it: `GATE_SIZE` bytes, fields zero."""
+    return (Path(__file__).parent / "gate64.bin").read_bytes()
+
+
+_PRESENT_WRITABLE = 0x3
+_LARGE = 0x80
+_ENTRIES = 512
+_GIB = 1 << 30
+_LARGE_PAGE = 2 << 20
+
+
+def identity_tables_size(limit: int, *, huge: bool) -> int:
+    """Return how many bytes `identity_tables` takes to map the addresses from 0 up to `limit`."""
+    gigabytes = align_up(limit, _GIB) // _GIB
+    pointer_pages = align_up(gigabytes, _ENTRIES) // _ENTRIES
+    return PAGE_SIZE * (2 + pointer_pages + (0 if huge else gigabytes))
+
+
+def identity_tables(base: int, limit: int, *, huge: bool) -> bytes:
+    """Return page tables, to lie at physical `base`, that map every address from 0 up to `limit` to itself.
+
+    The first page is a PML5, the second the PML4 it points to, so one set serves 4 and 5 levels of paging.
+    With `huge` the leaves are 1 GiB pages (CPUs with pdpe1gb), else 2 MiB pages. ValueError beyond 256 TiB.
+    """
+    gigabytes = align_up(limit, _GIB) // _GIB
+    pointer_pages = align_up(gigabytes, _ENTRIES) // _ENTRIES
+    if pointer_pages > _ENTRIES:
+        raise ValueError(f"identity tables reach 256 TiB, not {limit:#x}")
+
+    def page_at(index: int) -> int:
+        return base + index * PAGE_SIZE | _PRESENT_WRITABLE
+
+    words = [0] * (identity_tables_size(limit, huge=huge) // 8)
+    words[0] = page_at(1)
+    for i in range(pointer_pages):
+        words[_ENTRIES + i] = page_at(2 + i)
+    for i in range(gigabytes):
+        pointer = i * _GIB | _LARGE | _PRESENT_WRITABLE if huge else page_at(2 + pointer_pages + i)
+        words[2 * _ENTRIES + i] = pointer
+    if not huge:
+        first = (2 + pointer_pages) * _ENTRIES
+        for i in range(gigabytes * _ENTRIES):
+            words[first + i] = i * _LARGE_PAGE | _LARGE | _PRESENT_WRITABLE
+    return struct.pack(f"<{len(words)}Q", *words)

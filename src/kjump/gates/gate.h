@@ -1,0 +1,50 @@
+/*
+ * The gate's binary interface: fixed offsets into the flat binary, shared by the assembly and by Python
+ * (kjump/gates/__init__.py reads this file's numbers in a test, so that the two cannot drift apart).
+ *
+ * The gate is position independent. It is loaded at a page boundary in the window of the second kernel, in
+ * the part that no kernel owns, and is entered by a kernel's kexec code in 64-bit mode, interrupts off,
+ * with the CPU's own idea of GDT and IDT invalid.
+ */
+#ifndef KJUMP_GATE_H
+#define KJUMP_GATE_H
+
+#define GATE_SIZE            0x2000 /* bytes of code, data and stack: two pages */
+
+#define GATE_ENTRY           0x000 /* A's kernel comes in here, first time and again */
+#define GATE_WAY_BACK        0x010 /* B's or C's kernel comes in here, to leave for A */
+
+#define GATE_MAGIC           0x040 /* u64 "KJGATE1\0" */
+#define GATE_FLAGS           0x048 /* u64 GATE_FLAG_* */
+#define GATE_CR3_4LEVEL      0x050 /* u64 physical address of our PML4 */
+#define GATE_CR3_5LEVEL      0x058 /* u64 physical address of our PML5 */
+#define GATE_PEER_ENTRY      0x060 /* u64 physical address where the peer begins */
+#define GATE_PEER_ARGUMENT   0x068 /* u64 what the peer finds in RSI (a kernel: its boot_params) */
+#define GATE_STATE           0x070 /* u64 GATE_STATE_* */
+#define GATE_A_ENTRY         0x078 /* u64 physical address at which A wants to be re-entered */
+#define GATE_A_STACK         0x080 /* u64 RSP as A's kernel gave it; it points at A_ENTRY */
+#define GATE_A_CR0           0x088 /* u64 control registers as A's kernel left them */
+#define GATE_A_CR3           0x090
+#define GATE_A_CR4           0x098
+#define GATE_A_EFER          0x0a0
+#define GATE_A_GDT_BASE      0x0a8 /* u64 linear address, in A, of CPU 0's GDT */
+#define GATE_A_GDT_LIMIT     0x0b0 /* u64 its limit */
+#define GATE_NEXT_ENTRY      0x0b8 /* u64 what A finds on its stack: where it jumps next time */
+#define GATE_MAILBOX         0x0c0 /* u64 physical address of the mailbox, a page of A; 0: none */
+#define GATE_COOKIE          0x0c8 /* 16 bytes: what the mailbox must begin with */
+#define GATE_TSC_IN          0x0d8 /* u64 time stamp when A came in */
+#define GATE_TSC_OUT         0x0e0 /* u64 time stamp when the way back was taken */
+
+#define GATE_FLAG_INIT_CPUS  1 /* send INIT to all other CPUs before going on */
+
+#define GATE_STATE_FRESH     0 /* nobody has come in yet: the peer is to be started */
+#define GATE_STATE_ENTERED   1 /* the peer runs or has run; a further entry finds nobody */
+
+/* The mailbox: the first bytes of a page of A. The rest is the report, written by B or C (see mailbox.py). */
+#define MAILBOX_COOKIE       0x000 /* 16 bytes, random, chosen by A */
+#define MAILBOX_OUTCOME      0x010 /* u64 MAILBOX_OUTCOME_* */
+
+#define MAILBOX_OUTCOME_NONE 0 /* as A left it */
+#define MAILBOX_OUTCOME_GONE 1 /* A came in, but the peer is not there any more */
+
+#endif

@@ -1,0 +1,87 @@
+"""What B and C are given alike: the machine described to them, their command line, their window."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from kjump.formats import bzimage
+from kjump.gates import Gate
+from kjump.kexec import running
+from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size
+from kjump.kexec.plan import Plan
+from kjump.kexec.window import find_window, lay_out, low_memory
+from kjump.ranges import Range
+
+_PASSED_ON = (
+    "console",
+    "earlycon",
+    "earlyprintk",
+    "acpi",
+    "acpi_rsdp",
+    "pci",
+    "noapic",
+    "nolapic",
+    "nox2apic",
+    "iommu",
+    "intel_iommu",
+    "amd_iommu",
+    "nomodeset",
+    "clocksource",
+    "tsc",
+    "loglevel",
+    "quiet",
+    "kjump.status",
+)
+
+
+def machine_options(own: str) -> str:
+    """Return those options of the command line `own` that are about the machine: console, ACPI, PCI, clock."""
+    return " ".join(word for word in shlex.split(own) if word.partition("=")[0] in _PASSED_ON)
+
+
+def command_line(own: str, role: str, *, la57: bool) -> str:
+    """Return the command line for a second kernel in `role`, from `own`, the running kernel's.
+
+    Options about the machine are passed on, those about the system are not. The second kernel must use as many
+    levels of page tables as A (`la57`: five), and stay where it was loaded.
+    """
+    paging = [] if la57 else ["no5lvl"]
+    return " ".join([machine_options(own), *paging, "nokaslr", "panic=5", f"kjump.role={role}"]).strip()
+
+
+def describe_machine(gate: Gate, *, vmcoreinfo_note: bytes, low: Range | None = None) -> Surroundings:
+    """Return what a second kernel is told of this machine; `low` is found when it is not given."""
+    ram = running.ram()
+    _, flags = running.cpu_facts()
+    return Surroundings(
+        memory_map=running.firmware_memory_map(),
+        ram=ram,
+        low=low or low_memory(ram),
+        vmcoreinfo_note=vmcoreinfo_note,
+        rsdp=running.acpi_rsdp(),
+        huge="pdpe1gb" in flags,
+        gate=gate,
+    )
+
+
+
+def plan_kernel(
+    kernel: Path, initrd: Path | None, line: str, *, window: Range | None, window_size: int, preserve: bool
+) -> Plan:
+    """Return the Plan for any second kernel: a bzImage, an initrd and a command line, in a window.
+
+    KjumpError when no window is found, or the files are not what they should be.
+    """
+    with running.Kcore() as kcore:
+        note = kcore.vmcoreinfo_note()
+        gdt, limit = running.boot_cpu_gdt(kcore)
+    around = describe_machine(Gate(a_gdt_base=gdt, a_gdt_limit=limit), vmcoreinfo_note=note)
+    layout = lay_out(
+        window or find_window(running.iomem(), window_size),
+        elf_headers_size=elf_headers_size(around.ram, note),
+        memory_end=around.memory_end,
+        huge=around.huge,
+    )
+    data = initrd.read_bytes() if initrd else b""
+    return LinuxPeer(bzimage.parse(kernel.read_bytes()), data, line, layout).plan(around, preserve=preserve)

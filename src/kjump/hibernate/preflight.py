@@ -1,0 +1,139 @@
+"""Preflight: refuse before the jump, not after, and say what to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kjump.errors import HostError, KjumpError
+from kjump.hibernate.target import IMAGE_OFFSET, Target
+from kjump.kexec import running
+from kjump.kexec.window import find_window, low_memory
+
+_NEEDED = ("KEXEC", "KEXEC_JUMP", "HIBERNATION", "CRASH_DUMP", "PROC_VMCORE", "PROC_KCORE", "KALLSYMS_ALL", "DEVMEM")
+_SLACK = 16 << 20
+"""Memory that a load takes beside the window: low memory, lists, page tables."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at: its `name`, whether it is `ok`, what was found, and what to do when it is not."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str
+
+
+def checks(*, target: str | None, window_size: int) -> list[Check]:
+    """Look at everything that a hibernation needs; `window_size` in bytes. Never raises for what it finds."""
+    found = [
+        _privileges(),
+        _architecture(),
+        _kernel_config(),
+        _lockdown(),
+        _kexec_disabled(),
+        _guard("symbols", _symbols, "be root, and set kernel.kptr_restrict to 0 or 1"),
+        _guard("window", lambda: _window(window_size), "take a smaller window with --window-size"),
+        _free_memory(window_size),
+        _guard("paging", _paging, "run on x86_64"),
+    ]
+    if target is not None:
+        found.append(_guard("target", lambda: _target(target), "name a partition or disk that nothing else uses"))
+    return found
+
+
+def require(found: Iterable[Check]) -> None:
+    """Raise HostError naming the first check that failed, and what to do."""
+    for check in found:
+        if not check.ok:
+            raise HostError(f"{check.name}: {check.detail}; {check.remedy}")
+
+
+def _guard(name: str, look: Callable[[], str], remedy: str) -> Check:
+    try:
+        return Check(name, True, look(), remedy)
+    except KjumpError as error:
+        return Check(name, False, str(error), remedy)
+
+
+def _privileges() -> Check:
+    root = os.geteuid() == 0
+    return Check("privileges", root, "root" if root else f"user {os.geteuid()}", "run as root")
+
+
+def _architecture() -> Check:
+    machine = os.uname().machine
+    return Check("architecture", machine == "x86_64", machine, "hibernation works on x86_64 kernels only")
+
+
+def _kernel_config() -> Check:
+    config = running.kernel_config()
+    remedy = "use a kernel with these options (Debian's own kernels lack KEXEC_JUMP; Ubuntu's and Fedora's have it)"
+    if config is None:
+        # Not a failure: what matters is asked for directly by the other checks and by the load itself.
+        return Check("kernel config", True, "not readable (/proc/config.gz, /boot/config-*): not checked", remedy)
+    missing = [f"CONFIG_{name}" for name in _NEEDED if config.get(name) != "y"]
+    detail = f"missing {', '.join(missing)}" if missing else "all options are set"
+    return Check("kernel config", not missing, detail, remedy)
+
+
+def _lockdown() -> Check:
+    try:
+        text = Path("/sys/kernel/security/lockdown").read_text()
+    except OSError:
+        return Check("lockdown", True, "not in this kernel", "")
+    mode = text.partition("[")[2].partition("]")[0] or "unknown"
+    return Check("lockdown", mode == "none", mode, "switch lockdown off (Secure Boot turns it on)")
+
+
+def _kexec_disabled() -> Check:
+    try:
+        disabled = Path("/proc/sys/kernel/kexec_load_disabled").read_text().strip()
+    except OSError:
+        return Check("kexec_load", False, "the kernel has no kexec", "use a kernel with CONFIG_KEXEC")
+    remedy = "reboot without setting kernel.kexec_load_disabled; it cannot be taken back"
+    return Check("kexec_load", disabled == "0", "allowed" if disabled == "0" else "disabled by sysctl", remedy)
+
+
+def _symbols() -> str:
+    found = running.symbols(("gdt_page", "kexec_image"))
+    if len(found) < 2:
+        raise HostError("the kernel does not show gdt_page and kexec_image in /proc/kallsyms")
+    return "readable"
+
+
+def _window(size: int) -> str:
+    window = find_window(running.iomem(), size)
+    low = low_memory(running.ram())
+    return f"{window}, {window.size >> 20} MiB, and low memory {low}"
+
+
+def _free_memory(window_size: int) -> Check:
+    values = {}
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        values[name] = int(rest.split()[0]) << 10
+    needed = window_size + _SLACK
+    available = values["MemAvailable"]
+    detail = f"{available >> 20} MiB available, {needed >> 20} MiB needed"
+    missing = max(0, needed - available) >> 20
+    enough = available >= needed and needed <= values["MemTotal"] // 2
+    if needed > values["MemTotal"] // 2:
+        detail += f"; the kernel loads at most half of RAM ({values['MemTotal'] >> 21} MiB)"
+    return Check("free memory", enough, detail, f"free {missing} MiB, or take a smaller window with --window-size")
+
+
+def _paging() -> str:
+    _, flags = running.cpu_facts()
+    levels = 5 if "la57" in flags else 4
+    return f"{levels} levels, {'1 GiB' if 'pdpe1gb' in flags else '2 MiB'} identity pages"
+
+
+def _target(path: str) -> str:
+    with Target(path, writable=True) as target:
+        if target.capacity <= IMAGE_OFFSET:
+            raise HostError(f"{path} has only {target.capacity} bytes")
+        return f"{path}, {target.capacity >> 20} MiB"

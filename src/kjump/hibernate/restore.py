@@ -1,0 +1,123 @@
+"""The restorer: in C, which is confined to B's old window, A's pages from the target to where they belong."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from kjump import _core
+from kjump.errors import FormatError, ImageError
+from kjump.formats import seekable
+from kjump.formats.e820 import E820Entry, difference
+from kjump.formats.superblock import State, Superblock
+from kjump.hibernate import image
+from kjump.hibernate.save import Progress
+from kjump.hibernate.target import IMAGE_OFFSET, Target, check_digest, why_not_resumable
+from kjump.memory import PAGE_SIZE
+from kjump.ranges import Range, RangeSet
+
+_FRAME = struct.Struct("=QII")
+
+
+@dataclass(frozen=True)
+class OpenImage:
+    """An image on a target, its headers read and checked against the superblock."""
+
+    superblock: Superblock
+    contents: image.ImageContents
+    frames: tuple[seekable.Frame, ...]
+
+
+def open_image(target: Target, *, states: tuple[State, ...]) -> OpenImage:
+    """Read superblock, seek table and headers of the image on `target`.
+
+    ImageError, in one sentence, when its state is not one of `states` or anything is damaged.
+    """
+    try:
+        superblock = target.read_superblock()
+    except FormatError as error:
+        raise ImageError(f"{target.path}: {error}") from None
+    if superblock.state not in states:
+        raise ImageError(f"{target.path}: {why_not_resumable(superblock) or 'the image is in another state'}")
+    try:
+        table = target.read(IMAGE_OFFSET + superblock.seek_table_offset, superblock.seek_table_length)
+        frames = tuple(seekable.decode_seek_table(table))
+        head = _read_head(target, superblock, frames)
+        check_digest(target, superblock, head, table)
+        return OpenImage(superblock, image.parse_headers(head), frames)
+    except (FormatError, _core.Damaged) as error:
+        raise ImageError(f"the image on {target.path} is damaged: {error}") from None
+
+
+def _read_head(target: Target, superblock: Superblock, frames: tuple[seekable.Frame, ...]) -> bytes:
+    """Return the ELF headers: the first `header_length` bytes of the stream."""
+    head = bytearray()
+    for frame in frames:
+        if len(head) >= superblock.header_length:
+            break
+        data = target.read(IMAGE_OFFSET + frame.compressed_offset, frame.compressed_size)
+        head += _core.decompress_frame(data, frame.decompressed_size)
+    if len(head) < superblock.header_length:
+        raise FormatError("its stream is shorter than its headers")
+    return bytes(head[: superblock.header_length])
+
+
+def check_machine(contents: image.ImageContents, memory_map: tuple[E820Entry, ...], cpu_model: str) -> None:
+    """Refuse (ImageError) an image that was saved with another memory map or on another CPU."""
+    saved = tuple(E820Entry(Range(start, end), kind) for start, end, kind in contents.facts["memory_map"])
+    found = difference(saved, memory_map)
+    if found:
+        raise ImageError(f"the machine's memory map is not the one the image was saved with: {found}")
+    if contents.facts["cpu_model"] != cpu_model:
+        raise ImageError(f"the image was saved on a CPU {contents.facts['cpu_model']!r}, this one is {cpu_model!r}")
+
+
+def restore(
+    target: Target, opened: OpenImage, own: RangeSet, *, threads: int, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Write A's pages into physical memory; return sizes and times as a report.
+
+    `own` is the running kernel's own RAM (physical ranges): the image must not name any of it. ImageError when
+    a frame is damaged; A's memory is then incomplete, and nobody may jump to it.
+    """
+    begun = time.monotonic()
+    spans = image.spans(
+        opened.contents.headers, image.frames_to_restore(opened.contents), opened.contents.shadow
+    )
+    clash = RangeSet(Range.of_size(s.address, s.length) for s in spans) & own
+    if clash:
+        raise ImageError(f"the image would overwrite the restoring kernel at {next(iter(clash))}")
+    fd = os.open("/dev/mem", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        _core.restore(
+            image_fd=target.fd,
+            image_offset=IMAGE_OFFSET,
+            frames=_pack_frames(opened.frames),
+            spans=image.pack_spans(spans),
+            dest_fd=fd,
+            threads=threads,
+            direct=True,
+            progress=progress,
+        )
+    except _core.Damaged as error:
+        raise ImageError(f"the image on {target.path} is damaged: {error}") from None
+    except OSError as error:
+        raise ImageError(f"reading the image on {target.path} failed: {error.strerror}") from None
+    finally:
+        os.close(fd)
+    return {
+        "restored_bytes": sum(s.length for s in spans),
+        "restore_seconds": round(time.monotonic() - begun, 3),
+    }
+
+
+def _pack_frames(frames: tuple[seekable.Frame, ...]) -> bytes:
+    return b"".join(_FRAME.pack(f.compressed_offset, f.compressed_size, f.decompressed_size) for f in frames)
+
+
+def own_memory(window: Range, low: Range) -> RangeSet:
+    """Return what a kernel in the window owns, in whole pages: the window, and the low memory lent to it."""
+    return RangeSet([window, low]).aligned_inside(PAGE_SIZE)

@@ -1,0 +1,173 @@
+"""The saver: in B, A's memory from /proc/vmcore to the target."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kjump import _core
+from kjump.dump.kernel import KernelLayout
+from kjump.dump.pages import free_pages, to_frames
+from kjump.errors import FormatError, KjumpError, TargetError
+from kjump.formats import elf, notes, seekable, vmcoreinfo
+from kjump.formats.superblock import State, Superblock
+from kjump.hibernate import image
+from kjump.hibernate.target import IMAGE_OFFSET, Target, digest
+from kjump.kexec.shadow import ParkedMemory, Shadow, walk
+from kjump.memory import FileMemory, FilePiece
+from kjump.ranges import RangeSet
+
+VMCORE = "/proc/vmcore"
+
+Progress = Callable[[int, int, int], bool]
+"""Called with (bytes done, bytes in all, bytes written); returns False to cancel."""
+
+
+class SaveCancelled(KjumpError):
+    """Somebody pressed the key that cancels."""
+
+
+@dataclass(frozen=True)
+class Parked:
+    """A, parked: its memory as the machine holds it (`raw`), as A sees it (`memory`), and its shadow."""
+
+    raw: FileMemory
+    memory: ParkedMemory
+    shadow: Shadow
+    vmcoreinfo_note: bytes
+    layout: KernelLayout
+
+
+def open_parked(head: int, path: str = VMCORE) -> Parked:
+    """Open A's memory through /proc/vmcore; `head` is the head of A's indirection list (from the mailbox)."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise FormatError(f"cannot open {path}: {error.strerror}; this kernel was given no ELF core headers") from None
+    header = elf.parse_header(os.pread(fd, 64, 0))
+    program_headers = elf.parse_program_headers(header, os.pread(fd, header.phnum * header.phentsize, header.phoff))
+    raw = FileMemory(
+        fd, [FilePiece(p.paddr, p.filesz, p.offset) for p in program_headers if p.type == elf.PT_LOAD]
+    )
+    note = _vmcoreinfo_note(fd, program_headers)
+    shadow = Shadow(walk(raw.read, head))
+    memory = ParkedMemory(raw, shadow)
+    return Parked(raw, memory, shadow, note.encode(), KernelLayout(memory, vmcoreinfo.parse(note.desc)))
+
+
+def _vmcoreinfo_note(fd: int, program_headers: list[elf.ProgramHeader]) -> notes.Note:
+    for header in program_headers:
+        if header.type == elf.PT_NOTE:
+            for note in notes.iterate(os.pread(fd, header.filesz, header.offset)):
+                if note.name == "VMCOREINFO":
+                    return note
+    raise FormatError("/proc/vmcore carries no VMCOREINFO note")
+
+
+@dataclass(frozen=True)
+class SaveResult:
+    """What a save came to: bytes kept of A, bytes of the image on the target, seconds of each step."""
+
+    kept_bytes: int
+    image_bytes: int
+    select_seconds: float
+    write_seconds: float
+
+    def as_report(self) -> dict[str, Any]:
+        """Return it as JSON for the mailbox and the superblock."""
+        return {
+            "kept_bytes": self.kept_bytes,
+            "image_bytes": self.image_bytes,
+            "select_seconds": round(self.select_seconds, 3),
+            "write_seconds": round(self.write_seconds, 3),
+        }
+
+
+def save(
+    parked: Parked,
+    ram: RangeSet,
+    facts: dict[str, Any],
+    target: Target,
+    *,
+    level: int,
+    threads: int,
+    progress: Progress | None = None,
+) -> SaveResult:
+    """Write A to `target`, which must be armed; the superblock says complete only when all is on the medium.
+
+    `ram` is A's RAM (physical ranges); `facts` goes into the image's note. TargetError when the image does not
+    fit or a write fails, SaveCancelled when `progress` returned False: the superblock then says so too.
+    """
+    begun = time.monotonic()
+    superblock = target.read_superblock()
+    frames = to_frames(ram)
+    keep = image.frames_to_keep(frames, free_pages(parked.layout, frames), parked.shadow)
+    headers = image.build_headers(keep, parked.vmcoreinfo_note, facts, parked.shadow)
+    spans = _vmcore_spans(parked.raw, image.spans(headers, keep, parked.shadow))
+    selected = time.monotonic()
+    target.write_superblock(superblock.evolve(state=State.WRITING))
+    seek_tables: list[bytes] = []
+
+    def trailer(entries: bytes) -> bytes:
+        seek_tables.append(seekable.encode_seek_table(entries))
+        return seek_tables[-1]
+
+    try:
+        length, _ = _core.compress(
+            source_fd=parked.raw.fd,
+            spans=image.pack_spans(spans),
+            head=headers.head,
+            stream_length=headers.length,
+            frame_size=image.FRAME_SIZE,
+            level=level,
+            threads=threads,
+            out_fd=target.fd,
+            out_offset=IMAGE_OFFSET,
+            direct=True,
+            limit=target.capacity - IMAGE_OFFSET,
+            trailer=trailer,
+            progress=progress,
+        )
+        os.fsync(target.fd)
+    except _core.Cancelled:
+        target.write_superblock(superblock.evolve(state=State.INVALID, details={"reason": "the save was cancelled"}))
+        raise SaveCancelled("the save was cancelled by key") from None
+    except OSError as error:
+        reason = f"writing the image to {target.path} failed: {error.strerror}"
+        _note_failure(target, superblock, reason)
+        raise TargetError(reason) from None
+    result = SaveResult(keep.size * 4096, length, selected - begun, time.monotonic() - selected)
+    target.write_superblock(
+        superblock.evolve(
+            state=State.COMPLETE,
+            image_length=length,
+            stream_length=headers.length,
+            header_length=len(headers.head),
+            seek_table_offset=length - len(seek_tables[0]),
+            seek_table_length=len(seek_tables[0]),
+            digest=digest(headers.head, seek_tables[0]),
+            details={"saved": result.as_report()},
+        )
+    )
+    return result
+
+
+def _note_failure(target: Target, superblock: Superblock, reason: str) -> None:
+    try:
+        target.write_superblock(superblock.evolve(state=State.INVALID, details={"reason": reason}))
+    except TargetError:
+        pass  # the medium that just failed; the superblock still says writing, which is refused as well
+
+
+def _vmcore_spans(raw: FileMemory, spans: list[image.Span]) -> list[image.Span]:
+    """Turn physical addresses into offsets of /proc/vmcore, splitting at the borders of its pieces."""
+    found = []
+    for span in spans:
+        for piece in raw.locate(span.address, span.length):
+            stream = span.stream + piece.address - span.address
+            found.append(image.Span(stream, piece.offset, piece.length))
+    return found
+

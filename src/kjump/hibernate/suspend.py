@@ -1,0 +1,166 @@
+"""A's side of a hibernation: prepare, jump to B, and say what came of it when A is back."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kjump.errors import HostError, JumpError
+from kjump.formats import bzimage
+from kjump.gates import Gate
+from kjump.hibernate import peer
+from kjump.hibernate.target import Target
+from kjump.initramfs.contents import with_job
+from kjump.kexec import host, mailbox, running
+from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size
+from kjump.kexec.plan import ARCH_X86_64, Plan
+from kjump.kexec.window import DEFAULT_SIZE, WindowLayout, find_window, lay_out
+from kjump.ranges import Range, RangeSet
+
+DEFAULT_LEVEL = 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to hibernate to, and with what: the target's device, the second kernel and its initramfs.
+
+    `window` is found when None; `window_size` and `level` are bytes and a zstd level. `fault` provokes a failure
+    in B, for tests: only "exception" so far.
+    """
+
+    target: str
+    kernel: Path
+    initrd: Path
+    window: Range | None = None
+    window_size: int = DEFAULT_SIZE
+    level: int = DEFAULT_LEVEL
+    fault: str = ""
+
+
+@dataclass
+class Hibernation:
+    """What came of a hibernation, for people and as JSON: sizes in bytes, times in seconds."""
+
+    resumed: bool
+    window_bytes: int
+    reason: str = ""
+    phases: dict[str, float] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def default_kernel() -> Path:
+    """Return the bzImage of the running kernel in /boot; HostError when there is none."""
+    for path in (Path(f"/boot/vmlinuz-{running.release()}"), Path("/boot/vmlinuz")):
+        if path.exists():
+            return path
+    raise HostError(f"no /boot/vmlinuz-{running.release()}: name the second kernel with --kernel")
+
+
+def default_initrd() -> Path:
+    """Return kjump's initramfs in /boot; HostError when there is none."""
+    for path in (Path(f"/boot/kjump-initramfs-{running.release()}.img"), Path("/boot/kjump-initramfs.img")):
+        if path.exists():
+            return path
+    raise HostError("no /boot/kjump-initramfs.img: build it with `kjump initramfs build`, or name one with --initrd")
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    box: mailbox.Mailbox
+    plan: Plan
+    layout: WindowLayout
+    cookie: bytes
+
+
+def hibernate(request: Request, *, tell: Callable[[str], None] = lambda _: None) -> Hibernation:
+    """Save this system to `request.target` and switch off; returns when it has been resumed, or when B failed.
+
+    `tell` gets one line for each step. HostError, PlanError or TargetError before the jump, nothing lost then.
+    """
+    begun = time.monotonic()
+    with running.Kcore() as kcore:
+        prepared = _prepare(request, kcore, tell)
+        host.load(prepared.plan)
+        try:
+            prepared.box.post(running.image_list_head(kcore))
+            ready = time.monotonic()
+            tell("jumping")
+            os.sync()
+            left = time.time()
+            host.jump()
+        finally:
+            # What is loaded is worthless now: its pages hold what the other side left behind.
+            host.unload(ARCH_X86_64)
+    back = time.time()
+    outcome, report = prepared.box.read()
+    result = Hibernation(
+        resumed=outcome == mailbox.OUTCOME_RESUMED,
+        window_bytes=prepared.layout.window.size,
+        reason=_reason(outcome, report),
+        phases={"prepare": round(ready - begun, 3), "away": round(back - left, 3)},
+        report=report,
+    )
+    tell("back")
+    return result
+
+
+def _prepare(request: Request, kcore: running.Kcore, tell: Callable[[str], None]) -> _Prepared:
+    kernel = bzimage.parse(request.kernel.read_bytes())
+    initrd = request.initrd.read_bytes()
+    note = kcore.vmcoreinfo_note()
+    iomem = running.iomem()
+    window = request.window or find_window(iomem, request.window_size)
+    around = peer.describe_machine(Gate(), vmcoreinfo_note=note)
+    box = mailbox.Mailbox(avoid=RangeSet([window, around.low]))
+    gdt, limit = running.boot_cpu_gdt(kcore)
+    gate = Gate(mailbox=box.address, cookie=box.cookie, a_gdt_base=gdt, a_gdt_limit=limit)
+    around = Surroundings(**{**vars(around), "gate": gate})
+    headers_size = elf_headers_size(around.ram, note)
+    layout = lay_out(window, elf_headers_size=headers_size, memory_end=around.memory_end, huge=around.huge)
+    tell(f"window {window}, {window.size >> 20} MiB")
+    os.sync()
+    with Target(request.target, writable=True) as target:
+        superblock = target.arm()
+    model, flags = running.cpu_facts()
+    facts = {
+        "release": running.release(),
+        "cpu_model": model,
+        "la57": "la57" in flags,
+        "memory_map": [(e.range.start, e.range.end, e.type) for e in around.memory_map],
+        "window": (window.start, window.end),
+        "low": (around.low.start, around.low.end),
+        "gate_address": layout.gate,
+        "elf_headers_size": headers_size,
+    }
+    job = {
+        "gate": layout.gate,
+        "target": request.target,
+        "cookie": superblock.cookie.hex(),
+        "ram": [(r.start, r.end) for r in around.ram],
+        "facts": facts,
+        "level": request.level,
+        "fault": request.fault,
+    }
+    line = peer.command_line(running.command_line(), "saver", la57=facts["la57"] is True)
+    second = LinuxPeer(kernel, with_job(initrd, job), line, layout)
+    return _Prepared(box, second.plan(around, preserve=True), layout, superblock.cookie)
+
+
+def _reason(outcome: int, report: dict[str, Any]) -> str:
+    if outcome == mailbox.OUTCOME_RESUMED:
+        return ""
+    if outcome == mailbox.OUTCOME_GONE:
+        return "the second kernel is gone"
+    if outcome in (mailbox.OUTCOME_FAILED, mailbox.OUTCOME_CANCELLED):
+        return str(report.get("reason", "the second kernel gave no reason"))
+    return "the second kernel came back without a report"
+
+
+def raise_unless_resumed(result: Hibernation) -> None:
+    """Raise JumpError with the reason when B came back instead of the resume."""
+    if not result.resumed:
+        raise JumpError(f"not hibernated: {result.reason}; this system went on unharmed")

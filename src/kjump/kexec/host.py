@@ -1,0 +1,137 @@
+"""The system calls: kexec_load and reboot. Nothing else in kjump makes them.
+
+Numbers are those of Linux on x86_64 and i386 (arch/x86/entry/syscalls, include/uapi/linux/{kexec,reboot}.h).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+from pathlib import Path
+
+from kjump.errors import HostError
+from kjump.kexec.plan import ON_CRASH, Plan
+
+_SYS_KEXEC_LOAD = {"x86_64": 246, "i686": 283, "i386": 283}
+_SYS_REBOOT = {"x86_64": 169, "i686": 88, "i386": 88}
+
+_MAGIC1 = 0xFEE1DEAD
+_MAGIC2 = 672274793
+_CMD_RESTART = 0x01234567
+_CMD_POWER_OFF = 0x4321FEDC
+_CMD_KEXEC = 0x45584543
+
+
+class _Segment(ctypes.Structure):
+    _fields_ = (
+        ("buf", ctypes.c_char_p),
+        ("bufsz", ctypes.c_size_t),
+        ("mem", ctypes.c_void_p),
+        ("memsz", ctypes.c_size_t),
+    )
+
+
+_WHY_LOAD = {
+    errno.EPERM: "root with CAP_SYS_BOOT is needed, and neither lockdown nor kernel.kexec_load_disabled may be on",
+    errno.EBUSY: "another load or jump is under way, or pages of the image are in use: try again",
+    errno.EINVAL: "the kernel refuses the segments (at most half of RAM, page aligned, no overlap) or the flags",
+    errno.EADDRNOTAVAIL: "a segment lies outside the memory the kernel allows",
+    errno.ENOMEM: "not enough free memory for the copies of the segments: free some, or take a smaller window",
+    errno.ENOSYS: "this kernel is built without CONFIG_KEXEC",
+}
+_WHY_JUMP = {
+    errno.EPERM: "root with CAP_SYS_BOOT is needed",
+    errno.EBUSY: "a task refused to freeze, or another load or jump is under way: try again",
+    errno.EINVAL: "nothing is loaded, or the kernel is built without CONFIG_KEXEC_JUMP",
+}
+
+
+def _explain(why: dict[int, str], number: int) -> str:
+    reason = why.get(number)
+    text = f"{errno.errorcode.get(number, number)}, {os.strerror(number)}"
+    return f"{text} ({reason})" if reason else text
+
+
+def _syscall(number: int, *arguments: object) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    ctypes.set_errno(0)
+    return int(libc.syscall(ctypes.c_long(number), *arguments))
+
+
+def _number(table: dict[str, int]) -> int:
+    machine = platform.machine()
+    if machine not in table:
+        raise HostError(f"kjump jumps on x86_64 and i386, not on {machine}")
+    return table[machine]
+
+
+def load(plan: Plan) -> None:
+    """Load `plan` into the kernel; HostError says why it was refused and prints the whole request."""
+    segments = (_Segment * len(plan.segments))()
+    for slot, segment in zip(segments, plan.segments, strict=True):
+        slot.buf = segment.data or None
+        slot.bufsz = len(segment.data)
+        slot.mem = segment.address
+        slot.memsz = segment.memory_size
+    result = _syscall(
+        _number(_SYS_KEXEC_LOAD),
+        ctypes.c_ulong(plan.entry),
+        ctypes.c_ulong(len(plan.segments)),
+        segments,
+        ctypes.c_ulong(plan.flags),
+    )
+    if result:
+        request = "; ".join(f"{s.name or 'segment'} {s.range}" for s in plan.segments)
+        why = _explain(_WHY_LOAD, ctypes.get_errno())
+        raise HostError(f"kexec_load refused: {why}. Asked: entry {plan.entry:#x}, flags {plan.flags:#x}, {request}")
+
+
+def unload(flags: int) -> None:
+    """Drop what is loaded for `flags` (the architecture, and ON_CRASH for the crash slot)."""
+    if _syscall(_number(_SYS_KEXEC_LOAD), ctypes.c_ulong(0), ctypes.c_ulong(0), None, ctypes.c_ulong(flags)):
+        raise HostError(f"kexec_load refused to unload: {_explain(_WHY_LOAD, ctypes.get_errno())}")
+
+
+def is_loaded(*, on_crash: bool = False) -> bool:
+    """Tell whether the kernel holds a loaded image (in its crash slot with `on_crash`)."""
+    name = "kexec_crash_loaded" if on_crash else "kexec_loaded"
+    try:
+        return Path("/sys/kernel", name).read_text().strip() == "1"
+    except OSError as error:
+        raise HostError(f"cannot read /sys/kernel/{name}: {error.strerror}; is CONFIG_KEXEC set?") from None
+
+
+def _reboot(command: int) -> int:
+    return _syscall(
+        _number(_SYS_REBOOT),
+        ctypes.c_ulong(_MAGIC1),
+        ctypes.c_ulong(_MAGIC2),
+        ctypes.c_ulong(command),
+        None,
+    )
+
+
+def jump() -> None:
+    """Execute what is loaded. With preserved context this returns when the other side comes back.
+
+    HostError when the kernel refuses or unwinds the jump; nothing has been left then.
+    """
+    if _reboot(_CMD_KEXEC):
+        raise HostError(f"the jump was refused: {_explain(_WHY_JUMP, ctypes.get_errno())}")
+
+
+def power_off() -> None:
+    """Switch the machine off at once; the caller has synced what matters. HostError when it stays on."""
+    _reboot(_CMD_POWER_OFF)
+    raise HostError("the machine did not power off (is ACPI in the kernel?)")
+
+
+def restart() -> None:
+    """Restart the machine at once, through its firmware. HostError when nothing happens."""
+    _reboot(_CMD_RESTART)
+    raise HostError("the machine did not restart")
+
+
+__all__ = ["ON_CRASH", "is_loaded", "jump", "load", "power_off", "restart", "unload"]

@@ -1,0 +1,158 @@
+"""A Linux kernel as the peer: bzImage, initrd and command line in a window become a Plan.
+
+The kernel is entered by the 64-bit boot protocol (Documentation/arch/x86/boot.rst), through a gate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kjump.errors import PlanError
+from kjump.formats import bootparams, elf
+from kjump.formats.bzimage import BzImage
+from kjump.formats.e820 import RAM, RESERVED, E820Entry
+from kjump.gates import GATE_ENTRY, GATE_SIZE, GATE_WAY_BACK, Gate, identity_tables
+from kjump.kexec.plan import ARCH_X86_64, PRESERVE_CONTEXT, Plan, Segment, make_plan
+from kjump.kexec.window import WindowLayout
+from kjump.memory import PAGE_SIZE
+from kjump.ranges import Range, RangeSet, align_down, align_up
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a second kernel is told of the machine, and what the way back needs to know of the first.
+
+    `memory_map` is the firmware's; `ram` what the first kernel uses of it (physical ranges, bytes);
+    `low` the low memory lent to the second kernel; `vmcoreinfo_note` the first kernel's VMCOREINFO as a
+    complete ELF note, empty when /proc/vmcore is not wanted; `rsdp` the ACPI root pointer or 0; `huge` whether
+    the CPU has 1 GiB pages; `gate` the gate's fields that the first kernel knows (its GDT, the mailbox).
+    """
+
+    memory_map: tuple[E820Entry, ...]
+    ram: RangeSet
+    low: Range
+    vmcoreinfo_note: bytes
+    rsdp: int
+    huge: bool
+    gate: Gate
+
+    @property
+    def memory_end(self) -> int:
+        """The end of what the identity tables must reach: all RAM, and the APICs below 4 GiB."""
+        return max(4 << 30, *(r.end for r in self.ram))
+
+
+def elf_headers_size(ram: RangeSet, note: bytes) -> int:
+    """Return an upper bound in bytes for the headers that describe `ram` to the second kernel's /proc/vmcore."""
+    # Taking the window and low memory out can split two ranges more.
+    return elf.kdump_headers_size(len(ram) + 2, note) if note else 0
+
+
+def second_kernel_map(
+    memory_map: Sequence[E820Entry], layout: WindowLayout, low: Range
+) -> tuple[E820Entry, ...]:
+    """Return the memory map to give the second kernel.
+
+    Low memory and the usable part of the window are RAM; all other RAM of the machine is reserved, so that
+    no device is placed there; what the firmware reserves stays as it is.
+    """
+    own = RangeSet([low, layout.usable])
+    entries = [E820Entry(r, RAM) for r in own]
+    for entry in memory_map:
+        if entry.type == RAM:
+            entries += [E820Entry(r, RESERVED) for r in RangeSet([entry.range]) - own]
+        else:
+            entries.append(entry)
+    return tuple(sorted(entries, key=lambda e: e.range.start))
+
+
+@dataclass(frozen=True)
+class LinuxPeer:
+    """A second Linux: `kernel` (a bzImage), `initrd` and `command_line`, to live in the window of `layout`."""
+
+    kernel: BzImage
+    initrd: bytes
+    command_line: str
+    layout: WindowLayout
+
+    def plan(self, around: Surroundings, *, preserve: bool) -> Plan:
+        """Return the Plan that starts this kernel; with `preserve`, one that can come back.
+
+        PlanError when the window is too small for kernel and initrd together, or the command line too long.
+        """
+        layout = self.layout
+        vmcore_ram = around.ram - RangeSet([layout.window, around.low])
+        headers = b""
+        command_line = self.command_line
+        if around.vmcoreinfo_note:
+            headers = elf.kdump_headers(vmcore_ram.aligned_inside(PAGE_SIZE), around.vmcoreinfo_note, layout.elf_headers)
+            command_line += f" elfcorehdr={layout.elf_headers:#x}"
+        initrd_at = self._place_initrd()
+        reserved = self._reserved(around, headers, command_line, initrd_at)
+        segments = [
+            Segment(layout.window.start, initrd_at - layout.window.start, bytes(self.kernel.protected_mode), "kernel"),
+            Segment(initrd_at, layout.gate - initrd_at, self.initrd, "initrd"),
+            Segment(layout.gate, layout.reserved.size, reserved, "gate"),
+        ]
+        flags = ARCH_X86_64
+        if preserve:
+            flags |= PRESERVE_CONTEXT
+            segments.append(Segment(around.low.start, around.low.size, b"", "low memory"))
+        return make_plan(layout.gate + GATE_ENTRY, segments, flags)
+
+    def _place_initrd(self) -> int:
+        layout = self.layout
+        at = align_down(min(layout.gate, self.kernel.initrd_addr_max + 1) - len(self.initrd), PAGE_SIZE)
+        kernel_end = layout.window.start + align_up(self.kernel.init_size, PAGE_SIZE)
+        if at < kernel_end:
+            missing = align_up(kernel_end - at, 1 << 20) >> 20
+            raise PlanError(f"window {layout.window} is {missing} MiB too small for this kernel and initrd")
+        return at
+
+    def _reserved(self, around: Surroundings, headers: bytes, command_line: str, initrd_at: int) -> bytes:
+        """Return the contents of the reserved part: gate, boot_params, command line, ELF headers, tables."""
+        layout = self.layout
+        encoded = command_line.encode() + b"\0"
+        limit = min(self.kernel.cmdline_size, layout.elf_headers - layout.command_line - 1)
+        if len(encoded) - 1 > limit:
+            raise PlanError(f"the command line has {len(encoded) - 1} bytes; this kernel takes {limit}")
+        if len(headers) > layout.elf_headers_size:
+            raise PlanError(f"{len(headers)} bytes of ELF headers for {layout.elf_headers_size} of room in the window")
+        boot_params = bootparams.BootParams(
+            setup_header=self.kernel.header,
+            cmdline_address=layout.command_line,
+            initrd=Range.of_size(initrd_at, len(self.initrd)),
+            e820=second_kernel_map(around.memory_map, layout, around.low),
+            acpi_rsdp=around.rsdp,
+        )
+        gate = dataclasses.replace(
+            around.gate,
+            cr3_5level=layout.tables,
+            cr3_4level=layout.tables + PAGE_SIZE,
+            peer_entry=layout.window.start + self.kernel.entry64_offset,
+            peer_argument=layout.boot_params,
+            next_entry=layout.gate + GATE_ENTRY,
+        )
+        content = bytearray(layout.reserved.size)
+        pieces = {
+            layout.gate: gate.pack(),
+            layout.boot_params: bootparams.build(boot_params),
+            layout.command_line: encoded,
+            layout.elf_headers: headers,
+            layout.tables: identity_tables(layout.tables, around.memory_end, huge=around.huge),
+        }
+        for address, piece in pieces.items():
+            start = address - layout.gate
+            content[start : start + len(piece)] = piece
+        return bytes(content)
+
+
+def way_back_plan(gate_at: int, gate: Gate) -> Plan:
+    """Return the Plan by which a second kernel leaves for the first: the gate itself, loaded where it lies.
+
+    It is a segment so that the kernel's identity map covers it; `gate` is what the gate's fields shall be.
+    """
+    segment = Segment(gate_at, GATE_SIZE, gate.pack(), "gate")
+    return make_plan(gate_at + GATE_WAY_BACK, [segment], ARCH_X86_64)

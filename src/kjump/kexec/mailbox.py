@@ -1,0 +1,146 @@
+"""The mailbox: pages of A through which arguments, results and B's report travel.
+
+Layout (little endian; gate.h has the part that the gate knows):
+
+    0x000  16 bytes  cookie, random, chosen by A; compared before anything is written
+    0x010  u64       outcome (OUTCOME_*)
+    0x018  u64       head of the kernel's indirection list for the loaded image (a list entry, with flags)
+    0x020  u32       length of the report
+    0x024  ...       report, UTF-8 JSON
+
+A allocates it as ordinary locked memory of its process; the other side finds it by physical address.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+import secrets
+import struct
+from typing import Any
+
+from kjump.errors import FormatError, HostError
+from kjump.memory import PAGE_SIZE
+from kjump.ranges import RangeSet
+
+OUTCOME_NONE = 0
+OUTCOME_GONE = 1
+OUTCOME_RESUMED = 2
+OUTCOME_FAILED = 3
+OUTCOME_CANCELLED = 4
+
+COOKIE_SIZE = 16
+_HEADER = struct.Struct("<16sQQI")
+REPORT_LIMIT = PAGE_SIZE - _HEADER.size
+
+_PAGEMAP_PRESENT = 1 << 63
+_PAGEMAP_PFN = (1 << 55) - 1
+
+
+def encode(cookie: bytes, outcome: int, head: int, report: dict[str, Any]) -> bytes:
+    """Return a mailbox page; ValueError when the report's JSON is longer than REPORT_LIMIT bytes."""
+    text = json.dumps(report, separators=(",", ":")).encode()
+    if len(text) > REPORT_LIMIT:
+        raise ValueError(f"a report has at most {REPORT_LIMIT} bytes, not {len(text)}")
+    return (_HEADER.pack(cookie, outcome, head, len(text)) + text).ljust(PAGE_SIZE, b"\0")
+
+
+def decode(page: bytes) -> tuple[bytes, int, int, dict[str, Any]]:
+    """Return (cookie, outcome, head, report) of a mailbox page; FormatError when the report is damaged."""
+    cookie, outcome, head, length = _HEADER.unpack_from(page)
+    if length > REPORT_LIMIT:
+        raise FormatError(f"the mailbox claims a report of {length} bytes; it holds {REPORT_LIMIT}")
+    try:
+        report = json.loads(page[_HEADER.size : _HEADER.size + length] or b"{}")
+    except ValueError:
+        raise FormatError("the report in the mailbox is not JSON") from None
+    return cookie, outcome, head, report
+
+
+class Mailbox:
+    """A's side: one locked page of this process, known by its physical address."""
+
+    def __init__(self, avoid: RangeSet) -> None:
+        """Take a page outside `avoid` (physical ranges): what is swapped out in a jump cannot be a mailbox.
+
+        HostError when no such page is found, or physical addresses are hidden (CAP_SYS_ADMIN is needed).
+        """
+        self.cookie = secrets.token_bytes(COOKIE_SIZE)
+        self._attempts: list[mmap.mmap] = []
+        for _ in range(4096):
+            page = mmap.mmap(-1, PAGE_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            page[0] = 1  # a page exists only when it has been written
+            _lock(page)
+            self._attempts.append(page)
+            self._page = page
+            self.address = self._find()
+            if self.address not in avoid:
+                break
+        else:
+            raise HostError("no page of memory outside the window could be had for the mailbox")
+        self._write(encode(self.cookie, OUTCOME_NONE, 0, {}))
+
+    def _find(self) -> int:
+        linear = ctypes.addressof(ctypes.c_char.from_buffer(self._page))
+        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:  # noqa: PTH123
+            entry = int.from_bytes(os.pread(pagemap.fileno(), 8, linear // PAGE_SIZE * 8), "little")
+        if not entry & _PAGEMAP_PRESENT or not entry & _PAGEMAP_PFN:
+            raise HostError("/proc/self/pagemap hides physical addresses: root with CAP_SYS_ADMIN is needed")
+        return (entry & _PAGEMAP_PFN) * PAGE_SIZE
+
+    def _write(self, content: bytes) -> None:
+        self._page[: len(content)] = content
+
+    def post(self, head: int) -> None:
+        """Reset outcome and report and leave `head`, the indirection list's, for the other side.
+
+        HostError when the page has moved since it was chosen (locked memory may be compacted).
+        """
+        self._write(encode(self.cookie, OUTCOME_NONE, head, {}))
+        if self._find() != self.address:
+            raise HostError("the kernel moved the mailbox's page: try again (vm.compact_unevictable_allowed=0)")
+
+    def read(self) -> tuple[int, dict[str, Any]]:
+        """Return (outcome, report) as the other side left them."""
+        cookie, outcome, _, report = decode(bytes(self._page[:PAGE_SIZE]))
+        if cookie != self.cookie:
+            raise FormatError("the mailbox was overwritten during the jump")
+        return outcome, report
+
+
+def _lock(page: mmap.mmap) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    if libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(PAGE_SIZE)):
+        raise HostError(f"cannot lock the mailbox in memory: {os.strerror(ctypes.get_errno())}")
+
+
+class PeerMailbox:
+    """The other side's view: A's mailbox, reached through /dev/mem at its physical address."""
+
+    def __init__(self, address: int, cookie: bytes) -> None:
+        """Map the page at physical `address`; FormatError unless it begins with `cookie`."""
+        fd = os.open("/dev/mem", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self._page = mmap.mmap(fd, PAGE_SIZE, offset=address)
+        finally:
+            os.close(fd)
+        if self._page[:COOKIE_SIZE] != cookie:
+            raise FormatError(f"there is no mailbox of ours at physical address {address:#x}")
+        self.cookie = cookie
+
+    @property
+    def head(self) -> int:
+        """The head of the indirection list that A left."""
+        return decode(self._page[:PAGE_SIZE])[2]
+
+    def report(self, outcome: int, report: dict[str, Any]) -> None:
+        """Leave `outcome` and `report` for A; a report that is too long is cut to its `reason`."""
+        head = self.head
+        try:
+            page = encode(self.cookie, outcome, head, report)
+        except ValueError:
+            page = encode(self.cookie, outcome, head, {"reason": str(report.get("reason", ""))[:2000]})
+        self._page[:PAGE_SIZE] = page

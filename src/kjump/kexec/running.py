@@ -1,0 +1,200 @@
+"""What the running kernel says of itself and of the machine, read from /proc and /sys.
+
+Nothing here is kept between calls: a caller that needs one view of the machine takes it once.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import platform
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+from kjump.errors import FormatError, HostError
+from kjump.formats import elf, notes
+from kjump.formats.e820 import E820Entry, IomemResource, parse_firmware_memmap, parse_iomem
+from kjump.memory import FileMemory, FilePiece
+from kjump.ranges import RangeSet
+
+VMCOREINFO_NAME = "VMCOREINFO"
+_GDT_LIMIT = 0x7F
+"""Sixteen descriptors of eight bytes (GDT_ENTRIES in arch/x86/include/asm/segment.h)."""
+
+
+def _read_text(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError as error:
+        raise HostError(f"cannot read {path}: {error.strerror}") from None
+
+
+def command_line() -> str:
+    """Return the command line the running kernel was started with."""
+    return _read_text("/proc/cmdline").strip()
+
+
+def release() -> str:
+    """Return the running kernel's release, as `uname -r`."""
+    return platform.release()
+
+
+def firmware_memory_map() -> tuple[E820Entry, ...]:
+    """Return the firmware's memory map, sorted; HostError when the kernel does not show it."""
+    root = Path("/sys/firmware/memmap")
+    try:
+        found = [
+            _three_texts(entry)
+            for entry in root.iterdir()
+        ]
+    except OSError as error:
+        raise HostError(f"cannot read {root}: {error.strerror}; CONFIG_FIRMWARE_MEMMAP is needed") from None
+    return tuple(parse_firmware_memmap(found))
+
+
+def _three_texts(entry: Path) -> tuple[str, str, str]:
+    start, end, kind = ((entry / name).read_text() for name in ("start", "end", "type"))
+    return start, end, kind
+
+
+def iomem() -> list[IomemResource]:
+    """Return /proc/iomem; HostError when addresses are hidden from this user."""
+    resources = parse_iomem(_read_text("/proc/iomem"))
+    if resources and all(r.range.size <= 1 for r in resources):
+        raise HostError("/proc/iomem shows no addresses: root with CAP_SYS_ADMIN is needed")
+    return resources
+
+
+def ram() -> RangeSet:
+    """Return the physical ranges (bytes) that the running kernel uses as RAM."""
+    return RangeSet(r.range for r in iomem() if r.name == "System RAM" and r.depth == 0)
+
+
+def cpu_facts() -> tuple[str, frozenset[str]]:
+    """Return the model name and the feature flags of the first CPU, from /proc/cpuinfo."""
+    model, flags = "", frozenset[str]()
+    for line in _read_text("/proc/cpuinfo").split("\n\n", 1)[0].splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            model = value.strip()
+        elif name.strip() == "flags":
+            flags = frozenset(value.split())
+    return model, flags
+
+
+def symbols(names: Iterable[str]) -> dict[str, int]:
+    """Return the addresses of kernel symbols from /proc/kallsyms; absent ones are left out.
+
+    HostError when addresses are hidden (kernel.kptr_restrict).
+    """
+    wanted = set(names)
+    found: dict[str, int] = {}
+    with open("/proc/kallsyms") as lines:  # noqa: PTH123
+        for line in lines:
+            address, _, name = line.split()[:3]
+            if name in wanted:
+                found.setdefault(name, int(address, 16))
+                if len(found) == len(wanted):
+                    break
+    if found and not any(found.values()):
+        raise HostError("/proc/kallsyms hides addresses: be root, and set kernel.kptr_restrict to 0 or 1")
+    return found
+
+
+class Kcore:
+    """The running kernel's virtual memory, through /proc/kcore (an ELF core that is never finished)."""
+
+    def __init__(self, path: str = "/proc/kcore") -> None:
+        """Open it and read its headers; HostError when that is refused, FormatError when it is no ELF core."""
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise HostError(f"cannot open {path}: {error.strerror}; CONFIG_PROC_KCORE and root are needed") from None
+        header = elf.parse_header(os.pread(self._fd, 64, 0))
+        table = os.pread(self._fd, header.phnum * header.phentsize, header.phoff)
+        self.program_headers = elf.parse_program_headers(header, table)
+        pieces = [FilePiece(p.vaddr, p.memsz, p.offset) for p in self.program_headers if p.type == elf.PT_LOAD]
+        self._memory = FileMemory(self._fd, pieces)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def __enter__(self) -> Kcore:
+        """Use as a context manager; it is closed at the end."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Close the file."""
+        self.close()
+
+    def read(self, linear: int, length: int) -> bytes:
+        """Return `length` bytes from the kernel's linear address `linear`."""
+        return self._memory.read(linear, length)
+
+    def read_u64(self, linear: int) -> int:
+        """Return the little-endian u64 at the kernel's linear address `linear`."""
+        return int(struct.unpack("<Q", self.read(linear, 8))[0])
+
+    def vmcoreinfo_note(self) -> bytes:
+        """Return the VMCOREINFO note, complete (header, name, text, padding)."""
+        for header in self.program_headers:
+            if header.type == elf.PT_NOTE:
+                for note in notes.iterate(os.pread(self._fd, header.filesz, header.offset)):
+                    if note.name == VMCOREINFO_NAME:
+                        return note.encode()
+        raise FormatError("/proc/kcore has no VMCOREINFO note: CONFIG_CRASH_CORE (or VMCORE_INFO) is needed")
+
+
+def boot_cpu_gdt(kcore: Kcore) -> tuple[int, int]:
+    """Return (linear address, limit) of CPU 0's global descriptor table.
+
+    The table itself (`gdt_page`, a per-CPU variable): unlike its alias in the CPU entry area its place does
+    not change with KASLR, and unlike the `sgdt` instruction it is not veiled by UMIP.
+    """
+    found = symbols(("gdt_page", "__per_cpu_offset"))
+    if "gdt_page" not in found:
+        raise HostError("/proc/kallsyms has no gdt_page: CONFIG_KALLSYMS_ALL is needed")
+    offset = kcore.read_u64(found["__per_cpu_offset"]) if "__per_cpu_offset" in found else 0
+    return (found["gdt_page"] + offset) % (1 << 64), _GDT_LIMIT
+
+
+def image_list_head(kcore: Kcore) -> int:
+    """Return the head of the loaded image's indirection list (`kexec_image->head`); HostError if none is loaded."""
+    found = symbols(("kexec_image",))
+    if "kexec_image" not in found:
+        raise HostError("/proc/kallsyms has no kexec_image: CONFIG_KALLSYMS_ALL is needed")
+    image = kcore.read_u64(found["kexec_image"])
+    if not image:
+        raise HostError("no image is loaded")
+    return kcore.read_u64(image)
+
+
+def acpi_rsdp() -> int:
+    """Return the physical address of the ACPI root pointer that this kernel was given, or 0 if it looked itself."""
+    try:
+        data = Path("/sys/kernel/boot_params/data").read_bytes()
+        rsdp = int(struct.unpack_from("<Q", data, 0x70)[0])
+        if rsdp:
+            return rsdp
+        for line in Path("/sys/firmware/efi/systab").read_text().splitlines():
+            name, _, value = line.partition("=")
+            if name in ("ACPI20", "ACPI"):
+                return int(value, 0)
+    except OSError:
+        pass
+    return 0
+
+
+def kernel_config() -> dict[str, str] | None:
+    """Return the running kernel's configuration (option without CONFIG_ -> value), or None when not to be had."""
+    for path in (Path("/proc/config.gz"), Path(f"/boot/config-{release()}")):
+        try:
+            data = path.read_bytes()
+        except OSError:
+            continue
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode(errors="replace")
+        lines = (line.partition("=") for line in text.splitlines() if line.startswith("CONFIG_"))
+        return {name[len("CONFIG_") :]: value for name, _, value in lines}
+    return None

@@ -1,0 +1,114 @@
+"""The window: the physical range that a second kernel calls its own, and how it is laid out.
+
+```
+window.start                                                            window.end
+| kernel, unpacked in place |  free for the kernel  | initrd | reserved |
+                                                             gate, boot_params, command line, elfcorehdr,
+                                                             notes, identity tables: nobody's RAM
+```
+
+The reserved part is told to the second kernel as not usable, so what lies there outlives its boot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from kjump.errors import PlanError
+from kjump.formats.e820 import IomemResource
+from kjump.gates import GATE_SIZE, identity_tables_size
+from kjump.memory import PAGE_SIZE
+from kjump.ranges import Range, RangeSet, align_down, align_up
+
+MIB = 1 << 20
+DEFAULT_SIZE = 128 * MIB
+ALIGNMENT = 2 * MIB
+LOWEST = 16 * MIB
+"""Below this, x86 kernels move themselves up to their preferred address, out of the window."""
+HIGHEST = 4 << 30
+"""Devices that reach 32 bits of address must find memory of the second kernel."""
+
+_COMMAND_LINE_SIZE = PAGE_SIZE
+_MUST_NOT_MOVE = ("Kernel ", "Crash kernel", "GART")
+
+
+@dataclass(frozen=True)
+class WindowLayout:
+    """Where things lie in a window; physical addresses in bytes."""
+
+    window: Range
+    gate: int
+    boot_params: int
+    command_line: int
+    elf_headers: int
+    elf_headers_size: int
+    tables: int
+    tables_size: int
+
+    @property
+    def reserved(self) -> Range:
+        """The part of the window that no kernel owns."""
+        return Range(self.gate, self.window.end)
+
+    @property
+    def usable(self) -> Range:
+        """The part of the window that is the second kernel's RAM."""
+        return Range(self.window.start, self.gate)
+
+
+def lay_out(window: Range, *, elf_headers_size: int, memory_end: int, huge: bool) -> WindowLayout:
+    """Lay out `window`: reserved things at its top. `memory_end` is the end of what must be reachable.
+
+    PlanError when the window is not aligned, or too small or too low for any kernel.
+    """
+    if window.start % ALIGNMENT or window.end % PAGE_SIZE:
+        raise PlanError(f"window {window} must start at a multiple of 2 MiB and end at one of 4 KiB")
+    if window.start < LOWEST:
+        raise PlanError(f"window {window} must not begin below {LOWEST:#x}: kernels move themselves above it")
+    elf_size = align_up(elf_headers_size, PAGE_SIZE)
+    tables_size = identity_tables_size(memory_end, huge=huge)
+    total = GATE_SIZE + PAGE_SIZE + _COMMAND_LINE_SIZE + elf_size + tables_size
+    gate = align_down(window.end - total, 64 << 10)
+    if gate < window.start + 16 * MIB:
+        raise PlanError(f"window {window} is too small for a kernel: give at least 64 MiB")
+    boot_params = gate + GATE_SIZE
+    command_line = boot_params + PAGE_SIZE
+    elf_headers = command_line + _COMMAND_LINE_SIZE
+    return WindowLayout(
+        window, gate, boot_params, command_line, elf_headers, elf_size, elf_headers + elf_size, tables_size
+    )
+
+
+def find_window(iomem: Iterable[IomemResource], size: int = DEFAULT_SIZE) -> Range:
+    """Return the lowest place for a window of `size` bytes in the running kernel's RAM; PlanError if none.
+
+    Clear of the running kernel's own text and data and of a crash kernel's memory. The lowest, because
+    kernels keep page tables, per-CPU data and memory maps near the top, and those are best left in place.
+    """
+    resources = list(iomem)
+    ram = RangeSet(r.range for r in resources if r.name == "System RAM")
+    fixed = RangeSet(
+        r.range.aligned_outside(ALIGNMENT) for r in resources if r.name.startswith(_MUST_NOT_MOVE)
+    )
+    free = ((ram & RangeSet([Range(LOWEST, HIGHEST)])) - fixed).aligned_inside(ALIGNMENT)
+    window = free.lowest_fit(size, ALIGNMENT)
+    if window is None:
+        largest = max((r.size for r in free), default=0)
+        raise PlanError(
+            f"no room for a window of {size // MIB} MiB between 16 MiB and 4 GiB: the largest gap in RAM "
+            f"clear of the running kernel is {largest // MIB} MiB; take a smaller one"
+        )
+    return window
+
+
+def low_memory(ram: RangeSet) -> Range:
+    """Return the RAM below 640 KiB that a second kernel needs for its real-mode trampoline, in whole pages.
+
+    Page 0 stays the firmware's: its data area is read by every kernel that boots.
+    """
+    below = (ram & RangeSet([Range(PAGE_SIZE, 640 << 10)])).aligned_inside(PAGE_SIZE)
+    largest = max(below, key=lambda r: r.size, default=Range(0, 0))
+    if largest.size < 64 << 10:
+        raise PlanError("less than 64 KiB of RAM lie below 640 KiB: a second kernel cannot start its CPUs")
+    return largest

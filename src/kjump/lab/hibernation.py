@@ -1,0 +1,203 @@
+"""The main job, tried for real: a Linux at work is saved from a second kernel, switched off, and alive again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kjump.errors import LabError
+from kjump.lab import kernel as kernels
+from kjump.lab.qemu import Event, Guest, Machine, Reply
+from kjump.lab.scene import TARGET_DEVICE, Hardware, Scene
+
+PHASES = ("prepare", "jump", "boot_b", "save", "off", "boot", "boot_c", "restore", "back")
+
+
+@dataclass
+class Demo:
+    """What a hibernation in the lab came to; sizes in bytes, `phases` in seconds."""
+
+    kernel: str
+    memory_bytes: int
+    window_bytes: int = 0
+    image_bytes: int = 0
+    saved_bytes: int = 0
+    phases: dict[str, float] = field(default_factory=dict)
+    checks: dict[str, bool] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check holds."""
+        return bool(self.checks) and all(self.checks.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as one JSON object."""
+        return {"ok": self.ok, **vars(self)}
+
+
+@dataclass(frozen=True)
+class Suspended:
+    """A machine that has switched off: the number of its unfinished command, and when things happened."""
+
+    command: int
+    asked: float
+    role: Event
+    begun: Event
+    saved: Event
+    off: float
+
+
+def suspend(machine: Machine, *options: str, timeout: float = 300) -> Suspended:
+    """Hibernate the running `machine` and wait until it is off; LabError when it comes back instead."""
+    guest = machine.guest
+    asked = time.monotonic()
+    command = guest.start("kjump", "hibernate", "--to", TARGET_DEVICE, "--json", *options)
+    role = _saver_or_failure(guest, command, timeout)
+    begun = guest.event("save-begins", "going-back", timeout=timeout)
+    saved = guest.event("saved", "going-back", timeout=timeout)
+    if saved.name == "going-back":
+        raise LabError(f"the saver came back: {_failure(guest.reply(command))}")
+    reason = machine.wait_off(timeout)
+    if reason != "guest-shutdown":
+        raise LabError(f"the machine did not switch off but ended with {reason}")
+    return Suspended(command, asked, role, begun, saved, time.monotonic())
+
+
+def _saver_or_failure(guest: Guest, command: int, timeout: float) -> Event:
+    """Return B's first sign of life, unless the command ends before, which is a refusal."""
+
+    def found() -> Event | Reply | None:
+        role = next((e for e in guest.events if e.name == "role" and e.details["name"] == "saver"), None)
+        return role or guest.finished(command)
+
+    result = guest.wait(found, "the saver", timeout)
+    if isinstance(result, Reply):
+        raise LabError(f"kjump hibernate refused: {_failure(result)}")
+    assert isinstance(result, Event)
+    return result
+
+
+def _failure(reply: Reply) -> str:
+    return f"exit {reply.status}: {reply.stderr.strip()}"
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A machine that is back: its command's reply, and when things happened."""
+
+    reply: Reply
+    resuming: Event
+    role: Event
+    going_back: Event
+
+
+def resume(machine: Machine, command: int, timeout: float = 300) -> Resumed:
+    """Wait until the freshly booted `machine` has resumed and `command` has replied; LabError when it does not."""
+    guest = machine.guest
+    first = guest.event("resuming", "not-resumed", timeout=timeout)
+    if first.name == "not-resumed":
+        raise LabError(f"the machine did not resume: {first.details['reason']}")
+
+    def restorer() -> Event | None:
+        return next((e for e in guest.events if e.name == "role" and e.details["name"] == "restorer"), None)
+
+    role: Event = guest.wait(restorer, "the restorer", timeout)
+    going_back = guest.event("going-back", timeout=timeout)
+    return Resumed(guest.reply(command, timeout), first, role, going_back)
+
+
+def phases(suspended: Suspended, machine: Machine, resumed: Resumed) -> dict[str, float]:
+    """Return the seconds of each phase in PHASES, as seen from outside."""
+    report = json.loads(resumed.reply.stdout)
+    prepared = suspended.asked + report["phases"]["prepare"]
+    b_started = suspended.role.time - suspended.role.details["uptime"]
+    c_started = resumed.role.time
+    seconds = {
+        "prepare": report["phases"]["prepare"],
+        "jump": b_started - prepared,
+        "boot_b": suspended.begun.time - b_started,
+        "save": suspended.saved.time - suspended.begun.time,
+        "off": suspended.off - suspended.saved.time,
+        "boot": resumed.resuming.time - machine.started,
+        "boot_c": c_started - resumed.resuming.time,
+        "restore": resumed.going_back.time - c_started,
+        "back": resumed.reply.time - resumed.going_back.time,
+    }
+    return {name: round(seconds[name], 3) for name in PHASES}
+
+
+def start_workload(guest: Guest, fill: int) -> dict[str, Any]:
+    """Start the workload in the guest, check that it works, and return its first account of itself."""
+    guest.run("python3", "-m", "kjump.lab.workload", "start", "--fill", str(fill), timeout=600)
+    return verify_workload(guest)
+
+
+def verify_workload(guest: Guest) -> dict[str, Any]:
+    """Return the workload's account: {"checks", "values", "pages"}."""
+    reply = guest.run("python3", "-m", "kjump.lab.workload", "verify", check=False)
+    if not reply.stdout:
+        raise LabError(f"the workload does not answer: {reply.stderr.strip()}")
+    answer: dict[str, Any] = json.loads(reply.stdout)
+    return answer
+
+
+def run(
+    folder: Path,
+    *,
+    version: str,
+    hardware: Hardware,
+    fill: int = 0,
+    rounds: int = 1,
+    options: str = "",
+    tell: Callable[[str], None] = lambda _: None,
+) -> Demo:
+    """Play the whole story in `folder`, `rounds` times with one machine; LabError when a step cannot be done.
+
+    `fill` bytes of random memory are added to the workload; `options` are kernel options for A.
+    """
+    kernel = kernels.build(version)
+    tell("making the disks")
+    scene = Scene(folder, kernel, hardware, target_size=hardware.memory + (64 << 20), options=options).prepare()
+    demo = Demo(kernel.release, hardware.memory)
+    tell("starting Linux A")
+    machine = scene.machine()
+    with machine:
+        machine.guest.event("ready", timeout=120)
+        tell("starting its work")
+        demo.checks["workload_before"] = all(start_workload(machine.guest, fill)["checks"].values())
+        tell("hibernating")
+        suspended = suspend(machine)
+    for round_number in range(1, rounds + 1):
+        tell("off; starting the machine again")
+        with scene.machine() as machine:
+            resumed = resume(machine, suspended.command)
+            tell("resumed; looking at its work")
+            _account(demo, suspended, machine, resumed, round_number, rounds)
+            if round_number < rounds:
+                suspended = suspend(machine)
+                continue
+            machine.guest.start("python3", "-c", "from kjump.lab.guest import power_off; power_off()")
+            demo.checks["powered_off"] = machine.wait_off() == "guest-shutdown"
+    demo.checks["disk"] = scene.check_root_disk()[0]
+    return demo
+
+
+def _account(
+    demo: Demo, suspended: Suspended, machine: Machine, resumed: Resumed, round_number: int, rounds: int
+) -> None:
+    """Add what one hibernation came to; the sizes and phases of the last one stay."""
+    suffix = f"_{round_number}" if rounds > 1 else ""
+    demo.checks[f"exit_status{suffix}"] = resumed.reply.status == 0
+    if resumed.reply.status:
+        raise LabError(f"kjump hibernate came back with {_failure(resumed.reply)}")
+    report = json.loads(resumed.reply.stdout)
+    demo.window_bytes = report["window_bytes"]
+    demo.image_bytes = report["report"]["saved"]["image_bytes"]
+    demo.saved_bytes = report["report"]["saved"]["kept_bytes"]
+    demo.phases = phases(suspended, machine, resumed)
+    for name, good in verify_workload(machine.guest)["checks"].items():
+        demo.checks[f"{name}{suffix}"] = good

@@ -1,0 +1,326 @@
+"""A QEMU machine as a context manager: QMP, a status channel of its own, disks, a console log.
+
+The guest's answers come on a virtio-serial port, never scraped from the console. A machine that goes away
+is `LostMachineError`, apart from a command in it that failed. The process dies with ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from qemu.qmp import QMPClient, QMPError
+
+from kjump.errors import LabError
+
+PORT_NAME = "kjump.status"
+QEMU = "qemu-system-x86_64"
+
+
+class LostMachineError(LabError):
+    """The machine ended, or said nothing for too long, while something was expected of it."""
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """A machine to start: sizes in bytes, `disks` raw image files in the order vda, vdb, ...
+
+    `cpu` is a QEMU CPU model; `extra` more QEMU arguments; `accelerator` one found by `accelerator()`.
+    """
+
+    kernel: Path
+    initrd: Path | None
+    command_line: str
+    memory: int = 768 << 20
+    cpus: int = 2
+    cpu: str = "max"
+    disks: tuple[Path, ...] = ()
+    extra: tuple[str, ...] = ()
+    accelerator: str = "tcg"
+
+    def arguments(self, folder: Path) -> list[str]:
+        """Return QEMU's command line; sockets and the console log lie in `folder`."""
+        accelerator = "tcg,thread=multi" if self.accelerator == "tcg" else self.accelerator
+        machine = [QEMU, "-nodefaults", "-display", "none", "-no-reboot", "-machine", "pc"]
+        machine += ["-accel", accelerator, "-cpu", self.cpu, "-smp", str(self.cpus), "-m", f"{self.memory >> 20}M"]
+        machine += ["-kernel", str(self.kernel), "-append", self.command_line]
+        if self.initrd is not None:
+            machine += ["-initrd", str(self.initrd)]
+        return [*machine, *_channels(folder), *self._disks(), "-device", "virtio-rng-pci", *self.extra]
+
+    def _disks(self) -> Iterator[str]:
+        for index, path in enumerate(self.disks):
+            yield from ("-drive", f"file={path},format=raw,if=none,id=disk{index},cache=none,aio=threads")
+            yield from ("-device", f"virtio-blk-pci,drive=disk{index}")
+
+
+def _channels(folder: Path) -> list[str]:
+    def chardev(name: str, more: str = "") -> str:
+        return f"socket,id={name},path={folder / name},server=on,wait=off{more}"
+
+    return [
+        *("-chardev", chardev("qmp"), "-mon", "chardev=qmp,mode=control"),
+        *("-chardev", chardev("console", f",logfile={folder / 'console.log'}"), "-serial", "chardev:console"),
+        *("-device", "virtio-serial-pci", "-chardev", chardev("status")),
+        *("-device", f"virtserialport,chardev=status,name={PORT_NAME}"),
+    ]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something the guest said: its `name`, its other `details`, and when it reached us (monotonic seconds)."""
+
+    name: str
+    details: dict[str, Any]
+    time: float
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The end of a command in the guest: exit `status`, and what it printed."""
+
+    status: int
+    stdout: str
+    stderr: str
+    time: float
+
+
+class Guest:
+    """The host's end of the status channel: events as they come, commands and their replies."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        """Listen on `connection` from now on, in a thread of its own."""
+        self._socket = connection
+        self._changed = threading.Condition()
+        self._ended = False
+        self.events: list[Event] = []
+        self._replies: dict[int, Reply] = {}
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        with contextlib.suppress(OSError), self._socket.makefile("rb") as lines:
+            for line in lines:
+                self._take(line)
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def _take(self, line: bytes) -> None:
+        now = time.monotonic()
+        try:
+            message = json.loads(line)
+        except ValueError:
+            return  # a line cut short by a power-off
+        with self._changed:
+            if "event" in message:
+                self.events.append(Event(message.pop("event"), message, now))
+            elif "id" in message:
+                reply = Reply(message["status"], message["stdout"], message["stderr"], now)
+                self._replies[message["id"]] = reply
+            self._changed.notify_all()
+
+    def wait(self, found: Callable[[], Any], what: str, timeout: float) -> Any:
+        """Wait until `found` returns something, and return that; LostMachineError after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while True:
+                result = found()
+                if result is not None:
+                    return result
+                left = deadline - time.monotonic()
+                if self._ended or left <= 0:
+                    why = "the machine ended" if self._ended else f"nothing came within {timeout:.0f} s"
+                    raise LostMachineError(f"waiting for {what}: {why}")
+                self._changed.wait(left)
+
+    def event(self, *names: str, timeout: float = 60.0) -> Event:
+        """Return the first event with one of `names`, waiting for it."""
+
+        def found() -> Event | None:
+            return next((e for e in self.events if e.name in names), None)
+
+        result: Event = self.wait(found, f"event {' or '.join(names)}", timeout)
+        return result
+
+    def start(self, *command: str) -> int:
+        """Start `command` in the guest; return the number under which its reply will come."""
+        number = next(_numbers)
+        self._socket.sendall(json.dumps({"id": number, "run": command}).encode() + b"\n")
+        return number
+
+    def finished(self, number: int) -> Reply | None:
+        """Return the reply to command `number` if it has come."""
+        return self._replies.get(number)
+
+    def reply(self, number: int, timeout: float = 120.0) -> Reply:
+        """Return the reply to command `number`, which another machine (before a resume) may have been given."""
+        result: Reply = self.wait(lambda: self.finished(number), f"reply {number}", timeout)
+        return result
+
+    def run(self, *command: str, timeout: float = 120.0, check: bool = True) -> Reply:
+        """Run `command` in the guest to its end; LabError when `check` is set and it fails."""
+        reply = self.reply(self.start(*command), timeout)
+        if check and reply.status:
+            raise LabError(f"in the guest `{' '.join(command)}` exited {reply.status}: {reply.stderr.strip()}")
+        return reply
+
+
+_numbers = itertools.count(int(time.time()) << 8)
+
+
+class _Qmp:
+    """QMP on an event loop in a thread, for callers that are not asynchronous."""
+
+    def __init__(self, path: Path) -> None:
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._client = QMPClient("kjump")
+        self.shutdown_reason: str | None = None
+        self._run(self._client.connect(str(path)), 10)
+        asyncio.run_coroutine_threadsafe(self._watch(), self._loop)
+
+    async def _watch(self) -> None:
+        with contextlib.suppress(QMPError, asyncio.CancelledError), self._client.listener("SHUTDOWN") as events:
+            async for event in events:
+                self.shutdown_reason = event["data"]["reason"]
+
+    def _run(self, awaitable: Any, timeout: float) -> Any:
+        return asyncio.run_coroutine_threadsafe(awaitable, self._loop).result(timeout)
+
+    def execute(self, command: str, arguments: dict[str, object] | None) -> Any:
+        return self._run(self._client.execute(command, arguments), 60)
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            self._run(self._client.disconnect(), 5)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+
+@dataclass
+class Machine:
+    """A running QEMU; use as a context manager. `started` is the monotonic time of its start."""
+
+    config: MachineConfig
+    log: Path | None = None
+    folder: Path = field(init=False)
+    guest: Guest = field(init=False)
+    started: float = field(init=False)
+
+    def __enter__(self) -> Machine:
+        """Start QEMU and connect to it; LabError when it does not start."""
+        if shutil.which(QEMU) is None:
+            raise LabError(f"{QEMU} is not installed: apt install qemu-system-x86")
+        self.folder = Path(tempfile.mkdtemp(prefix="kjump-vm-"))
+        command = ["setpriv", "--pdeathsig", "KILL", *self.config.arguments(self.folder)]
+        self.started = time.monotonic()
+        self._errors = (self.folder / "qemu.err").open("w+")
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors)
+        try:
+            self._console = self._connect("console")
+            threading.Thread(target=self._drain, daemon=True).start()
+            self.guest = Guest(self._connect("status"))
+            self._qmp = _Qmp(self.folder / "qmp")
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def _connect(self, name: str) -> socket.socket:
+        deadline = time.monotonic() + 10
+        while True:
+            connection = socket.socket(socket.AF_UNIX)
+            try:
+                connection.connect(str(self.folder / name))
+                return connection
+            except OSError:
+                connection.close()
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    self._errors.seek(0)
+                    raise LabError(f"QEMU did not start: {self._errors.read().strip()}") from None
+                time.sleep(0.01)
+
+    def _drain(self) -> None:
+        # The log file has the console's text; but QEMU would wait for a connected reader that does not read.
+        with contextlib.suppress(OSError):
+            while self._console.recv(65536):
+                pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End QEMU if it still runs, keep the console log where it was asked for, remove the rest."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        if hasattr(self, "_qmp"):
+            self._qmp.close()
+        if self.log is not None:
+            with self.log.open("a") as log:
+                log.write(self.console())
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def console(self) -> str:
+        """Return all that came out of the serial console so far."""
+        path = self.folder / "console.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def type(self, keys: bytes) -> None:
+        """Send `keys` to the serial console."""
+        self._console.sendall(keys)
+
+    def execute(self, command: str, **arguments: object) -> Any:
+        """Run a QMP command and return its result."""
+        return self._qmp.execute(command, arguments or None)
+
+    def kill(self) -> None:
+        """Take the power away."""
+        self._process.kill()
+        self._process.wait()
+
+    def wait_off(self, timeout: float = 60.0) -> str:
+        """Wait until the machine is off; return why: "guest-shutdown", "guest-reset" (also a triple fault), ...
+
+        LostMachineError when it is still on after `timeout` seconds.
+        """
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise LostMachineError(f"the machine is still on after {timeout:.0f} s") from None
+        deadline = time.monotonic() + 2
+        while self._qmp.shutdown_reason is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self._qmp.shutdown_reason or f"QEMU exited {self._process.returncode}"
+
+
+@functools.cache
+def accelerator(kernel: Path) -> str:
+    """Return the accelerator that really runs a guest here: "kvm" or "tcg". Told by booting `kernel`.
+
+    A /dev/kvm may exist and still not run anything (nested virtualisation without hardware support).
+    """
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "tcg"
+    config = MachineConfig(kernel, None, "console=ttyS0 panic=-1", accelerator="kvm", cpu="host", cpus=1)
+    try:
+        with Machine(config) as machine:
+            # Without a root file system a kernel that runs panics, and -no-reboot makes that an ordinary end.
+            if machine.wait_off(20) == "guest-reset" and "Kernel panic" in machine.console():
+                return "kvm"
+    except LabError:
+        pass
+    return "tcg"

@@ -1,0 +1,122 @@
+"""A scene: one machine's disks, kernel and initramfs, booted as often as the story needs.
+
+`Scene.boot` starts the machine as a boot loader would: the kernel and kjump's initramfs, whose boot role resumes
+from the target disk or mounts A's root file system.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from kjump.errors import LabError
+from kjump.initramfs.build import build as build_initramfs
+from kjump.lab import rootfs
+from kjump.lab.kernel import LabKernel, cache_root
+from kjump.lab.qemu import PORT_NAME, Machine, MachineConfig, accelerator
+
+ROOT_DEVICE = "/dev/vda"
+TARGET_DEVICE = "/dev/vdb"
+_COMMAND_LINE = (
+    f"console=ttyS0 panic=-1 root={ROOT_DEVICE} rootfstype=ext4 kjump.resume={TARGET_DEVICE} kjump.status={PORT_NAME}"
+)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The machine a scene plays on: `memory` in bytes, CPUs, a QEMU CPU model."""
+
+    memory: int = 768 << 20
+    cpus: int = 2
+    cpu: str = "max"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Disks and kernel of one machine, in `folder`; `options` are added to the kernel's command line."""
+
+    folder: Path
+    kernel: LabKernel
+    hardware: Hardware
+    target_size: int
+    options: str = ""
+
+    @property
+    def root_disk(self) -> Path:
+        """A's root file system (ext4), /dev/vda."""
+        return self.folder / "root.img"
+
+    @property
+    def target_disk(self) -> Path:
+        """The raw disk that takes images, /dev/vdb."""
+        return self.folder / "target.img"
+
+    @property
+    def initramfs(self) -> Path:
+        """kjump's initramfs, with the kernel as C."""
+        return self.folder / "initramfs.img"
+
+    @property
+    def console_log(self) -> Path:
+        """What all machines of this scene wrote to their consoles."""
+        return self.folder / "console.log"
+
+    def prepare(self) -> Scene:
+        """Make the disks and the initramfs; LabError when a tool is missing."""
+        data = cached_initramfs(self.kernel)
+        self.initramfs.write_bytes(data)
+        rootfs.build(self.root_disk, kernel=self.kernel.image, release=self.kernel.release, initramfs=data)
+        make_disk(self.target_disk, self.target_size)
+        return self
+
+    def machine(self, options: str = "", *, hardware: Hardware | None = None, extra: tuple[str, ...] = ()) -> Machine:
+        """Return the machine, not yet started, with more kernel `options` and other `hardware` if wanted."""
+        hardware = hardware or self.hardware
+        config = MachineConfig(
+            kernel=self.kernel.image,
+            initrd=self.initramfs,
+            command_line=" ".join(filter(None, [_COMMAND_LINE, self.options, options])),
+            memory=hardware.memory,
+            cpus=hardware.cpus,
+            cpu=hardware.cpu,
+            disks=(self.root_disk, self.target_disk),
+            extra=extra,
+            accelerator=accelerator(self.kernel.image),
+        )
+        return Machine(config, log=self.console_log)
+
+    def check_root_disk(self) -> tuple[bool, str]:
+        """Run `e2fsck -fn` on A's disk; return whether it is clean, and what it printed."""
+        done = subprocess.run(
+            ["/sbin/e2fsck", "-fn", str(self.root_disk)], capture_output=True, text=True, check=False
+        )
+        return done.returncode == 0, done.stdout + done.stderr
+
+
+def make_disk(path: Path, size: int) -> None:
+    """Make an empty, sparse raw disk of `size` bytes."""
+    with path.open("wb") as disk:
+        disk.truncate(size)
+
+
+def cached_initramfs(kernel: LabKernel) -> bytes:
+    """Return kjump's initramfs for `kernel`, from the cache when what goes in has not changed."""
+    from kjump.formats import cpio
+    from kjump.initramfs.build import entries
+
+    digest = hashlib.sha256(cpio.write(entries(kernel.image))).hexdigest()[:16]
+    folder = cache_root() / "initramfs"
+    path = folder / f"{digest}.img"
+    if path.exists():
+        return path.read_bytes()
+    data = build_initramfs(kernel.image)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".part")
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        raise LabError(f"cannot keep the initramfs in {folder}: {error.strerror}") from None
+    return data

@@ -1,0 +1,244 @@
+"""Work for Linux A that a hibernation must not disturb, and the check that it did not.
+
+`start` leaves these behind: a process that counts, 200 MiB of tmpfs and an anonymous buffer with known digests,
+a process that appends numbered lines to a file on ext4, two processes with a pipe between them. `verify`
+prints a JSON object: check name -> bool. Run in the guest: `python3 -m kjump.lab.workload start|verify`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import mmap
+import os
+import random
+import socket
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+MIB = 1 << 20
+TMPFS_SIZE = 200 * MIB
+BUFFER_SIZE = 32 * MIB
+PATTERN = b"kjump: this page has a known place in physical memory. "
+_SOCKET = "/run/workload.sock"
+_TMPFS = Path("/mnt/ram")
+_LOG = Path("/var/workload.log")
+_SLOTS = ("counter", "appender", "producer", "consumer", "pipe_errors")
+_PAGE = 4096
+
+
+def content(size: int, seed: int) -> bytes:
+    """Return `size` reproducible bytes, half of them incompressible, half like text."""
+    generator = random.Random(seed)
+    half = generator.randbytes(MIB // 2)
+    text = (b"%016x status=ok host=kjump component=workload\n" % seed) * (MIB // 48)
+    parts = []
+    for index in range(-(-size // MIB)):
+        parts.append(struct.pack("<Q", index) + half[8:])
+        parts.append(text[: MIB // 2])
+        if index % 8 == 7:
+            half = generator.randbytes(MIB // 2)
+    return b"".join(parts)[:size]
+
+
+class _Board:
+    """Counters in memory shared by all processes of the workload."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, _PAGE)
+
+    def add(self, slot: str, value: int = 1) -> None:
+        at = _SLOTS.index(slot) * 8
+        (old,) = struct.unpack_from("<Q", self._memory, at)
+        struct.pack_into("<Q", self._memory, at, old + value)
+
+    def values(self) -> dict[str, int]:
+        return dict(zip(_SLOTS, struct.unpack_from(f"<{len(_SLOTS)}Q", self._memory), strict=True))
+
+
+def _spawn(function: Any, *arguments: Any) -> int:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function(*arguments)
+        finally:
+            os._exit(1)
+    return pid
+
+
+def _count(board: _Board) -> None:
+    while True:
+        board.add("counter")
+        time.sleep(0.01)
+
+
+def _append(board: _Board) -> None:
+    with _LOG.open("w") as log:
+        number = 0
+        while True:
+            log.write(f"line {number}\n")
+            log.flush()
+            if number % 50 == 0:
+                os.fsync(log.fileno())
+            board.add("appender")
+            number += 1
+            time.sleep(0.02)
+
+
+def _produce(board: _Board, pipe: int) -> None:
+    number = 0
+    while True:
+        os.write(pipe, struct.pack("<Q", number))
+        board.add("producer")
+        number += 1
+        time.sleep(0.005)
+
+
+def _consume(board: _Board, pipe: int) -> None:
+    expected = 0
+    while True:
+        data = os.read(pipe, 8)
+        if len(data) != 8 or struct.unpack("<Q", data)[0] != expected:
+            board.add("pipe_errors")
+        expected += 1
+        board.add("consumer")
+
+
+def start(fill: int, seed: int) -> None:
+    """Start the workload in the background; `fill` more bytes of random memory. Returns when all is in place."""
+    ready_in, ready_out = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        null = os.open("/dev/null", os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        _serve(fill, seed, ready_out)
+        os._exit(1)
+    os.close(ready_out)
+    if os.read(ready_in, 1) != b"+":
+        raise SystemExit("the workload did not start")
+
+
+def _serve(fill: int, seed: int, ready: int) -> None:
+    digest = _write_tmpfs(seed)
+    buffer = mmap.mmap(-1, BUFFER_SIZE)
+    for at in range(0, BUFFER_SIZE, _PAGE):
+        buffer[at : at + _PAGE] = _pattern_page(at // _PAGE)
+    filler = [os.urandom(min(MIB, fill - at)) for at in range(0, fill, MIB)]
+    fill_digest = _digest_of(filler)
+    board = _Board()
+    pipe_out, pipe_in = os.pipe()
+    pids = [
+        _spawn(_count, board),
+        _spawn(_append, board),
+        _spawn(_produce, board, pipe_in),
+        _spawn(_consume, board, pipe_out),
+    ]
+    started = [_start_time(pid) for pid in pids]
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(_SOCKET)
+    server.listen()
+    os.write(ready, b"+")
+    while True:
+        connection, _ = server.accept()
+        checks = {
+            "tmpfs": _hash_file(_TMPFS / "content") == digest,
+            "buffer": all(buffer[at : at + _PAGE] == _pattern_page(at // _PAGE) for at in range(0, BUFFER_SIZE, _PAGE)),
+            "fill": _digest_of(filler) == fill_digest,
+            "processes": [_start_time(pid) for pid in pids] == started,
+        }
+        answer = {"checks": checks, "values": board.values(), "pages": _pattern_frames(buffer)}
+        connection.sendall(json.dumps(answer).encode())
+        connection.close()
+
+
+def _pattern_page(index: int) -> bytes:
+    return (PATTERN + b"%08d " % index).ljust(_PAGE, b".")
+
+
+def _pattern_frames(buffer: mmap.mmap) -> list[int]:
+    """Return the page frame numbers of the buffer's pages (0: not in memory)."""
+    import ctypes
+
+    linear = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    with open("/proc/self/pagemap", "rb") as pagemap:  # noqa: PTH123
+        pagemap.seek(linear // _PAGE * 8)
+        entries = struct.unpack(f"<{BUFFER_SIZE // _PAGE}Q", pagemap.read(BUFFER_SIZE // _PAGE * 8))
+    return [entry & ((1 << 55) - 1) if entry >> 63 else 0 for entry in entries]
+
+
+def _write_tmpfs(seed: int) -> str:
+    from kjump.roles.system import mount
+
+    _TMPFS.mkdir(exist_ok=True)
+    mount("tmpfs", str(_TMPFS), "tmpfs", 0, f"size={TMPFS_SIZE + MIB}")
+    (_TMPFS / "content").write_bytes(content(TMPFS_SIZE, seed))
+    return _hash_file(_TMPFS / "content")
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of(pieces: list[bytes]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _start_time(pid: int) -> str:
+    """Return when a process started, in clock ticks since boot: it changes when the process is another one."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except OSError:
+        return ""
+
+
+def _ask() -> dict[str, Any]:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(_SOCKET)
+    with connection.makefile("rb") as stream:
+        answer: dict[str, Any] = json.loads(stream.read())
+    return answer
+
+
+def verify(pause: float = 0.3) -> dict[str, Any]:
+    """Return {"checks": name -> bool, "values": counters now, "pages": frames of the pattern's pages}."""
+    before = _ask()["values"]
+    time.sleep(pause)
+    answer = _ask()
+    after = answer["values"]
+    lines = _LOG.read_text().splitlines()
+    complete = lines if _LOG.read_text().endswith("\n") else lines[:-1]
+    answer["checks"] |= {
+        "counting": after["counter"] > before["counter"] > 0,
+        "appending": after["appender"] > before["appender"] > 0,
+        "file": complete == [f"line {n}" for n in range(len(complete))] and len(complete) >= before["appender"] - 1,
+        "pipe": after["consumer"] > before["consumer"] > 0 and after["pipe_errors"] == 0,
+    }
+    return answer
+
+
+def main() -> None:
+    """Run as a command."""
+    parser = argparse.ArgumentParser(prog="workload")
+    parser.add_argument("what", choices=("start", "verify"))
+    parser.add_argument("--fill", type=int, default=0, help="bytes of random memory more")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    if options.what == "start":
+        start(options.fill, options.seed)
+    else:
+        answer = verify()
+        print(json.dumps(answer))
+        sys.exit(0 if all(answer["checks"].values()) else 1)
+
+
+if __name__ == "__main__":
+    main()

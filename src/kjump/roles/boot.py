@@ -1,0 +1,68 @@
+"""The boot role: resume from a valid image if there is one, else mount the root file system and hand over.
+
+A boot that does not resume invalidates a complete image before it mounts anything: what the image remembers
+of the disks is no longer true from then on.
+"""
+
+from __future__ import annotations
+
+from kjump.errors import KjumpError, TargetError
+from kjump.hibernate.resume import prepare_resume
+from kjump.hibernate.target import Target
+from kjump.initramfs.contents import KERNEL, own_initrd
+from kjump.roles.system import Role, mount, switch_root, uptime, wait_for_device
+
+_DEVICE_TIMEOUT = 5.0
+_ROOT = "/newroot"
+
+
+def run(role: Role) -> None:
+    """Resume, or boot as usual; returns only when there is nothing to boot."""
+    target = role.options.get("kjump.resume", "")
+    if target:
+        _try_to_resume(role, target)
+    _boot_as_usual(role)
+
+
+def _try_to_resume(role: Role, path: str) -> None:
+    """Jump into C if the image on `path` is good; say in one sentence why not, and make it unusable."""
+    if not wait_for_device(path, _DEVICE_TIMEOUT):
+        role.console.line(f"kjump: cannot resume: {path} does not appear; booting as usual")
+        role.status.send("not-resumed", reason=f"{path} does not appear")
+        return
+    why = "the boot was told not to resume"
+    if "kjump.noresume" not in role.options:
+        try:
+            with Target(path, writable=True) as target:
+                prepared = prepare_resume(target, KERNEL.read_bytes(), own_initrd())
+                role.status.send("resuming", uptime=uptime())
+                role.console.line(f"kjump: resuming from {path}")
+                prepared.go({"boot_seconds_cold": uptime()})
+        except KjumpError as error:
+            why = str(error)
+    role.console.line(f"kjump: not resumed: {why}; booting as usual")
+    role.status.send("not-resumed", reason=why)
+    _invalidate(role, path, why)
+
+
+def _invalidate(role: Role, path: str, why: str) -> None:
+    try:
+        with Target(path, writable=True) as target:
+            if target.invalidate(f"a boot did not resume it ({why})"):
+                role.console.line(f"kjump: the image on {path} is now invalid")
+    except TargetError as error:
+        role.console.line(f"kjump: could not invalidate the image on {path}: {error}")
+
+
+def _boot_as_usual(role: Role) -> None:
+    device = role.options.get("root", "")
+    if not device:
+        role.console.line("kjump: no root= on the kernel command line: nothing to boot")
+        return
+    if not wait_for_device(device, _DEVICE_TIMEOUT):
+        role.console.line(f"kjump: the root device {device} does not appear")
+        return
+    mount(device, _ROOT, role.options.get("rootfstype", "ext4"), 0, role.options.get("rootflags", ""))
+    role.status.send("root-mounted", uptime=uptime())
+    role.status.close()
+    switch_root(_ROOT, role.options.get("init") or "/sbin/init")
