@@ -125,11 +125,14 @@ PyObject *core_decompress_frame(PyObject *Py_UNUSED(module), PyObject *args, PyO
 {
     static char *names[] = {"data", "size", "checksum", NULL};
     Py_buffer data;
-    uint64_t size, expected = UINT64_MAX;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*O&|O&:decompress_frame", names, &data, to_u64, &size, to_u64,
-                                     &expected))
+    PyObject *given = Py_None, *result = NULL;
+    uint64_t size, expected = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*O&|O:decompress_frame", names, &data, to_u64, &size, &given))
         return NULL;
-    PyObject *result = NULL;
+    if (given != Py_None && !to_u64(given, &expected)) {
+        PyBuffer_Release(&data);
+        return NULL;
+    }
     const char *wrong = NULL;
     uint32_t checksum = (uint32_t)expected;
     uint8_t *out = size > MAX_FRAME_SIZE ? NULL : malloc((size_t)size + 1);
@@ -140,7 +143,7 @@ PyObject *core_decompress_frame(PyObject *Py_UNUSED(module), PyObject *args, PyO
         PyErr_NoMemory();
     } else {
         Py_BEGIN_ALLOW_THREADS;
-        wrong = open_frame(context, data.buf, (size_t)data.len, out, size, expected > UINT32_MAX ? NULL : &checksum);
+        wrong = open_frame(context, data.buf, (size_t)data.len, out, size, given == Py_None ? NULL : &checksum);
         Py_END_ALLOW_THREADS;
         if (wrong != NULL)
             PyErr_Format(Damaged, "a frame of the stream is damaged: %s", wrong);

@@ -1,10 +1,10 @@
 /*
  * Frames to spans of memory.
  *
- * Two readers fetch the wanted frames in order, up to a megabyte at a time, each into a free batch; workers take
- * full batches, check and decompress every frame of one, and copy what the spans want of it. Nothing of a
- * frame is written before all of it has been checked. Two readers keep the medium busy between requests.
- * Memory: threads + 3 batches of a megabyte (or the largest frame), one frame and one decompressor a worker.
+ * Each worker takes the next wanted frames, up to a megabyte of them, reads them in one request, checks and
+ * decompresses each, and copies what the spans want of it. Nothing of a frame is written before all of it has been
+ * checked. There are two workers more than `threads`, but only so many may be decompressing: the others
+ * keep the medium busy. Memory of a worker: a megabyte (or the largest frame, compressed), a frame, a decompressor.
  */
 #include "core.h"
 
@@ -13,8 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define READERS 2
-#define BATCH_SIZE ((uint64_t)1 << 20)
+#define READ_SIZE ((uint64_t)1 << 20)
 
 struct frame {
     uint64_t offset, stream; /* in the file, and in the stream */
@@ -23,218 +22,163 @@ struct frame {
     bool wanted;
 };
 
-struct batch {
-    uint8_t *data;
-    uint64_t base; /* file offset of the first byte in `data` */
-    size_t first, count;
-    enum { EMPTY, READING, FULL, BUSY } state;
-};
-
 struct job {
     struct crew crew;
     struct layout destination;
-    int image_fd;
-    bool direct;
+    int image, direct, threads;
     struct frame *frames;
-    size_t frame_count, next; /* `next`: the first frame that no reader has taken */
-    uint64_t largest, largest_compressed;
-    struct batch *batches;
-    size_t batch_count, batch_size;
+    size_t count, next;        /* `next`: the first frame that nobody has taken */
+    uint64_t longest, largest; /* of a wanted frame: bytes decompressed, and compressed */
+    int busy;                  /* workers that decompress */
     uint64_t written;
 };
 
-static struct batch *find_batch(struct job *job, int state)
-{
-    for (size_t i = 0; i < job->batch_count; i++)
-        if (job->batches[i].state == (unsigned)state)
-            return &job->batches[i];
-    return NULL;
-}
-
-static void set_state(struct job *job, struct batch *batch, int state)
+/* Take the next wanted frames that lie together: from `*first` on, up to but not `*end`; false when none is left. */
+static bool take(struct job *job, size_t *first, size_t *end)
 {
     pthread_mutex_lock(&job->crew.lock);
-    batch->state = (unsigned)state;
-    pthread_cond_broadcast(&job->crew.change);
-    pthread_mutex_unlock(&job->crew.lock);
-}
-
-static void skip_unwanted(struct job *job)
-{
-    while (job->next < job->frame_count && !job->frames[job->next].wanted)
-        job->next++;
-}
-
-/* Give a reader an empty batch and the next frames to put there; NULL when no frame is left, or the crew stops. */
-static struct batch *next_to_read(struct job *job)
-{
-    struct batch *batch = NULL;
-    pthread_mutex_lock(&job->crew.lock);
-    while (!job->crew.stop && job->next < job->frame_count && (batch = find_batch(job, EMPTY)) == NULL)
-        pthread_cond_wait(&job->crew.change, &job->crew.lock);
-    if (job->crew.stop || job->next == job->frame_count) {
-        batch = NULL;
-    } else {
-        uint64_t size = 0;
-        batch->first = job->next;
-        while (job->next < job->frame_count && job->frames[job->next].wanted &&
-               (size == 0 || size + job->frames[job->next].size <= BATCH_SIZE))
-            size += job->frames[job->next++].size;
-        batch->count = job->next - batch->first;
-        batch->base = page_down(job->frames[batch->first].offset);
-        batch->state = READING;
-        skip_unwanted(job);
+    size_t i = job->next;
+    while (i < job->count && !job->frames[i].wanted)
+        i++;
+    bool taken = !job->crew.stop && i < job->count;
+    uint64_t size = 0;
+    for (*first = i; i < job->count && job->frames[i].wanted; i++) {
+        if (i > *first && size + job->frames[i].size > READ_SIZE)
+            break;
+        size += job->frames[i].size;
     }
+    *end = job->next = i;
     pthread_mutex_unlock(&job->crew.lock);
-    return batch;
+    return taken;
 }
 
-/* Give a worker a full batch; NULL when none will come. */
-static struct batch *next_to_open(struct job *job)
+static bool fail_frame(struct job *job, size_t index, const char *why)
 {
-    struct batch *batch = NULL;
-    pthread_mutex_lock(&job->crew.lock);
-    while (!job->crew.stop && (batch = find_batch(job, FULL)) == NULL &&
-           (job->next < job->frame_count || find_batch(job, READING) != NULL))
-        pthread_cond_wait(&job->crew.change, &job->crew.lock);
-    if (job->crew.stop)
-        batch = NULL;
-    if (batch != NULL)
-        batch->state = BUSY;
-    pthread_mutex_unlock(&job->crew.lock);
-    return batch;
+    return crew_fail(&job->crew, 0, "frame %zu of the image (bytes from %llu of the stream) is damaged: %s", index,
+                     (unsigned long long)job->frames[index].stream, why);
 }
 
-static void fail_frame(struct job *job, size_t index, const char *why)
+/* Read frames into `data`, whose first byte is byte `base` of the file; false when the crew has failed. */
+static bool read_frames(struct job *job, size_t first, size_t end, uint8_t *data, uint64_t base)
 {
-    crew_fail_damaged(&job->crew, "frame %zu of the image (bytes from %llu of the stream) is damaged: %s", index,
-                      (unsigned long long)job->frames[index].stream, why);
-}
-
-/* Read a batch's frames in page-aligned requests; false when the crew has failed. */
-static bool read_batch(struct job *job, struct batch *batch)
-{
-    const struct frame *last = &job->frames[batch->first + batch->count - 1];
-    uint64_t needed = last->offset + last->size - batch->base, size = page_up(needed), got = 0;
+    uint64_t needed = job->frames[end - 1].offset + job->frames[end - 1].size - base, size = page_up(needed), got = 0;
     while (got < needed) {
-        ssize_t n = pread(job->image_fd, batch->data + got, size - got, (off_t)(batch->base + got));
+        ssize_t n = pread(job->image, data + got, size - got, (off_t)(base + got));
         if (n < 0 && errno == EINTR)
             continue;
-        if (n < 0) {
-            crew_fail(&job->crew, errno, "cannot read %llu bytes at offset %llu of the image's file: %s",
-                      (unsigned long long)(size - got), (unsigned long long)(batch->base + got), strerror(errno));
-            return false;
-        }
+        if (n < 0)
+            return crew_fail(&job->crew, errno, "cannot read %llu bytes at offset %llu of the image's file: %s",
+                             (unsigned long long)(size - got), (unsigned long long)(base + got), strerror(errno));
         got += (uint64_t)n;
         /* A direct read that ends within a sector has met the end of the file; one more would be refused. */
         if (n == 0 || (job->direct && got < needed && got % 512 != 0)) {
-            size_t index = batch->first;
-            while (job->frames[index].offset + job->frames[index].size <= batch->base + got)
-                index++;
-            fail_frame(job, index, "the file ends before it does");
-            return false;
+            while (job->frames[first].offset + job->frames[first].size <= base + got)
+                first++;
+            return fail_frame(job, first, "the file ends before it does");
         }
     }
     return true;
 }
 
-static void read_frames(void *argument)
-{
-    struct job *job = argument;
-    struct batch *batch;
-    while ((batch = next_to_read(job)) != NULL)
-        if (read_batch(job, batch))
-            set_state(job, batch, FULL);
-}
-
-/* Copy what the spans want of a frame's content to its place; false when the crew has failed. */
+/* Copy what the spans want of a frame to its place; false when the crew has failed. */
 static bool scatter(struct job *job, struct mapper *mapper, const struct frame *frame, uint8_t *content,
                     uint64_t *written)
 {
     const struct layout *to = &job->destination;
-    uint64_t end = frame->stream + frame->length, failed_at = 0;
+    uint64_t end = frame->stream + frame->length;
     for (size_t i = layout_find(to, frame->stream); i < to->count && to->spans[i].stream < end; i++) {
         const struct span *span = &to->spans[i];
         uint64_t from = MAX(span->stream, frame->stream), length = MIN(span->stream + span->length, end) - from;
-        int error = mapper_copy(mapper, span->offset + (from - span->stream), content + (from - frame->stream), length,
-                                &failed_at);
-        if (error != 0) {
-            crew_fail(&job->crew, error, "cannot write the destination at offset %llu: %s",
-                      (unsigned long long)failed_at, strerror(error));
+        if (!mapper_copy(mapper, &job->crew, span->offset + (from - span->stream), content + (from - frame->stream),
+                         length))
             return false;
-        }
         *written += length;
     }
     return true;
 }
 
-static void open_frames(void *argument)
+/* Wait until fewer than `threads` workers decompress, and be one more; false when the crew stops. */
+static bool begin_work(struct job *job)
+{
+    pthread_mutex_lock(&job->crew.lock);
+    while (!job->crew.stop && job->busy == job->threads)
+        pthread_cond_wait(&job->crew.change, &job->crew.lock);
+    bool go_on = !job->crew.stop;
+    job->busy += go_on;
+    pthread_mutex_unlock(&job->crew.lock);
+    return go_on;
+}
+
+static void end_work(struct job *job, const struct frame *frames, size_t count, uint64_t written)
+{
+    pthread_mutex_lock(&job->crew.lock);
+    for (size_t i = 0; i < count; i++) {
+        job->crew.done += frames[i].length;
+        job->crew.moved += frames[i].size;
+    }
+    job->written += written;
+    job->busy--;
+    pthread_cond_signal(&job->crew.change);
+    pthread_mutex_unlock(&job->crew.lock);
+}
+
+static void *restore_frames(void *argument)
 {
     struct job *job = argument;
-    struct mapper mapper;
-    struct batch *batch;
-    uint8_t *content = malloc(job->largest + 1);
+    struct mapper mapper = {.layout = &job->destination};
+    size_t first, end;
+    /* Frames need not begin or end on a page. */
+    uint8_t *data, *content = malloc(job->longest + 1);
     ZSTD_DCtx *context = ZSTD_createDCtx();
-    mapper_init(&mapper, &job->destination, true);
-    if (content == NULL || context == NULL)
-        crew_fail(&job->crew, ENOMEM, "no memory for a decompressor: %s", strerror(ENOMEM));
-    while ((batch = next_to_open(job)) != NULL) {
-        uint64_t done = 0, moved = 0, written = 0;
-        bool good = true;
-        for (size_t i = 0; good && i < batch->count; i++) {
-            const struct frame *frame = &job->frames[batch->first + i];
-            const uint8_t *data = batch->data + (frame->offset - batch->base);
-            const char *wrong = open_frame(context, data, frame->size, content, frame->length, &frame->checksum);
-            if (wrong != NULL)
-                fail_frame(job, batch->first + i, wrong);
-            good = wrong == NULL && scatter(job, &mapper, frame, content, &written);
-            done += frame->length;
-            moved += frame->size;
+    if (posix_memalign((void **)&data, PAGE, page_up(MAX(READ_SIZE, job->largest)) + 2 * PAGE) != 0)
+        data = NULL;
+    bool good = (data != NULL && content != NULL && context != NULL) ||
+                crew_fail(&job->crew, ENOMEM, "no memory for a decompressor");
+    while (good && take(job, &first, &end)) {
+        const struct frame *frames = job->frames;
+        uint64_t base = page_down(frames[first].offset), written = 0;
+        good = read_frames(job, first, end, data, base) && begin_work(job);
+        for (size_t i = first; good && i < end; i++) {
+            const char *wrong = open_frame(context, data + (frames[i].offset - base), frames[i].size, content,
+                                           frames[i].length, &frames[i].checksum);
+            good = wrong == NULL ? scatter(job, &mapper, &frames[i], content, &written) : fail_frame(job, i, wrong);
         }
-        if (!good)
-            break;
-        pthread_mutex_lock(&job->crew.lock);
-        job->crew.done += done;
-        job->crew.moved += moved;
-        job->written += written;
-        pthread_mutex_unlock(&job->crew.lock);
-        set_state(job, batch, EMPTY);
+        if (good)
+            end_work(job, frames + first, end - first, written);
     }
-    mapper_destroy(&mapper);
+    mapper_free(&mapper);
     ZSTD_freeDCtx(context);
     free(content);
+    free(data);
+    return crew_leave(&job->crew);
 }
 
 /* Take the frames (packed native u32 triples) of an image that begins at `offset`; 0, or -1 with an exception. */
 static int take_entries(struct job *job, const Py_buffer *entries, uint64_t offset, uint64_t *stream)
 {
     size_t size = (size_t)entries->len;
-    if (size % 12 != 0 || size / 12 > MAX_FRAMES) {
-        PyErr_Format(PyExc_ValueError, "%zu bytes are not a list of frames of 12 bytes each", size);
+    job->count = size / 12;
+    if (size % 12 != 0 || job->count > MAX_FRAMES || offset > INT64_MAX / 2) {
+        PyErr_Format(PyExc_ValueError, "%zu bytes at offset %llu: not a list of frames of 12 bytes each", size,
+                     (unsigned long long)offset);
         return -1;
     }
-    job->frame_count = size / 12;
-    job->frames = calloc(job->frame_count + 1, sizeof *job->frames);
+    job->frames = calloc(job->count + 1, sizeof *job->frames);
     if (job->frames == NULL) {
         PyErr_NoMemory();
         return -1;
     }
-    for (size_t i = 0; i < job->frame_count; i++) {
-        struct frame *frame = &job->frames[i];
+    for (size_t i = 0; i < job->count; i++) {
         uint32_t entry[3];
-        memcpy(entry, (const uint8_t *)entries->buf + i * 12, sizeof entry);
-        *frame = (struct frame){offset, *stream, entry[0], entry[1], entry[2], false};
-        if (frame->length > MAX_FRAME_SIZE || frame->size > ZSTD_compressBound(frame->length) + 64) {
+        memcpy(entry, (const uint8_t *)entries->buf + i * sizeof entry, sizeof entry);
+        job->frames[i] = (struct frame){offset, *stream, entry[0], entry[1], entry[2], false};
+        if (entry[1] > MAX_FRAME_SIZE || entry[0] > ZSTD_compressBound(entry[1]) + 64) {
             PyErr_Format(PyExc_ValueError, "frame %zu has impossible sizes: %zu bytes compressed, %zu decompressed", i,
-                         (size_t)frame->size, (size_t)frame->length);
+                         (size_t)entry[0], (size_t)entry[1]);
             return -1;
         }
-        offset += frame->size;
-        *stream += frame->length;
-        if (offset > INT64_MAX - PAGE) {
-            PyErr_Format(PyExc_ValueError, "frame %zu lies at an impossible file offset", i);
-            return -1;
-        }
+        offset += entry[0];
+        *stream += entry[1];
     }
     return 0;
 }
@@ -242,80 +186,48 @@ static int take_entries(struct job *job, const Py_buffer *entries, uint64_t offs
 /* Find out which frames hold bytes of a span. */
 static void choose_frames(struct job *job)
 {
-    for (size_t i = 0; i < job->frame_count; i++) {
+    const struct layout *to = &job->destination;
+    for (size_t i = 0; i < job->count; i++) {
         struct frame *frame = &job->frames[i];
-        size_t span = layout_find(&job->destination, frame->stream);
-        frame->wanted =
-            span < job->destination.count && job->destination.spans[span].stream < frame->stream + frame->length;
-        if (!frame->wanted)
+        size_t span = layout_find(to, frame->stream);
+        if (span == to->count || to->spans[span].stream >= frame->stream + frame->length)
             continue;
+        frame->wanted = true;
         job->crew.total += frame->length;
-        job->largest = MAX(job->largest, frame->length);
-        job->largest_compressed = MAX(job->largest_compressed, frame->size);
+        job->longest = MAX(job->longest, frame->length);
+        job->largest = MAX(job->largest, frame->size);
     }
-    skip_unwanted(job);
 }
 
-static int allocate(struct job *job, int threads)
-{
-    job->batch_count = (size_t)threads + 3;
-    /* Frames need not begin or end on a page. */
-    job->batch_size = (size_t)(page_up(MAX(BATCH_SIZE, job->largest_compressed)) + 2 * PAGE);
-    job->batches = calloc(job->batch_count, sizeof *job->batches);
-    bool good = job->batches != NULL;
-    for (size_t i = 0; good && i < job->batch_count; i++)
-        good = posix_memalign((void **)&job->batches[i].data, PAGE, job->batch_size) == 0;
-    if (!good)
-        PyErr_NoMemory();
-    return good ? 0 : -1;
-}
-
-static void release(struct job *job)
-{
-    for (size_t i = 0; job->batches != NULL && i < job->batch_count; i++)
-        free(job->batches[i].data);
-    free(job->batches);
-    free(job->frames);
-    layout_free(&job->destination);
-    crew_destroy(&job->crew);
-    free(job);
-}
-
-PyObject *core_restore(PyObject *module, PyObject *args, PyObject *kwargs)
+PyObject *core_restore(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"image_fd", "image_offset", "entries", "spans", "dest_fd",
                             "threads", "direct", "progress", NULL};
-    const struct core_state *state = PyModule_GetState(module);
     struct job *job = calloc(1, sizeof *job);
     PyObject *progress = Py_None, *result = NULL;
     Py_buffer entries, spans;
-    int destination, threads, direct;
+    int destination;
     uint64_t offset, stream = 0;
     if (job == NULL)
         return PyErr_NoMemory();
     crew_init(&job->crew);
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iO&y*y*iip|O:restore", names, &job->image_fd, to_u64, &offset,
-                                     &entries, &spans, &destination, &threads, &direct, &progress)) {
-        release(job);
-        return NULL;
-    }
-    job->direct = direct;
-    if (threads < 1 || threads > MAX_THREADS) {
-        PyErr_SetString(PyExc_ValueError, "the number of threads must be 1 to 256");
-    } else if (offset > INT64_MAX / 2) {
-        PyErr_SetString(PyExc_ValueError, "the image begins at an impossible offset");
-    } else if (take_entries(job, &entries, offset, &stream) == 0 &&
-               layout_init(&job->destination, destination, &spans, 0, stream, true) == 0) {
-        choose_frames(job);
-        if (allocate(job, threads) == 0) {
-            crew_start(&job->crew, READERS, read_frames, job);
-            crew_start(&job->crew, threads, open_frames, job);
-            if (crew_wait(&job->crew, progress, state) == 0)
+    if (PyArg_ParseTupleAndKeywords(args, kwargs, "iO&y*y*iip|O:restore", names, &job->image, to_u64, &offset, &entries,
+                                    &spans, &destination, &job->threads, &job->direct, &progress)) {
+        if (job->threads < 1 || job->threads > MAX_THREADS) {
+            PyErr_SetString(PyExc_ValueError, "the number of threads must be 1 to 256");
+        } else if (take_entries(job, &entries, offset, &stream) == 0 &&
+                   layout_init(&job->destination, destination, true, &spans, 0, stream) == 0) {
+            choose_frames(job);
+            crew_start(&job->crew, (uint64_t)job->threads + 2, restore_frames);
+            if (crew_wait(&job->crew, progress) == 0)
                 result = PyLong_FromUnsignedLongLong(job->written);
         }
+        PyBuffer_Release(&entries);
+        PyBuffer_Release(&spans);
     }
-    release(job);
-    PyBuffer_Release(&entries);
-    PyBuffer_Release(&spans);
+    free(job->frames);
+    layout_free(&job->destination);
+    crew_destroy(&job->crew);
+    free(job);
     return result;
 }

@@ -84,9 +84,7 @@ class FileMemory:
         while at < end:
             piece = self.pieces[index] if index < len(self.pieces) else None
             if piece is None or not piece.address <= at < piece.address + piece.length:
-                raise FormatError(
-                    f"no memory at physical address {at:#x} ({end - at} bytes of {length} are missing)"
-                )
+                raise FormatError(f"no memory at physical address {at:#x} ({end - at} bytes of {length} are missing)")
             size = min(end, piece.address + piece.length) - at
             found.append(FilePiece(at, size, piece.offset + at - piece.address))
             at += size

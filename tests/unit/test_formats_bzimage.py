@@ -114,9 +114,7 @@ def test_damaged(data: bytes) -> None:
     survives(bzimage.parse, data)
 
 
-@pytest.mark.skipif(
-    not KERNEL, reason="no real kernel: set KJUMP_TEST_BZIMAGE to the path of one to run this"
-)
+@pytest.mark.skipif(not KERNEL, reason="no real kernel: set KJUMP_TEST_BZIMAGE to the path of one to run this")
 def test_a_real_kernel() -> None:
     data = Path(KERNEL).read_bytes()
     image = bzimage.parse(data)

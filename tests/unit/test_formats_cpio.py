@@ -63,9 +63,7 @@ def test_names_are_taken_relative_to_the_root() -> None:
     assert [e.name for e in cpio.iterate(archive)] == [".", "etc", "etc/a", "etc/b"]
 
 
-@given(
-    st.lists(st.lists(files, max_size=2, unique_by=lambda e: e.name), max_size=4), st.sampled_from([4, 512])
-)
+@given(st.lists(st.lists(files, max_size=2, unique_by=lambda e: e.name), max_size=4), st.sampled_from([4, 512]))
 def test_several_archives_in_one(groups: list[list[Entry]], align: int) -> None:
     joined = cpio.join([cpio.write(group, align=4) for group in groups], align=align)
     assert list(cpio.iterate(joined)) == [entry for group in groups for entry in group]
@@ -118,9 +116,7 @@ def test_damaged(data: bytes) -> None:
     survives(lambda damage: list(cpio.iterate(damage)), data)
 
 
-needs_cpio = pytest.mark.skipif(
-    not shutil.which("cpio"), reason="no cpio: install the package cpio to run this"
-)
+needs_cpio = pytest.mark.skipif(not shutil.which("cpio"), reason="no cpio: install the package cpio to run this")
 
 
 @needs_cpio

@@ -114,9 +114,7 @@ def test_sanitize_says_the_same_in_fewer_entries(entries: list[E820Entry], rando
     clean = e820.sanitize(shuffled)
     assert as_bitmap(clean) == as_bitmap(entries)
     for left, right in pairwise(clean):
-        assert left.range.end < right.range.start or (
-            left.range.end == right.range.start and left.type != right.type
-        )
+        assert left.range.end < right.range.start or (left.range.end == right.range.start and left.type != right.type)
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 8)), max_size=5))
@@ -140,8 +138,7 @@ def test_difference_in_words() -> None:
     less = E820Entry(Range(0x100000, 0x20000000), e820.RAM)
     low = E820Entry(Range(0, 0x9FC00), e820.RAM)
     assert e820.difference([low, ram], [low, less]) == (
-        "the saved map has System RAM [0x100000-0x2fffffff] where this machine has "
-        "System RAM [0x100000-0x1fffffff]"
+        "the saved map has System RAM [0x100000-0x2fffffff] where this machine has System RAM [0x100000-0x1fffffff]"
     )
     assert e820.difference([low, ram], [low]) == (
         "this machine has nothing at System RAM [0x100000-0x2fffffff], which the saved map has"

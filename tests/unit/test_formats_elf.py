@@ -29,9 +29,7 @@ def core32() -> bytes:
     head = b"\x7fELF\x01\x01\x01" + bytes(9)
     head += struct.pack("<HHIIIIIHHHHHH", 4, 3, 1, 0, 0x80, 0, 0, 8, 32, 2, 0, 0, 0)
     head += bytes(0x80 - len(head))
-    return head + struct.pack(
-        "<16I", 4, 0x40, 0, 0, 8, 8, 0, 0, 1, 0x1000, 0xC0001000, 0x1000, 16, 32, 7, 4096
-    )
+    return head + struct.pack("<16I", 4, 0x40, 0, 0, 8, 8, 0, 0, 1, 0x1000, 0xC0001000, 0x1000, 16, 32, 7, 4096)
 
 
 def with_many_loads(count: int) -> bytes:

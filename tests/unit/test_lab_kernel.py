@@ -40,10 +40,7 @@ def test_a_line_that_is_no_option_is_refused_by_number(text: str) -> None:
 
 
 def test_remarks_choose_by_architecture_and_debug_info() -> None:
-    text = (
-        "CONFIG_A=y\nCONFIG_B=y  # i386 only\n"
-        "CONFIG_C=y  # with debug info\nCONFIG_D=y  # without debug info\n"
-    )
+    text = "CONFIG_A=y\nCONFIG_B=y  # i386 only\nCONFIG_C=y  # with debug info\nCONFIG_D=y  # without debug info\n"
 
     def names(arch: str, debug_info: bool) -> str:
         recipe = replace(RECIPE, arch=arch, debug_info=debug_info, fragment=text)
@@ -54,9 +51,7 @@ def test_remarks_choose_by_architecture_and_debug_info() -> None:
 
 
 def test_lost_options_are_found_in_both_directions() -> None:
-    wanted = kernel.parse_fragment(
-        "CONFIG_A=y\nCONFIG_B=y\n# CONFIG_C is not set\n# CONFIG_D is not set\nCONFIG_E=1\n"
-    )
+    wanted = kernel.parse_fragment("CONFIG_A=y\nCONFIG_B=y\n# CONFIG_C is not set\n# CONFIG_D is not set\nCONFIG_E=1\n")
     config = "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=y\nCONFIG_E=2\n# a remark\n"
     lost = kernel.lost_options(wanted, config, frozenset())
     assert [option.name for option in lost] == ["CONFIG_B", "CONFIG_C", "CONFIG_E"]
@@ -70,9 +65,7 @@ def test_an_option_marked_if_known_is_lost_only_where_it_exists() -> None:
 
 def test_known_options_come_from_every_kconfig_file(tmp_path: Path) -> None:
     (tmp_path / "mm").mkdir()
-    (tmp_path / "mm/Kconfig.debug").write_text(
-        "config PAGE_POISONING\n\tbool\nmenuconfig MM\n# config NO no\n"
-    )
+    (tmp_path / "mm/Kconfig.debug").write_text("config PAGE_POISONING\n\tbool\nmenuconfig MM\n# config NO no\n")
     (tmp_path / "Kconfig").write_text('\tconfig INDENTED\nsource "mm/Kconfig"\n')
     known = kernel._known_options(tmp_path)
     assert known == {"CONFIG_PAGE_POISONING", "CONFIG_MM", "CONFIG_INDENTED"}
@@ -147,9 +140,7 @@ def test_an_unknown_architecture_is_refused() -> None:
 
 def test_what_is_stored_is_loaded_again(tmp_path: Path) -> None:
     assert kernel._load(tmp_path) is None
-    stored = kernel.LabKernel(
-        "6.12", "6.12.117", "x86_64", tmp_path / "bzImage", tmp_path / "config", None, 212.5
-    )
+    stored = kernel.LabKernel("6.12", "6.12.117", "x86_64", tmp_path / "bzImage", tmp_path / "config", None, 212.5)
     kernel._store(tmp_path, stored)
     assert kernel._load(tmp_path) == stored
     (tmp_path / "vmlinux").touch()

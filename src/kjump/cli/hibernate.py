@@ -8,7 +8,14 @@ import click
 
 from kjump.cli.options import SIZE, WINDOW, human, print_json
 from kjump.hibernate import preflight
-from kjump.hibernate.suspend import DEFAULT_LEVEL, Hibernation, Request, default_initrd, default_kernel, hibernate
+from kjump.hibernate.suspend import (
+    DEFAULT_LEVEL,
+    Hibernation,
+    Request,
+    default_initrd,
+    default_kernel,
+    hibernate,
+)
 from kjump.hibernate.suspend import raise_unless_resumed as _raise_unless_resumed
 from kjump.kexec.window import DEFAULT_SIZE
 from kjump.ranges import Range

@@ -33,7 +33,12 @@ def kernel_build(version: str, arch: str, debug_info: bool) -> None:
 
     from kjump.lab import kernel as kernels
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f}%"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(f"linux {version}", total=1.0)
         built = kernels.build(

@@ -13,7 +13,7 @@ from kjump.ranges import Range
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[int]):
     """A number of bytes with an optional unit K, M, G or T (powers of 1024), as 512M."""
 
     name = "size"
@@ -28,7 +28,7 @@ class Size(click.ParamType):
         return int(match[1], 0) * _UNITS[match[2]]
 
 
-class Window(click.ParamType):
+class Window(click.ParamType[Range]):
     """A physical range START,SIZE, as 0x10000000,128M."""
 
     name = "start,size"

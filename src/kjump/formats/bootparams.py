@@ -109,9 +109,7 @@ def _check(params: BootParams) -> None:
 def _setup_header(page: bytes | bytearray | memoryview) -> bytes:
     end = 0x202 + page[0x201]
     if page[0x202:0x206] != b"HdrS" or not _HEADER_LEAST <= end <= HEADER_LIMIT:
-        raise FormatError(
-            "boot_params hold no setup_header: the HdrS signature at 0x202 or its length is wrong"
-        )
+        raise FormatError("boot_params hold no setup_header: the HdrS signature at 0x202 or its length is wrong")
     return bytes(page[HEADER_START:end])
 
 

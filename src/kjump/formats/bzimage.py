@@ -102,17 +102,13 @@ def parse(data: bytes | bytearray | memoryview) -> BzImage:
     _check_magic(view)
     (version,) = unpack_from("<H", view, 0x206)
     if version < _OLDEST:
-        raise FormatError(
-            f"the kernel is too old: boot protocol {version >> 8}.{version & 255:02}, 2.12 is needed"
-        )
+        raise FormatError(f"the kernel is too old: boot protocol {version >> 8}.{version & 255:02}, 2.12 is needed")
     header_end = _header_end(view)
     setup_size = ((view[HEADER_START] or 4) + 1) * _SECTOR
     (syssize,) = unpack_from("<I", view, 0x1F4)
     _check_length(view, setup_size, syssize)
     tail = _TAIL.unpack_from(view, _TAIL_AT)
-    initrd_max, alignment, relocatable, min_alignment, xloadflags, cmdline, *payload, preferred, init_size = (
-        tail
-    )
+    initrd_max, alignment, relocatable, min_alignment, xloadflags, cmdline, *payload, preferred, init_size = tail
     _check_loadable(view[0x211], relocatable, alignment)
     image = BzImage(
         header=bytes(view[HEADER_START:header_end]),

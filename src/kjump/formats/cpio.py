@@ -192,9 +192,7 @@ def _numbers(view: memoryview, at: int) -> tuple[tuple[int, ...], bytes]:
     try:
         return _NUMBERS.unpack(unhexlify(header[6:])), magic
     except HexError:
-        raise FormatError(
-            f"cpio: the header at {at:#x} is damaged: it has other things than digits"
-        ) from None
+        raise FormatError(f"cpio: the header at {at:#x} is damaged: it has other things than digits") from None
 
 
 def _decode_name(name: bytes, at: int) -> str:

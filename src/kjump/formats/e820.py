@@ -75,9 +75,7 @@ def pack(entries: Iterable[E820Entry]) -> bytes:
 def unpack(table: bytes | bytearray | memoryview) -> list[E820Entry]:
     """Read a table of whole entries, in its order; FormatError when it is cut off or a range passes 2**64."""
     if len(table) % ENTRY_SIZE:
-        raise FormatError(
-            f"e820: the table is cut off: {len(table)} bytes are not whole entries of {ENTRY_SIZE}"
-        )
+        raise FormatError(f"e820: the table is cut off: {len(table)} bytes are not whole entries of {ENTRY_SIZE}")
     return [E820Entry(_range(start, start + size), kind) for start, size, kind in _ENTRY.iter_unpack(table)]
 
 
@@ -145,9 +143,7 @@ def _tell_difference(left: E820Entry | None, right: E820Entry | None) -> str:
 
 def _pack_entry(entry: E820Entry) -> bytes:
     if not (
-        0 <= entry.range.start < _ADDRESS_END
-        and entry.range.end <= _ADDRESS_END
-        and entry.range.size < _ADDRESS_END
+        0 <= entry.range.start < _ADDRESS_END and entry.range.end <= _ADDRESS_END and entry.range.size < _ADDRESS_END
     ):
         raise FormatError(f"e820: {entry} passes the 64 bits of an address")
     if not 0 <= entry.type < 1 << 32:

@@ -144,9 +144,7 @@ def parse_header(leading: bytes | bytearray | memoryview) -> ElfHeader:
     layout = _HEADER[elf_class]
     if len(leading) < _IDENT_SIZE + layout.size:
         raise FormatError(f"ELF: the file is cut off within its header, after {len(leading)} bytes")
-    kind, machine, _, entry, phoff, shoff, _, _, phentsize, phnum, *_ = layout.unpack_from(
-        leading, _IDENT_SIZE
-    )
+    kind, machine, _, entry, phoff, shoff, _, _, phentsize, phnum, *_ = layout.unpack_from(leading, _IDENT_SIZE)
     if phnum and phentsize != _PROGRAM[elf_class].size:
         raise FormatError(f"ELF: program headers of {phentsize} bytes, expected {_PROGRAM[elf_class].size}")
     counted = phnum != PN_XNUM or shoff == 0
@@ -162,9 +160,7 @@ def with_section_zero(header: ElfHeader, section: bytes | bytearray | memoryview
     return replace(header, phnum=info, counted=True)
 
 
-def parse_program_headers(
-    header: ElfHeader, table: bytes | bytearray | memoryview
-) -> tuple[ProgramHeader, ...]:
+def parse_program_headers(header: ElfHeader, table: bytes | bytearray | memoryview) -> tuple[ProgramHeader, ...]:
     """Read the program headers from the bytes at `header.table`; FormatError when some are missing."""
     layout = _PROGRAM[header.elf_class]
     size = header.table.size
@@ -271,6 +267,4 @@ def _core_header(machine: int, count: int, section_at: int) -> bytes:
 
 
 def _core_load(load: CoreLoad, offset: int) -> bytes:
-    return _PROGRAM[CLASS_64].pack(
-        PT_LOAD, PF_R | PF_W | PF_X, offset, load.vaddr, load.paddr, load.size, load.size, 0
-    )
+    return _PROGRAM[CLASS_64].pack(PT_LOAD, PF_R | PF_W | PF_X, offset, load.vaddr, load.paddr, load.size, load.size, 0)

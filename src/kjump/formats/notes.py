@@ -67,9 +67,7 @@ def iterate(data: bytes | bytearray | memoryview) -> Iterator[Note]:
         name_at = at + _HEADER.size
         desc_at = name_at + align_up(namesz, 4)
         if desc_at + descsz > len(data):
-            raise FormatError(
-                f"the ELF note at offset {at:#x} is cut off: {descsz} bytes of contents announced"
-            )
+            raise FormatError(f"the ELF note at offset {at:#x} is cut off: {descsz} bytes of contents announced")
         name = bytes(data[name_at : name_at + namesz])
         yield Note(name.removesuffix(b"\0").decode("latin-1"), kind, bytes(data[desc_at : desc_at + descsz]))
         at = desc_at + align_up(descsz, 4)

@@ -74,9 +74,7 @@ def merge_small_gaps(frames: RangeSet) -> list[Range]:
         gap *= 2
 
 
-def build_headers(
-    keep: RangeSet, vmcoreinfo_note: bytes, facts: dict[str, Any], shadow: Shadow
-) -> ImageHeaders:
+def build_headers(keep: RangeSet, vmcoreinfo_note: bytes, facts: dict[str, Any], shadow: Shadow) -> ImageHeaders:
     """Return the headers of an image that holds the frames `keep`; `facts` must be JSON."""
     loads = merge_small_gaps(keep)
     note_bytes = (
@@ -113,9 +111,7 @@ def parse_headers(head: bytes) -> ImageContents:
         facts = json.loads(found[NOTE_FACTS])
     except ValueError:
         raise FormatError("the facts in the image's KJUMP note are not JSON") from None
-    return ImageContents(
-        ImageHeaders(head, tuple(loads), tuple(offsets)), facts, Shadow.unpack(found[NOTE_PAGE_LIST])
-    )
+    return ImageContents(ImageHeaders(head, tuple(loads), tuple(offsets)), facts, Shadow.unpack(found[NOTE_PAGE_LIST]))
 
 
 def _all_notes(head: bytes, program_headers: Iterable[elf.ProgramHeader]) -> Iterable[notes.Note]:

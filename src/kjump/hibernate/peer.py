@@ -65,7 +65,6 @@ def describe_machine(gate: Gate, *, vmcoreinfo_note: bytes, low: Range | None = 
     )
 
 
-
 def plan_kernel(
     kernel: Path, initrd: Path | None, line: str, *, window: Range | None, window_size: int, preserve: bool
 ) -> Plan:

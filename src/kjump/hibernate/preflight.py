@@ -12,7 +12,16 @@ from kjump.hibernate.target import IMAGE_OFFSET, Target
 from kjump.kexec import running
 from kjump.kexec.window import find_window, low_memory
 
-_NEEDED = ("KEXEC", "KEXEC_JUMP", "HIBERNATION", "CRASH_DUMP", "PROC_VMCORE", "PROC_KCORE", "KALLSYMS_ALL", "DEVMEM")
+_NEEDED = (
+    "KEXEC",
+    "KEXEC_JUMP",
+    "HIBERNATION",
+    "CRASH_DUMP",
+    "PROC_VMCORE",
+    "PROC_KCORE",
+    "KALLSYMS_ALL",
+    "DEVMEM",
+)
 _SLACK = 16 << 20
 """Memory that a load takes beside the window: low memory, lists, page tables."""
 

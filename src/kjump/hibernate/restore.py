@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +18,6 @@ from kjump.hibernate.target import IMAGE_OFFSET, Target, check_digest, why_not_r
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
 
-_FRAME = struct.Struct("=QII")
-
 
 @dataclass(frozen=True)
 class OpenImage:
@@ -28,7 +25,7 @@ class OpenImage:
 
     superblock: Superblock
     contents: image.ImageContents
-    frames: tuple[seekable.Frame, ...]
+    seek_table: seekable.SeekTable
 
 
 def open_image(target: Target, *, states: tuple[State, ...]) -> OpenImage:
@@ -44,7 +41,7 @@ def open_image(target: Target, *, states: tuple[State, ...]) -> OpenImage:
         raise ImageError(f"{target.path}: {why_not_resumable(superblock) or 'the image is in another state'}")
     try:
         table = target.read(IMAGE_OFFSET + superblock.seek_table_offset, superblock.seek_table_length)
-        frames = tuple(seekable.decode_seek_table(table))
+        frames = seekable.SeekTable.decode(table)
         head = _read_head(target, superblock, frames)
         check_digest(target, superblock, head, table)
         return OpenImage(superblock, image.parse_headers(head), frames)
@@ -52,14 +49,14 @@ def open_image(target: Target, *, states: tuple[State, ...]) -> OpenImage:
         raise ImageError(f"the image on {target.path} is damaged: {error}") from None
 
 
-def _read_head(target: Target, superblock: Superblock, frames: tuple[seekable.Frame, ...]) -> bytes:
+def _read_head(target: Target, superblock: Superblock, frames: seekable.SeekTable) -> bytes:
     """Return the ELF headers: the first `header_length` bytes of the stream."""
     head = bytearray()
     for frame in frames:
         if len(head) >= superblock.header_length:
             break
         data = target.read(IMAGE_OFFSET + frame.compressed_offset, frame.compressed_size)
-        head += _core.decompress_frame(data, frame.decompressed_size)
+        head += _core.decompress_frame(data, frame.size, frame.checksum)
     if len(head) < superblock.header_length:
         raise FormatError("its stream is shorter than its headers")
     return bytes(head[: superblock.header_length])
@@ -84,9 +81,7 @@ def restore(
     a frame is damaged; A's memory is then incomplete, and nobody may jump to it.
     """
     begun = time.monotonic()
-    spans = image.spans(
-        opened.contents.headers, image.frames_to_restore(opened.contents), opened.contents.shadow
-    )
+    spans = image.spans(opened.contents.headers, image.frames_to_restore(opened.contents), opened.contents.shadow)
     clash = RangeSet(Range.of_size(s.address, s.length) for s in spans) & own
     if clash:
         raise ImageError(f"the image would overwrite the restoring kernel at {next(iter(clash))}")
@@ -95,7 +90,7 @@ def restore(
         _core.restore(
             image_fd=target.fd,
             image_offset=IMAGE_OFFSET,
-            frames=_pack_frames(opened.frames),
+            entries=opened.seek_table.entries,
             spans=image.pack_spans(spans),
             dest_fd=fd,
             threads=threads,
@@ -112,10 +107,6 @@ def restore(
         "restored_bytes": sum(s.length for s in spans),
         "restore_seconds": round(time.monotonic() - begun, 3),
     }
-
-
-def _pack_frames(frames: tuple[seekable.Frame, ...]) -> bytes:
-    return b"".join(_FRAME.pack(f.compressed_offset, f.compressed_size, f.decompressed_size) for f in frames)
 
 
 def own_memory(window: Range, low: Range) -> RangeSet:

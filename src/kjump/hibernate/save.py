@@ -48,17 +48,15 @@ def open_parked(head: int, path: str = VMCORE) -> Parked:
     except OSError as error:
         raise FormatError(f"cannot open {path}: {error.strerror}; this kernel was given no ELF core headers") from None
     header = elf.parse_header(os.pread(fd, 64, 0))
-    program_headers = elf.parse_program_headers(header, os.pread(fd, header.phnum * header.phentsize, header.phoff))
-    raw = FileMemory(
-        fd, [FilePiece(p.paddr, p.filesz, p.offset) for p in program_headers if p.type == elf.PT_LOAD]
-    )
+    program_headers = elf.parse_program_headers(header, os.pread(fd, header.table.size, header.table.start))
+    raw = FileMemory(fd, [FilePiece(p.paddr, p.filesz, p.offset) for p in program_headers if p.type == elf.PT_LOAD])
     note = _vmcoreinfo_note(fd, program_headers)
     shadow = Shadow(walk(raw.read, head))
     memory = ParkedMemory(raw, shadow)
     return Parked(raw, memory, shadow, note.encode(), KernelLayout(memory, vmcoreinfo.parse(note.desc)))
 
 
-def _vmcoreinfo_note(fd: int, program_headers: list[elf.ProgramHeader]) -> notes.Note:
+def _vmcoreinfo_note(fd: int, program_headers: tuple[elf.ProgramHeader, ...]) -> notes.Note:
     for header in program_headers:
         if header.type == elf.PT_NOTE:
             for note in notes.iterate(os.pread(fd, header.filesz, header.offset)):
@@ -112,7 +110,7 @@ def save(
     seek_tables: list[bytes] = []
 
     def trailer(entries: bytes) -> bytes:
-        seek_tables.append(seekable.encode_seek_table(entries))
+        seek_tables.append(seekable.SeekTable(entries).encode())
         return seek_tables[-1]
 
     try:
@@ -170,4 +168,3 @@ def _vmcore_spans(raw: FileMemory, spans: list[image.Span]) -> list[image.Span]:
             stream = span.stream + piece.address - span.address
             found.append(image.Span(stream, piece.offset, piece.length))
     return found
-

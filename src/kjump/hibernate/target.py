@@ -185,7 +185,9 @@ def why_not_resumable(superblock: Superblock) -> str | None:
 def check_digest(target: Target, superblock: Superblock, head: bytes, seek_table: bytes) -> None:
     """Compare the digest over seek table and headers with the superblock's; ImageError when they differ."""
     if superblock.digest != digest(head, seek_table):
-        raise ImageError(f"the image on {target.path} is damaged: its headers or seek table do not match the superblock")
+        raise ImageError(
+            f"the image on {target.path} is damaged: its headers or seek table do not match the superblock"
+        )
 
 
 def digest(head: bytes, seek_table: bytes) -> bytes:

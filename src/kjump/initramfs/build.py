@@ -21,7 +21,7 @@ from kjump.formats import cpio
 from kjump.gates import gate_binary
 from kjump.initramfs.contents import FILE_LIST, KERNEL
 
-ENTRY_MODULE = "kjump.roles"
+ENTRY_MODULE = "kjump.roles.init"
 _EXTRA_MODULES = ("encodings.ascii", "encodings.latin_1", "encodings.utf_8", "traceback", "os")
 # hashlib prefers OpenSSL, five megabytes for one digest; without it it falls back to its own code.
 _LEFT_OUT = ("_hashlib", "_ssl", "_bz2", "_lzma", "_decimal")
@@ -43,7 +43,7 @@ print(json.dumps(found))
 """
 
 _INIT = """#!/usr/bin/python3 -IS
-from kjump.roles import main
+from kjump.roles.init import main
 
 main()
 """
@@ -156,4 +156,3 @@ def build(kernel: Path | None, *, level: int = 19) -> bytes:
     """
     archive = cpio.write(entries(kernel))
     return _core.compress_bytes(archive, level)
-

@@ -50,9 +50,7 @@ def elf_headers_size(ram: RangeSet, note: bytes) -> int:
     return elf.kdump_headers_size(len(ram) + 2, note) if note else 0
 
 
-def second_kernel_map(
-    memory_map: Sequence[E820Entry], layout: WindowLayout, low: Range
-) -> tuple[E820Entry, ...]:
+def second_kernel_map(memory_map: Sequence[E820Entry], layout: WindowLayout, low: Range) -> tuple[E820Entry, ...]:
     """Return the memory map to give the second kernel.
 
     Low memory and the usable part of the window are RAM; all other RAM of the machine is reserved, so that
@@ -87,15 +85,23 @@ class LinuxPeer:
         headers = b""
         command_line = self.command_line
         if around.vmcoreinfo_note:
-            headers = elf.kdump_headers(vmcore_ram.aligned_inside(PAGE_SIZE), around.vmcoreinfo_note, layout.elf_headers)
+            headers = elf.kdump_headers(
+                vmcore_ram.aligned_inside(PAGE_SIZE), around.vmcoreinfo_note, layout.elf_headers
+            )
             command_line += f" elfcorehdr={layout.elf_headers:#x}"
         initrd_at = self._place_initrd()
         reserved = self._reserved(around, headers, command_line, initrd_at)
         segments = [
-            Segment(layout.window.start, initrd_at - layout.window.start, bytes(self.kernel.protected_mode), "kernel"),
+            Segment(
+                layout.window.start,
+                initrd_at - layout.window.start,
+                bytes(self.kernel.protected_mode),
+                "kernel",
+            ),
             Segment(initrd_at, layout.gate - initrd_at, self.initrd, "initrd"),
             Segment(layout.gate, layout.reserved.size, reserved, "gate"),
         ]
+        segments = [s for s in segments if s.memory_size]
         flags = ARCH_X86_64
         if preserve:
             flags |= PRESERVE_CONTEXT

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from kjump.errors import PlanError
 from kjump.memory import PAGE_SIZE
@@ -67,7 +68,7 @@ def make_plan(entry: int, segments: Iterable[Segment], flags: int) -> Plan:
         raise PlanError(f"{len(ordered)} segments; Linux takes at most {SEGMENT_MAX}: join neighbouring ones")
     for segment in ordered:
         _check_segment(segment)
-    for left, right in zip(ordered, ordered[1:], strict=False):
+    for left, right in pairwise(ordered):
         if left.range.overlaps(right.range):
             raise PlanError(f"segments overlap: {_describe(left)} and {_describe(right)}")
     return Plan(entry, ordered, flags)

@@ -44,10 +44,7 @@ def firmware_memory_map() -> tuple[E820Entry, ...]:
     """Return the firmware's memory map, sorted; HostError when the kernel does not show it."""
     root = Path("/sys/firmware/memmap")
     try:
-        found = [
-            _three_texts(entry)
-            for entry in root.iterdir()
-        ]
+        found = [_three_texts(entry) for entry in root.iterdir()]
     except OSError as error:
         raise HostError(f"cannot read {root}: {error.strerror}; CONFIG_FIRMWARE_MEMMAP is needed") from None
     return tuple(parse_firmware_memmap(found))
@@ -112,7 +109,7 @@ class Kcore:
         except OSError as error:
             raise HostError(f"cannot open {path}: {error.strerror}; CONFIG_PROC_KCORE and root are needed") from None
         header = elf.parse_header(os.pread(self._fd, 64, 0))
-        table = os.pread(self._fd, header.phnum * header.phentsize, header.phoff)
+        table = os.pread(self._fd, header.table.size, header.table.start)
         self.program_headers = elf.parse_program_headers(header, table)
         pieces = [FilePiece(p.vaddr, p.memsz, p.offset) for p in self.program_headers if p.type == elf.PT_LOAD]
         self._memory = FileMemory(self._fd, pieces)

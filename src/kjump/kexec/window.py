@@ -88,9 +88,7 @@ def find_window(iomem: Iterable[IomemResource], size: int = DEFAULT_SIZE) -> Ran
     """
     resources = list(iomem)
     ram = RangeSet(r.range for r in resources if r.name == "System RAM")
-    fixed = RangeSet(
-        r.range.aligned_outside(ALIGNMENT) for r in resources if r.name.startswith(_MUST_NOT_MOVE)
-    )
+    fixed = RangeSet(r.range.aligned_outside(ALIGNMENT) for r in resources if r.name.startswith(_MUST_NOT_MOVE))
     free = ((ram & RangeSet([Range(LOWEST, HIGHEST)])) - fixed).aligned_inside(ALIGNMENT)
     window = free.lowest_fit(size, ALIGNMENT)
     if window is None:

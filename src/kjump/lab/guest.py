@@ -18,7 +18,12 @@ from kjump.kexec import host
 from kjump.roles import system
 from kjump.roles.status import find_port
 
-_ENVIRONMENT = {"PATH": "/usr/bin:/usr/sbin:/bin:/sbin", "HOME": "/root", "TERM": "dumb", "PYTHONUNBUFFERED": "1"}
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/usr/sbin:/bin:/sbin",
+    "HOME": "/root",
+    "TERM": "dumb",
+    "PYTHONUNBUFFERED": "1",
+}
 
 
 def main() -> None:

@@ -119,9 +119,7 @@ class Option:
         return f"# {self.name} is not set" if self.value == "n" else f"{self.name}={self.value}"
 
 
-REMARKS = frozenset(
-    {"with debug info", "without debug info", "if known", *(f"{a} only" for a in ARCHITECTURES)}
-)
+REMARKS = frozenset({"with debug info", "without debug info", "if known", *(f"{a} only" for a in ARCHITECTURES)})
 
 _OPTION = re.compile(
     r"""(?:# (?P<off>CONFIG_\w+) is not set|(?P<on>CONFIG_\w+)=(?P<value>"(?:[^"\\]|\\.)*"|\S+))"""
@@ -140,9 +138,7 @@ def _options(text: str) -> Iterator[Option]:
         if match := _OPTION.fullmatch(line.rstrip()):
             remarks = frozenset(filter(None, (match["remarks"] or "").split(", ")))
             if unknown := remarks - REMARKS:
-                raise LabError(
-                    f"line {number} of the kernel config has an unknown remark: {sorted(unknown)[0]}"
-                )
+                raise LabError(f"line {number} of the kernel config has an unknown remark: {sorted(unknown)[0]}")
             yield Option(match["on"] or match["off"], match["value"] or "n", remarks)
         elif line.strip() and not line.startswith("#"):
             raise LabError(f"line {number} of the kernel config is no option: {line.strip()}")
@@ -304,9 +300,7 @@ def _pasteable(command: Sequence[str], cwd: Path) -> str:
     return f"cd {shlex.quote(str(cwd))} && {shlex.join(['env', *settings, *command])}"
 
 
-def _run(
-    command: Sequence[str], cwd: Path, log: Path, on_line: Callable[[str], None] = lambda _: None
-) -> None:
+def _run(command: Sequence[str], cwd: Path, log: Path, on_line: Callable[[str], None] = lambda _: None) -> None:
     """Run one command of a build, its output appended to `log` and given to `on_line` (LabError if it fails).
 
     This is the only door to other programs while building.
@@ -335,9 +329,7 @@ def _run(
             raise
     if process.returncode:
         logger.error("failed with status %d: %s", process.returncode, _pasteable(command, cwd))
-        raise LabError(
-            f"{command[0]} failed while building a kernel; see {log}, which ends:\n" + "\n".join(last)
-        )
+        raise LabError(f"{command[0]} failed while building a kernel; see {log}, which ends:\n" + "\n".join(last))
 
 
 class _MakeProgress:
@@ -365,9 +357,7 @@ def _unpack(tarball: Path, work: Path, log: Path) -> Path:
     return work / name
 
 
-def _make(
-    tree: Path, arch: str, log: Path, *arguments: str, on_line: Callable[[str], None] = lambda _: None
-) -> None:
+def _make(tree: Path, arch: str, log: Path, *arguments: str, on_line: Callable[[str], None] = lambda _: None) -> None:
     """Call `make` in a kernel tree."""
     _run(["make", f"ARCH={arch}", *arguments], tree, log, on_line)
 
@@ -399,9 +389,7 @@ def _collect(tree: Path, recipe: Recipe, seconds: float, result: Path) -> None:
     if recipe.debug_info:
         (tree / "vmlinux").rename(result / "vmlinux")
     release = (tree / "include/config/kernel.release").read_text("utf-8").strip()
-    kernel = LabKernel(
-        recipe.version, release, recipe.arch, result / "bzImage", result / "config", None, seconds
-    )
+    kernel = LabKernel(recipe.version, release, recipe.arch, result / "bzImage", result / "config", None, seconds)
     _store(result, kernel)
 
 
@@ -470,9 +458,7 @@ def build(
     recipe = _recipe(version, arch, debug_info)
     folder = _kernels(cache) / recipe.name
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(
-        folder.with_name(f"{folder.name}.lock"), lambda: report(0.0, "waiting for another build of it")
-    ):
+    with _locked(folder.with_name(f"{folder.name}.lock"), lambda: report(0.0, "waiting for another build of it")):
         if not _load(folder):
             _build(recipe, folder, report)
     kernel = _load(folder)

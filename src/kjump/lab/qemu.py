@@ -57,7 +57,16 @@ class MachineConfig:
         """Return QEMU's command line; sockets and the console log lie in `folder`."""
         accelerator = "tcg,thread=multi" if self.accelerator == "tcg" else self.accelerator
         machine = [QEMU, "-nodefaults", "-display", "none", "-no-reboot", "-machine", "pc"]
-        machine += ["-accel", accelerator, "-cpu", self.cpu, "-smp", str(self.cpus), "-m", f"{self.memory >> 20}M"]
+        machine += [
+            "-accel",
+            accelerator,
+            "-cpu",
+            self.cpu,
+            "-smp",
+            str(self.cpus),
+            "-m",
+            f"{self.memory >> 20}M",
+        ]
         machine += ["-kernel", str(self.kernel), "-append", self.command_line]
         if self.initrd is not None:
             machine += ["-initrd", str(self.initrd)]
@@ -192,12 +201,17 @@ class _Qmp:
         self._client = QMPClient("kjump")
         self.shutdown_reason: str | None = None
         self._run(self._client.connect(str(path)), 10)
-        asyncio.run_coroutine_threadsafe(self._watch(), self._loop)
+        self._watching = asyncio.run_coroutine_threadsafe(self._watch(), self._loop)
 
     async def _watch(self) -> None:
-        with contextlib.suppress(QMPError, asyncio.CancelledError), self._client.listener("SHUTDOWN") as events:
+        with (
+            contextlib.suppress(QMPError, asyncio.CancelledError),
+            self._client.listener("SHUTDOWN") as events,
+        ):
             async for event in events:
-                self.shutdown_reason = event["data"]["reason"]
+                data = event["data"]
+                assert isinstance(data, dict)
+                self.shutdown_reason = str(data["reason"])
 
     def _run(self, awaitable: Any, timeout: float) -> Any:
         return asyncio.run_coroutine_threadsafe(awaitable, self._loop).result(timeout)
@@ -206,6 +220,7 @@ class _Qmp:
         return self._run(self._client.execute(command, arguments), 60)
 
     def close(self) -> None:
+        self._watching.cancel()
         with contextlib.suppress(Exception):
             self._run(self._client.disconnect(), 5)
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -45,9 +45,27 @@ def build(image: Path, *, kernel: Path, release: str, initramfs: bytes, size: in
 
 
 def _skeleton(root: Path) -> None:
-    for name in ("proc", "sys", "dev", "run", "tmp", "mnt", "root", "boot", "usr/bin", "usr/sbin", "etc", "var"):
+    for name in (
+        "proc",
+        "sys",
+        "dev",
+        "run",
+        "tmp",
+        "mnt",
+        "root",
+        "boot",
+        "usr/bin",
+        "usr/sbin",
+        "etc",
+        "var",
+    ):
         (root / name).mkdir(parents=True)
-    for name, target in (("bin", "usr/bin"), ("sbin", "usr/sbin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")):
+    for name, target in (
+        ("bin", "usr/bin"),
+        ("sbin", "usr/sbin"),
+        ("lib", "usr/lib"),
+        ("lib64", "usr/lib64"),
+    ):
         (root / target).mkdir(parents=True, exist_ok=True)
         (root / name).symlink_to(target)
     (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
@@ -110,7 +128,17 @@ def _make_file_system(image: Path, root: Path, size: int) -> None:
     if make is None:
         raise LabError("mke2fs is not installed: apt install e2fsprogs")
     image.unlink(missing_ok=True)
-    command = [make, "-q", "-t", "ext4", "-E", "root_owner=0:0,lazy_itable_init=0", "-d", str(root), str(image)]
+    command = [
+        make,
+        "-q",
+        "-t",
+        "ext4",
+        "-E",
+        "root_owner=0:0,lazy_itable_init=0",
+        "-d",
+        str(root),
+        str(image),
+    ]
     done = subprocess.run([*command, f"{size >> 10}k"], capture_output=True, text=True, check=False)
     if done.returncode:
         raise LabError(f"`{' '.join(command)}` failed: {done.stderr.strip()}")

@@ -89,9 +89,7 @@ class Scene:
 
     def check_root_disk(self) -> tuple[bool, str]:
         """Run `e2fsck -fn` on A's disk; return whether it is clean, and what it printed."""
-        done = subprocess.run(
-            ["/sbin/e2fsck", "-fn", str(self.root_disk)], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(["/sbin/e2fsck", "-fn", str(self.root_disk)], capture_output=True, text=True, check=False)
         return done.returncode == 0, done.stdout + done.stderr
 
 

@@ -1,0 +1,64 @@
+"""What runs as PID 1 in the initramfs: the boot, saver and restorer roles, told apart by the command line.
+
+Nothing here may raise past `main`: PID 1 that ends is a kernel panic. Every role ends in a jump, a power-off,
+a restart, or another init.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kjump.errors import KjumpError
+from kjump.initramfs.contents import JOB_NAME
+from kjump.kexec import host
+from kjump.roles import boot, restorer, saver, system
+from kjump.roles.console import Console
+from kjump.roles.status import Status
+
+JOB_PATH = "/" + JOB_NAME
+_ROLES: dict[str, Callable[[system.Role], None]] = {
+    "boot": boot.run,
+    "saver": saver.run,
+    "restorer": restorer.run,
+}
+
+
+def main() -> None:
+    """Run the role that the command line names; never returns."""
+    system.mount_kernel_file_systems()
+    options = system.kernel_options()
+    console = Console()
+    name = options.get("kjump.role", "boot")
+    status = Status.open(options.get("kjump.status"))
+    try:
+        status.send("role", name=name, uptime=system.uptime())
+        _ROLES[name](system.Role(options, _job(), console, status))
+    except KjumpError as error:
+        console.line(f"kjump {name}: {error}")
+    except BaseException:
+        console.line(f"kjump {name}: unexpected error\n{traceback.format_exc()}")
+    _give_up(console)
+
+
+def _job() -> dict[str, Any]:
+    path = Path(JOB_PATH)
+    job: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
+    return job
+
+
+def _give_up(console: Console) -> None:
+    """Nothing is left to do here: restart the machine, so that it boots as usual."""
+    console.line("kjump: restarting the machine")
+    sys.stdout.flush()
+    time.sleep(0.2)
+    try:
+        host.restart()
+    finally:
+        os._exit(1)

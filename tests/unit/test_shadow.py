@@ -1,0 +1,108 @@
+"""The shadow, against a kernel's swap played out on bytes."""
+
+import random
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kjump.errors import FormatError
+from kjump.kexec import shadow
+from kjump.kexec.shadow import ParkedMemory, Shadow, ShadowRun, walk
+from kjump.memory import PAGE_SIZE, BytesMemory
+from kjump.ranges import Range
+
+PAGES = 64
+
+
+def indirection(pairs: list[tuple[int, int]], list_pages: list[int], memory: bytearray) -> int:
+    """Write the list that a kernel would keep for `pairs` (destination, source); return its head entry."""
+    words = []
+    last = None
+    for destination, source in pairs:
+        if destination != last:
+            words.append(destination * PAGE_SIZE | shadow.IND_DESTINATION)
+        words.append(source * PAGE_SIZE | shadow.IND_SOURCE)
+        last = destination + 1
+    words.append(shadow.IND_DONE)
+    room = PAGE_SIZE // 8 - 1
+    chunks = [words[i : i + room] for i in range(0, len(words), room)]
+    head = list_pages[0] * PAGE_SIZE | shadow.IND_INDIRECTION
+    for index, chunk in enumerate(chunks):
+        if index + 1 < len(chunks):
+            chunk = [*chunk, list_pages[index + 1] * PAGE_SIZE | shadow.IND_INDIRECTION]
+        at = list_pages[index] * PAGE_SIZE
+        struct.pack_into(f"<{len(chunk)}Q", memory, at, *chunk)
+    return head
+
+
+def swap(memory: bytearray, pairs: list[tuple[int, int]]) -> None:
+    for destination, source in pairs:
+        a, b = destination * PAGE_SIZE, source * PAGE_SIZE
+        memory[a : a + PAGE_SIZE], memory[b : b + PAGE_SIZE] = (
+            memory[b : b + PAGE_SIZE],
+            memory[a : a + PAGE_SIZE],
+        )
+
+
+@given(seed=st.integers(0, 1 << 32), count=st.integers(1, 24))
+def test_parked_memory_reads_as_before_the_swap(seed: int, count: int) -> None:
+    generator = random.Random(seed)
+    memory = bytearray(generator.randbytes(PAGES * PAGE_SIZE))
+    start = generator.randrange(PAGES - 1 - count)
+    destinations = list(range(start, start + count))
+    others = [p for p in range(PAGES - 1) if p not in destinations]
+    sources = [d if generator.random() < 0.2 else others.pop(generator.randrange(len(others))) for d in destinations]
+    pairs = list(zip(destinations, sources, strict=True))
+    list_page = PAGES - 1
+    head = indirection(pairs, [list_page], memory)
+    before = bytes(memory)
+    swap(memory, pairs)
+    found = Shadow(walk(BytesMemory(memory).read, head))
+    assert [
+        (d, s)
+        for r in found.runs
+        for d, s in zip(range(r.destination, r.destination + r.count), range(r.source, r.source + r.count), strict=True)
+    ] == pairs
+    parked = ParkedMemory(BytesMemory(memory), found)
+    for page in set(range(PAGES)) - set(sources):
+        assert parked.read(page * PAGE_SIZE, PAGE_SIZE) == before[page * PAGE_SIZE : (page + 1) * PAGE_SIZE]
+    address = generator.randrange(start * PAGE_SIZE, (start + count) * PAGE_SIZE)
+    if not set(destinations) & set(sources):
+        length = min(5000, (start + count) * PAGE_SIZE - address)
+        assert parked.read(address, length) == before[address : address + length]
+
+
+def test_a_list_over_several_pages_is_followed() -> None:
+    memory = bytearray(PAGE_SIZE * 2048)
+    pairs = [(d, 1100 + d * 2 % 900) for d in range(3, 800)]
+    head = indirection(pairs, [1, 2], memory)
+    assert sum(r.count for r in walk(BytesMemory(memory).read, head)) == len(pairs)
+
+
+@pytest.mark.parametrize("head", [0, 0x5000, 0x5000 | shadow.IND_SOURCE])
+def test_what_is_no_list_is_refused(head: int) -> None:
+    with pytest.raises(FormatError, match="indirection list"):
+        walk(BytesMemory(bytes(PAGE_SIZE * 8)).read, head)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 40), st.integers(100, 140), st.integers(1, 5)),
+        max_size=6,
+        unique_by=lambda t: t[0],
+    )
+)
+def test_packed_runs_come_back(items: list[tuple[int, int, int]]) -> None:
+    runs = [ShadowRun(d * 8, s * 8, n) for d, s, n in items]
+    again = Shadow.unpack(Shadow(runs).pack())
+    assert again.runs == Shadow(runs).runs
+    placed = again.place(Range(0, 400))
+    assert sum(n for _, _, n in placed) == 400
+    assert [f for f, _, _ in placed] == sorted(f for f, _, _ in placed)
+
+
+def test_a_cut_off_page_list_is_refused() -> None:
+    with pytest.raises(FormatError, match="multiple of 24"):
+        Shadow.unpack(bytes(25))
