@@ -205,3 +205,9 @@ def test_a_second_builder_waits_and_says_so(tmp_path: Path) -> None:
 
     with kernel._locked(path, waiting):
         assert waits == [True]
+
+
+def test_a_missing_tool_is_told_by_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(LabError, match="apt install binutils xz-utils`"):
+        kernel._need_tools("ld", "xz")

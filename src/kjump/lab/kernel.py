@@ -240,11 +240,16 @@ def _recipe(version: str, arch: str, debug_info: bool) -> Recipe:
     if arch not in ARCHITECTURES:
         raise LabError(f"no lab kernel for {arch}: the architectures are {' and '.join(ARCHITECTURES)}")
     tarball = _tarball(version)
-    if missing := sorted({package for tool, package in TOOLS.items() if not shutil.which(tool)}):
-        raise LabError(f"building a kernel needs more tools: `apt install {' '.join(missing)}`")
+    _need_tools("gcc")
     compiler = subprocess.run(["gcc", "--version"], capture_output=True, text=True, check=True).stdout
     fragment = files("kjump.lab").joinpath("kernel.config").read_text("utf-8")
     return Recipe(version, arch, debug_info, _source_identity(tarball), compiler.splitlines()[0], fragment)
+
+
+def _need_tools(*tools: str) -> None:
+    """Refuse when a program is not installed, naming its package (LabError)."""
+    if missing := sorted({TOOLS[tool] for tool in tools if not shutil.which(tool)}):
+        raise LabError(f"building a kernel needs more tools: `apt install {' '.join(missing)}`")
 
 
 def _store(folder: Path, kernel: LabKernel) -> None:
@@ -399,6 +404,7 @@ def _build(recipe: Recipe, folder: Path, report: Progress) -> None:
     A tree whose build failed is left, so that the command that failed can be tried by hand; the next build
     removes it, as it removes what a killed one left.
     """
+    _need_tools(*TOOLS)
     work = folder.with_name(f"{folder.name}.work")
     shutil.rmtree(work, ignore_errors=True)
     try:

@@ -250,6 +250,9 @@ class Machine:
             threading.Thread(target=self._drain, daemon=True).start()
             self.guest = Guest(self._connect("status"))
             self._qmp = _Qmp(self.folder / "qmp")
+        except QMPError as error:
+            self.__exit__(None, None, None)
+            raise LabError(f"QEMU ended as soon as it was started: {self._last_words or error}") from None
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -282,6 +285,9 @@ class Machine:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
+        self._errors.seek(0)
+        self._last_words = self._errors.read().strip()
+        self._errors.close()
         if hasattr(self, "_qmp"):
             self._qmp.close()
         if self.log is not None:

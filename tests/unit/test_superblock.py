@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import struct
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mutations import damaged, survives
+
+from kjump.errors import FormatError
+from kjump.formats.superblock import MAX_DETAILS, SUPERBLOCK_SIZE, State, Superblock
+
+u64 = st.integers(0, 2**64 - 1)
+details = st.dictionaries(
+    st.text(max_size=10), st.none() | st.booleans() | st.integers() | st.text(max_size=30), max_size=5
+)
+superblocks = st.builds(
+    Superblock,
+    state=st.sampled_from([State.EMPTY, State.ARMED, State.WRITING, State.CONSUMED, State.INVALID]),
+    generation=u64,
+    cookie=st.binary(min_size=16, max_size=16),
+    image_length=u64,
+    stream_length=u64,
+    header_length=u64,
+    seek_table_offset=u64,
+    seek_table_length=u64,
+    digest=st.binary(min_size=32, max_size=32),
+    capacity=u64,
+    details=details,
+)
+SAMPLE = Superblock(
+    state=State.COMPLETE,
+    generation=3,
+    cookie=bytes(range(16)),
+    image_length=1000,
+    stream_length=5000,
+    header_length=400,
+    seek_table_offset=900,
+    seek_table_length=100,
+    digest=bytes(range(32)),
+    capacity=1 << 20,
+    details={"reason": "größer"},
+)
+
+
+def changed(at: int, replacement: bytes) -> bytes:
+    """The sample with bytes exchanged and the checksum made good again."""
+    body = bytearray(SAMPLE.pack()[:-4])
+    body[at : at + len(replacement)] = replacement
+    return bytes(body) + struct.pack("<I", zlib.crc32(body))
+
+
+@given(superblocks)
+def test_what_is_written_is_read_back(superblock: Superblock) -> None:
+    data = superblock.pack()
+    assert len(data) == SUPERBLOCK_SIZE
+    assert Superblock.unpack(data) == superblock
+
+
+def test_layout() -> None:
+    data = SAMPLE.pack()
+    assert data[:24] == b"KJUMPIMG" + struct.pack("<IIQ", 1, 3, 3)
+    assert data[24:40] == SAMPLE.cookie
+    assert struct.unpack_from("<5Q", data, 40) == (1000, 5000, 400, 900, 100)
+    assert data[80:112] == SAMPLE.digest
+    text = '{"reason":"größer"}'.encode()
+    assert data[112:124] == struct.pack("<QI", 1 << 20, len(text))
+    assert data[124 : 124 + len(text)] == text
+    assert not any(data[124 + len(text) : 4092])
+    assert data[4092:] == struct.pack("<I", zlib.crc32(data[:4092]))
+
+
+def test_evolve() -> None:
+    consumed = SAMPLE.evolve(state=State.CONSUMED, details={})
+    assert (consumed.state, consumed.details, consumed.cookie) == (State.CONSUMED, {}, SAMPLE.cookie)
+    assert SAMPLE.state is State.COMPLETE
+
+
+@given(damaged(SAMPLE.pack()))
+def test_damage_is_refused(data: bytes) -> None:
+    survives(Superblock.unpack, data)
+    if data != SAMPLE.pack():
+        with pytest.raises(FormatError):
+            Superblock.unpack(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (bytes(4096), "no kjump image here"),
+        (b"", "no kjump image here"),
+        (SAMPLE.pack()[:-1], "has 4096 bytes, not 4095"),
+        (SAMPLE.pack()[:-1] + b"!", "bad checksum"),
+        (changed(8, b"\2"), "is of version 2, this kjump knows version 1"),
+        (changed(12, b"\7"), r"a state that is not known \(7\)"),
+        (changed(120, struct.pack("<I", MAX_DETAILS + 1)), "details cannot have 3969 bytes"),
+        (changed(124, b"["), "not JSON"),
+        (changed(124, b"\xff"), "not JSON"),
+        (changed(120, struct.pack("<I", 2) + b"[]"), "not a JSON object"),
+        (changed(120, struct.pack("<I", 3000) + b"[" * 3000), "not JSON"),
+        (changed(40, struct.pack("<Q", 999)), "contradict each other"),
+        (changed(56, struct.pack("<Q", 5001)), "contradict each other"),
+        (changed(112, struct.pack("<Q", 5000)), "contradict each other"),
+    ],
+)
+def test_what_is_wrong(data: bytes, text: str) -> None:
+    with pytest.raises(FormatError, match=text):
+        Superblock.unpack(data)
+
+
+def test_what_does_not_fit() -> None:
+    room = MAX_DETAILS - len('{"x":""}')
+    assert Superblock.unpack(Superblock(details={"x": "a" * room}).pack()).details == {"x": "a" * room}
+    for superblock, text in [
+        (Superblock(details={"x": "a" * (room + 1)}), "details take 3969 bytes, at most 3968 fit"),
+        (Superblock(cookie=b"short"), "must have 16 bytes"),
+        (Superblock(digest=b"short"), "its digest 32"),
+        (Superblock(generation=2**64), "out of range"),
+        (Superblock(capacity=-1), "out of range"),
+    ]:
+        with pytest.raises(FormatError, match=text):
+            superblock.pack()
