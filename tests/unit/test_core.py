@@ -339,7 +339,9 @@ def check_image(work: Work, length: int, entries: bytes) -> None:
         content = stream[frame.stream_offset : frame.stream_offset + frame.size]
         compressed = image[frame.compressed_offset : frame.compressed_offset + frame.compressed_size]
         assert _core.decompress_frame(compressed, frame.size, frame.checksum) == content
-    assert all(frame.checksum == xxh64(stream[frame.stream_offset :][: frame.size]) % 2**32 for frame in list(table)[:1])
+    assert all(
+        frame.checksum == xxh64(stream[frame.stream_offset :][: frame.size]) % 2**32 for frame in list(table)[:1]
+    )
 
 
 @st.composite
@@ -459,7 +461,9 @@ def test_more_slices_than_are_kept(tmp_path: Path) -> None:
 def test_a_source_that_cannot_be_mapped(tmp_path: Path) -> None:
     memory = mmap.mmap(-1, 300_000)
     memory[:] = SOURCE[:300_000]
-    address = int(next(line for line in Path("/proc/self/maps").read_text().splitlines() if "zero" in line).split("-")[0], 16)
+    address = int(
+        next(line for line in Path("/proc/self/maps").read_text().splitlines() if "zero" in line).split("-")[0], 16
+    )
     with open("/proc/self/mem", "rb") as source, (tmp_path / "out").open("w+b") as out:  # noqa: PTH123
         work = Work(tmp_path, b"", [(0, address, 300_000)])
         work.run(source.fileno(), out.fileno())

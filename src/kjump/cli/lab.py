@@ -130,8 +130,7 @@ def _timeline(result: object) -> None:
         table.add_row(name, f"{seconds:.2f}", what[name])
     console = Console(width=100)
     console.print(table)
-    console.print(
-        f"{human(result.saved_bytes)} of memory saved in {human(result.image_bytes)}, window {human(result.window_bytes)}"
-    )
+    sizes = map(human, (result.saved_bytes, result.image_bytes, result.window_bytes))
+    console.print("{} of memory saved in {}, window {}".format(*sizes))
     for name, good in result.checks.items():
         console.print(f"{'ok  ' if good else 'FAIL'} {name}")

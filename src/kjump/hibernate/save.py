@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -154,10 +155,9 @@ def save(
 
 
 def _note_failure(target: Target, superblock: Superblock, reason: str) -> None:
-    try:
+    # It is the medium that just failed; if this fails too the superblock says writing, which is refused as well.
+    with contextlib.suppress(TargetError):
         target.write_superblock(superblock.evolve(state=State.INVALID, details={"reason": reason}))
-    except TargetError:
-        pass  # the medium that just failed; the superblock still says writing, which is refused as well
 
 
 def _vmcore_spans(raw: FileMemory, spans: list[image.Span]) -> list[image.Span]:

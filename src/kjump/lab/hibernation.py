@@ -56,9 +56,9 @@ def suspend(machine: Machine, *options: str, timeout: float = 300) -> Suspended:
     guest = machine.guest
     asked = time.monotonic()
     command = guest.start("kjump", "hibernate", "--to", TARGET_DEVICE, "--json", *options)
-    role = _saver_or_failure(guest, command, timeout)
-    begun = guest.event("save-begins", "going-back", timeout=timeout)
-    saved = guest.event("saved", "going-back", timeout=timeout)
+    role = _saver_or_failure(guest, command, asked, timeout)
+    begun = guest.event("save-begins", "going-back", timeout=timeout, since=asked)
+    saved = guest.event("saved", "going-back", timeout=timeout, since=asked)
     if saved.name == "going-back":
         raise LabError(f"the saver came back: {_failure(guest.reply(command))}")
     reason = machine.wait_off(timeout)
@@ -67,18 +67,22 @@ def suspend(machine: Machine, *options: str, timeout: float = 300) -> Suspended:
     return Suspended(command, asked, role, begun, saved, time.monotonic())
 
 
-def _saver_or_failure(guest: Guest, command: int, timeout: float) -> Event:
+def _saver_or_failure(guest: Guest, command: int, asked: float, timeout: float) -> Event:
     """Return B's first sign of life, unless the command ends before, which is a refusal."""
 
     def found() -> Event | Reply | None:
-        role = next((e for e in guest.events if e.name == "role" and e.details["name"] == "saver"), None)
-        return role or guest.finished(command)
+        return _role(guest, "saver", asked) or guest.finished(command)
 
     result = guest.wait(found, "the saver", timeout)
     if isinstance(result, Reply):
         raise LabError(f"kjump hibernate refused: {_failure(result)}")
     assert isinstance(result, Event)
     return result
+
+
+def _role(guest: Guest, name: str, since: float = 0.0) -> Event | None:
+    """Return the first sign of life of the kernel in role `name`, if there was one."""
+    return next((e for e in guest.events if e.name == "role" and e.details["name"] == name and e.time >= since), None)
 
 
 def _failure(reply: Reply) -> str:
@@ -101,11 +105,7 @@ def resume(machine: Machine, command: int, timeout: float = 300) -> Resumed:
     first = guest.event("resuming", "not-resumed", timeout=timeout)
     if first.name == "not-resumed":
         raise LabError(f"the machine did not resume: {first.details['reason']}")
-
-    def restorer() -> Event | None:
-        return next((e for e in guest.events if e.name == "role" and e.details["name"] == "restorer"), None)
-
-    role: Event = guest.wait(restorer, "the restorer", timeout)
+    role: Event = guest.wait(lambda: _role(guest, "restorer"), "the restorer", timeout)
     going_back = guest.event("going-back", timeout=timeout)
     return Resumed(guest.reply(command, timeout), first, role, going_back)
 

@@ -157,11 +157,11 @@ class Guest:
                     raise LostMachineError(f"waiting for {what}: {why}")
                 self._changed.wait(left)
 
-    def event(self, *names: str, timeout: float = 60.0) -> Event:
-        """Return the first event with one of `names`, waiting for it."""
+    def event(self, *names: str, timeout: float = 60.0, since: float = 0.0) -> Event:
+        """Return the first event with one of `names` from (monotonic) `since` on, waiting for it."""
 
         def found() -> Event | None:
-            return next((e for e in self.events if e.name in names), None)
+            return next((e for e in self.events if e.name in names and e.time >= since), None)
 
         result: Event = self.wait(found, f"event {' or '.join(names)}", timeout)
         return result
