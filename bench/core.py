@@ -74,12 +74,8 @@ def _bench_program(folder: Path, sample: Path, speed: str) -> None:
     size, packed = sample.stat().st_size, folder / "packed"
     for threads in (1, 2):
         command = ["zstd", "-q", "-f", speed, f"-T{threads}", "--check", str(sample), "-o", str(packed)]
-        show(
-            f"  zstd {speed} -T{threads}",
-            size,
-            partial(subprocess.run, command, check=True),
-            lambda: _ratio(packed, size),
-        )
+        run = partial(subprocess.run, command, check=True)
+        show(f"  zstd {speed} -T{threads}", size, run, lambda: _ratio(packed, size))
     command = ["zstd", "-q", "-f", "-d", str(packed), "-o", str(folder / "plain")]
     show("  zstd -d", size, partial(subprocess.run, command, check=True))
 
@@ -88,34 +84,36 @@ def _ratio(packed: Path, size: int) -> str:
     return f"{packed.stat().st_size / size:.1%}"
 
 
-def _bench_stream(folder: Path, sample: Path, spans: bytes, name: str, level: int, threads: int) -> None:
+def _bench_stream(
+    folder: Path, sample: Path, spans: bytes, name: str, level: int, threads: int, map_gap: int = 0
+) -> None:
     size = sum(span[2] for span in _SPAN.iter_unpack(spans))
     result: list[tuple[int, bytes]] = []
     with sample.open("rb") as source, (folder / "out").open("w+b") as out, (folder / "plain").open("w+b") as plain:
         plain.truncate(sample.stat().st_size)
 
         def compress() -> None:
-            result[:] = [
-                _core.compress(
-                    source.fileno(),
-                    spans,
-                    b"",
-                    size,
-                    FRAME_SIZE,
-                    level,
-                    threads,
-                    out.fileno(),
-                    0,
-                    False,
-                    1 << 62,
-                    lambda entries: SeekTable(entries).encode(),
-                )
-            ]
+            done = _core.compress(
+                source_fd=source.fileno(),
+                spans=spans,
+                head=b"",
+                stream_length=size,
+                frame_size=FRAME_SIZE,
+                level=level,
+                threads=threads,
+                out_fd=out.fileno(),
+                out_offset=0,
+                direct=False,
+                limit=1 << 62,
+                trailer=lambda entries: SeekTable(entries).encode(),
+                map_gap=map_gap,
+            )
+            result[:] = [done]
 
         show(f"compress, {name}", size, compress, lambda: f"{result[0][0] / size:.1%}")
         entries = result[0][1]
-        restore = partial(_core.restore, out.fileno(), 0, entries, spans, plain.fileno(), threads, False)
-        show(f"restore, {name}", size, restore)
+        files = (out.fileno(), 0, entries, spans, plain.fileno())
+        show(f"restore, {name}", size, partial(_core.restore, *files, threads, False, map_gap=map_gap))
 
 
 def bench_scattered(folder: Path, sample: Path) -> None:
@@ -124,6 +122,7 @@ def bench_scattered(folder: Path, sample: Path) -> None:
     random.Random(1).shuffle(pages)
     spans = b"".join(_SPAN.pack(i * PAGE_SIZE, page * PAGE_SIZE, PAGE_SIZE) for i, page in enumerate(pages))
     _bench_stream(folder, sample, spans, "scattered pages, level 1, 2 threads", 1, 2)
+    _bench_stream(folder, sample, spans, "the same, map_gap 1 MiB", 1, 2, 1 << 20)
 
 
 def bench_pages(sample: Path) -> None:

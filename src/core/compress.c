@@ -257,17 +257,19 @@ static PyObject *conclude(struct job *job, PyObject *trailer)
 PyObject *core_compress(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"source_fd", "spans", "head", "stream_length", "frame_size", "level", "threads",
-                            "out_fd", "out_offset", "direct", "limit", "trailer", "progress", NULL};
+                            "out_fd", "out_offset", "direct", "limit", "trailer", "progress", "map_gap", NULL};
     struct job *job = calloc(1, sizeof *job);
     PyObject *trailer, *progress = Py_None, *result = NULL;
     Py_buffer spans = {0}, head = {0};
     int source, threads;
+    uint64_t gap = 0;
     if (job == NULL)
         return PyErr_NoMemory();
     crew_init(&job->crew);
-    if (PyArg_ParseTupleAndKeywords(args, kwargs, "iy*y*O&O&iiiO&pO&O|O:compress", names, &source, &spans, &head, to_u64,
-                                    &job->stream_length, to_u64, &job->frame_size, &job->level, &threads, &job->fd,
-                                    to_u64, &job->offset, &job->direct, to_u64, &job->limit, &trailer, &progress)) {
+    if (PyArg_ParseTupleAndKeywords(args, kwargs, "iy*y*O&O&iiiO&pO&O|OO&:compress", names, &source, &spans, &head,
+                                    to_u64, &job->stream_length, to_u64, &job->frame_size, &job->level, &threads,
+                                    &job->fd, to_u64, &job->offset, &job->direct, to_u64, &job->limit, &trailer,
+                                    &progress, to_u64, &gap)) {
         job->head = head.buf;
         job->head_length = (uint64_t)head.len;
         job->crew.total = job->stream_length;
@@ -275,7 +277,7 @@ PyObject *core_compress(PyObject *Py_UNUSED(module), PyObject *args, PyObject *k
         if (job->direct)
             job->limit = page_down(job->limit);
         if (check_arguments(job, threads) == 0 &&
-            layout_init(&job->source, source, false, &spans, job->head_length, job->stream_length) == 0 &&
+            layout_init(&job->source, source, false, gap, &spans, job->head_length, job->stream_length) == 0 &&
             allocate(job, threads) == 0) {
             crew_start(&job->crew, 1, write_frames);
             crew_start(&job->crew, MIN((uint64_t)threads, job->frames), compress_frames);

@@ -25,16 +25,8 @@
 #define MAX_FRAME_SIZE ((uint64_t)1 << 28)
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
-
-static inline uint64_t page_down(uint64_t value)
-{
-    return value & ~(PAGE - 1);
-}
-
-static inline uint64_t page_up(uint64_t value)
-{
-    return page_down(value + PAGE - 1);
-}
+#define page_down(value) ((value) & ~(PAGE - 1))
+#define page_up(value) page_down((value) + PAGE - 1)
 
 /* module.c */
 
@@ -77,9 +69,10 @@ struct span {
     uint64_t stream, offset, length;
 };
 
-/* A file of which some spans are wanted. `extents`: the pages that may be mapped, sorted and merged. */
+/* A file of which some spans are wanted. `extents`: what may be mapped, in pages, sorted. */
 struct layout {
     int fd;
+    uint64_t gap;
     bool writable, mappable;
     struct span *spans;
     struct extent {
@@ -90,15 +83,16 @@ struct layout {
 
 /*
  * Take spans (packed native u64 triples) of a stream, valid from `first` to `end`; 0, or -1 with ValueError.
- * In a writable file no two of them may share a byte.
+ * In a writable file no two of them may share a byte. Up to `gap` bytes between two may be mapped with them.
  */
-int layout_init(struct layout *layout, int fd, bool writable, const Py_buffer *packed, uint64_t first, uint64_t end);
+int layout_init(struct layout *layout, int fd, bool writable, uint64_t gap, const Py_buffer *packed, uint64_t first,
+                uint64_t end);
 void layout_free(struct layout *layout);
 /* Return the index of the first span that ends after `stream`. */
 size_t layout_find(const struct layout *layout, uint64_t stream);
 
 #define SLICE ((uint64_t)16 << 20)
-#define SLICES 32
+#define SLICES (sizeof(void *) == 4 ? 16 : 64)
 
 /* One worker's mapped slices of a layout's file; start zeroed but for `layout`. */
 struct mapper {
@@ -107,7 +101,7 @@ struct mapper {
     struct slice {
         uint64_t start, end, used;
         uint8_t *data; /* NULL: cannot be mapped, use pread and pwrite */
-    } slices[SLICES];
+    } slices[64];
 };
 
 void mapper_free(struct mapper *mapper);

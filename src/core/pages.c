@@ -143,12 +143,10 @@ done:
 
 static bool is_zero_page(const uint8_t *page)
 {
-    uint64_t probe[3];
-    memcpy(&probe[0], page, 8);
-    memcpy(&probe[1], page + 2048, 8);
-    memcpy(&probe[2], page + 4088, 8);
-    /* Equal to itself shifted by eight bytes, and the first eight are zero: then all are. */
-    return (probe[0] | probe[1] | probe[2]) == 0 && memcmp(page, page + 8, PAGE - 8) == 0;
+    uint64_t first;
+    memcpy(&first, page, sizeof first);
+    /* Equal to itself shifted by eight bytes, of which the first are zero: then all are. */
+    return first == 0 && memcmp(page, page + 8, PAGE - 8) == 0;
 }
 
 PyObject *core_zero_pages(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)

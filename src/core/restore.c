@@ -202,21 +202,22 @@ static void choose_frames(struct job *job)
 PyObject *core_restore(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"image_fd", "image_offset", "entries", "spans", "dest_fd",
-                            "threads", "direct", "progress", NULL};
+                            "threads", "direct", "progress", "map_gap", NULL};
     struct job *job = calloc(1, sizeof *job);
     PyObject *progress = Py_None, *result = NULL;
     Py_buffer entries, spans;
     int destination;
-    uint64_t offset, stream = 0;
+    uint64_t offset, stream = 0, gap = 0;
     if (job == NULL)
         return PyErr_NoMemory();
     crew_init(&job->crew);
-    if (PyArg_ParseTupleAndKeywords(args, kwargs, "iO&y*y*iip|O:restore", names, &job->image, to_u64, &offset, &entries,
-                                    &spans, &destination, &job->threads, &job->direct, &progress)) {
+    if (PyArg_ParseTupleAndKeywords(args, kwargs, "iO&y*y*iip|OO&:restore", names, &job->image, to_u64, &offset,
+                                    &entries, &spans, &destination, &job->threads, &job->direct, &progress, to_u64,
+                                    &gap)) {
         if (job->threads < 1 || job->threads > MAX_THREADS) {
             PyErr_SetString(PyExc_ValueError, "the number of threads must be 1 to 256");
         } else if (take_entries(job, &entries, offset, &stream) == 0 &&
-                   layout_init(&job->destination, destination, true, &spans, 0, stream) == 0) {
+                   layout_init(&job->destination, destination, true, gap, &spans, 0, stream) == 0) {
             choose_frames(job);
             crew_start(&job->crew, (uint64_t)job->threads + 2, restore_frames);
             if (crew_wait(&job->crew, progress) == 0)

@@ -2,9 +2,9 @@
  * Spans: where bytes of the stream lie in a file or a memory device, and how they are reached.
  *
  * Memory devices are mapped. A slice is a 16 MiB aligned part of the file, cut to the extent it lies in: the
- * pages that spans touch, merged where they adjoin, and nothing outside them, for /proc/vmcore and /dev/mem
- * refuse a map that runs over what they hold or allow. So pages that are scattered in the stream but
- * close in the file share a slice. What cannot be mapped is read and written the ordinary way.
+ * pages that spans touch, joined across gaps no larger than the caller allows, and nothing outside them, for
+ * /dev/mem refuses a map that runs over what it allows. So pages that are scattered in the stream but close in
+ * the file share a slice. What cannot be mapped is read and written the ordinary way.
  */
 #include "core.h"
 
@@ -35,7 +35,7 @@ static int by_start(const void *a, const void *b)
     return (x->start > y->start) - (x->start < y->start);
 }
 
-/* Fill in the extents: first exact and sorted, to find overlaps, then widened to pages and merged. */
+/* Fill in the extents: first exact and sorted, to find overlaps, then widened to pages and joined. */
 static int find_extents(struct layout *layout)
 {
     struct extent *extents = layout->extents;
@@ -52,7 +52,7 @@ static int find_extents(struct layout *layout)
     size_t kept = 0;
     for (size_t i = 0; i < layout->count; i++) {
         struct extent wide = {page_down(extents[i].start), page_up(extents[i].end)};
-        if (kept > 0 && wide.start <= extents[kept - 1].end)
+        if (kept > 0 && wide.start - MIN(layout->gap, wide.start) <= extents[kept - 1].end)
             extents[kept - 1].end = MAX(extents[kept - 1].end, wide.end);
         else
             extents[kept++] = wide;
@@ -61,10 +61,12 @@ static int find_extents(struct layout *layout)
     return 0;
 }
 
-int layout_init(struct layout *layout, int fd, bool writable, const Py_buffer *packed, uint64_t first, uint64_t end)
+int layout_init(struct layout *layout, int fd, bool writable, uint64_t gap, const Py_buffer *packed, uint64_t first,
+                uint64_t end)
 {
     size_t size = (size_t)packed->len;
-    *layout = (struct layout){.fd = fd, .writable = writable, .mappable = true, .count = size / sizeof(struct span)};
+    *layout = (struct layout){.fd = fd, .gap = gap, .writable = writable, .mappable = true};
+    layout->count = size / sizeof(struct span);
     if (size % sizeof(struct span) != 0) {
         PyErr_Format(PyExc_ValueError, "spans are %zu bytes, not a multiple of %zu", size, sizeof(struct span));
         return -1;
@@ -134,16 +136,11 @@ static const struct extent *find_extent(const struct layout *layout, uint64_t of
     return &layout->extents[low];
 }
 
-static void unmap(struct slice *slice)
-{
-    if (slice->data != NULL)
-        munmap(slice->data, slice->end - slice->start);
-}
-
 void mapper_free(struct mapper *mapper)
 {
     for (size_t i = 0; i < SLICES; i++)
-        unmap(&mapper->slices[i]);
+        if (mapper->slices[i].data != NULL)
+            munmap(mapper->slices[i].data, mapper->slices[i].end - mapper->slices[i].start);
 }
 
 /* Return the slice that holds `offset`: one that is there, or a new one in place of the least recently used. */
@@ -163,7 +160,8 @@ static const struct slice *find_slice(struct mapper *mapper, uint64_t offset)
     }
     const struct extent *extent = find_extent(layout, offset);
     uint64_t aligned = offset & ~(SLICE - 1);
-    unmap(oldest);
+    if (oldest->data != NULL)
+        munmap(oldest->data, oldest->end - oldest->start);
     *oldest = (struct slice){MAX(aligned, extent->start), MIN(aligned + SLICE, extent->end), mapper->clock, NULL};
     if (layout->mappable) {
         void *data = mmap(NULL, oldest->end - oldest->start, layout->writable ? PROT_READ | PROT_WRITE : PROT_READ,

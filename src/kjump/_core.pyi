@@ -67,11 +67,14 @@ def compress(
     limit: int,
     trailer: Callable[[bytes], bytes],
     progress: Progress | None = None,
+    map_gap: int = 0,
 ) -> tuple[int, bytes]:
     """Compress a stream of `stream_length` bytes to frames; return the compressed length and the entries.
 
     The stream is `head`, then what `spans` say of `source_fd`, and zeros where neither has anything. The source
-    is mapped where that works (memory devices, files), and only in the pages that the spans touch. Frames of
+    is mapped where that works, only in the pages that the spans touch, and what lies between two of them when
+    that is no more than `map_gap` bytes: allow it wherever it can be mapped, or scattered pages cost a system call
+    or two each. Frames of
     `frame_size` bytes (at most 256 MiB), each with content size and checksum, are compressed by `threads`
     threads and written to `out_fd` from `out_offset` on; a pipe or socket is written in order. After the last
     frame comes what `trailer(entries)` returns: the seek table. The returned length includes it.
@@ -96,14 +99,15 @@ def restore(
     threads: int,
     direct: bool,
     progress: Progress | None = None,
+    map_gap: int = 0,
 ) -> int:
     """Decompress what `spans` want of an image into `dest_fd`; return how many bytes were written there.
 
     The image's first frame begins at byte `image_offset` of `image_fd`; `entries` list all its frames, of which
     those that no span needs are neither read nor checked. Each frame's size and checksum are compared with its
     entry before any byte of it is written; a frame that fails is Damaged, naming its number and place in the
-    stream, and then some spans may be written and others not. The destination is mapped where that works, only in
-    the pages that spans touch, and two spans must not share a byte of it.
+    stream, and then some spans may be written and others not. The destination is mapped as `compress` does the
+    source, with `map_gap`; only the spans' bytes are written, and two spans must not share one.
 
     `threads` decompress at a time; two more keep reading. `direct` tells that `image_fd` is O_DIRECT (reads are
     page-aligned in any case). `progress(stream bytes done, of wanted frames, compressed bytes done)` is as for

@@ -30,6 +30,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--window", type=WINDOW, help="Where the second kernel lives: START,SIZE (default: found).")
 @click.option("--window-size", type=SIZE, default=DEFAULT_SIZE, show_default="128M", help="Size of a window to find.")
 @click.option("--level", type=int, default=DEFAULT_LEVEL, show_default=True, help="zstd level of the image.")
+@click.option("--force", is_flag=True, help="Overwrite a file system or other signature on the device.")
 @click.option("--json", "as_json", is_flag=True, help="Print what happened as one JSON object.")
 @click.option("--fault", default="", hidden=True)
 def hibernate_command(
@@ -39,6 +40,7 @@ def hibernate_command(
     window: Range | None,
     window_size: int,
     level: int,
+    force: bool,
     as_json: bool,
     fault: str,
 ) -> None:
@@ -50,6 +52,7 @@ def hibernate_command(
         window=window,
         window_size=window_size,
         level=level,
+        force=force,
         fault=fault,
     )
     preflight.require(preflight.checks(target=target, window_size=window.size if window else window_size))

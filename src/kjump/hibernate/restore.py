@@ -62,14 +62,19 @@ def _read_head(target: Target, superblock: Superblock, frames: seekable.SeekTabl
     return bytes(head[: superblock.header_length])
 
 
-def check_machine(contents: image.ImageContents, memory_map: tuple[E820Entry, ...], cpu_model: str) -> None:
-    """Refuse (ImageError) an image that was saved with another memory map or on another CPU."""
+def check_machine(
+    contents: image.ImageContents, memory_map: tuple[E820Entry, ...], cpu_model: str, cpu_flags: frozenset[str]
+) -> None:
+    """Refuse (ImageError) an image that was saved with another memory map, or on a CPU that could do more."""
     saved = tuple(E820Entry(Range(start, end), kind) for start, end, kind in contents.facts["memory_map"])
     found = difference(saved, memory_map)
     if found:
         raise ImageError(f"the machine's memory map is not the one the image was saved with: {found}")
     if contents.facts["cpu_model"] != cpu_model:
         raise ImageError(f"the image was saved on a CPU {contents.facts['cpu_model']!r}, this one is {cpu_model!r}")
+    missing = set(contents.facts["cpu_flags"]) - cpu_flags
+    if missing:
+        raise ImageError(f"this CPU lacks features that the saved system uses: {', '.join(sorted(missing))}")
 
 
 def restore(

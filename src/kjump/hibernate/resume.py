@@ -11,7 +11,7 @@ from kjump.formats import bzimage
 from kjump.formats.bzimage import BzImage
 from kjump.formats.superblock import State
 from kjump.gates import Gate
-from kjump.hibernate import peer
+from kjump.hibernate import filesystems, peer
 from kjump.hibernate.restore import OpenImage, check_machine, open_image
 from kjump.hibernate.target import Target
 from kjump.initramfs.contents import with_job
@@ -68,8 +68,11 @@ class PreparedResume:
 def prepare_resume(target: Target, kernel: bytes, initrd: bytes) -> PreparedResume:
     """Check the image on `target` against this machine; ImageError says in one sentence why it cannot be run."""
     opened = open_image(target, states=(State.COMPLETE,))
-    model, _ = running.cpu_facts()
-    check_machine(opened.contents, running.firmware_memory_map(), model)
+    model, flags = running.cpu_facts()
+    if "no5lvl" in running.command_line().split():
+        flags |= {"la57"}  # hidden by this kernel's own choice; that the CPU has it cannot be told from here
+    check_machine(opened.contents, running.firmware_memory_map(), model, flags)
+    filesystems.check(opened.contents.facts["file_systems"])
     return PreparedResume(target, opened, bzimage.parse(kernel), initrd)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from kjump import _core
 from kjump.dump.kernel import KernelLayout
-from kjump.dump.pages import free_pages, to_frames
+from kjump.dump.pages import free_pages as find_free_pages
+from kjump.dump.pages import to_frames
 from kjump.errors import FormatError, KjumpError, TargetError
 from kjump.formats import elf, notes, seekable, vmcoreinfo
 from kjump.formats.superblock import State, Superblock
@@ -93,18 +94,23 @@ def save(
     *,
     level: int,
     threads: int,
+    free_pages: str = "any",
     progress: Progress | None = None,
 ) -> SaveResult:
     """Write A to `target`, which must be armed; the superblock says complete only when all is on the medium.
 
-    `ram` is A's RAM (physical ranges); `facts` goes into the image's note. TargetError when the image does not
+    `ram` is A's RAM (physical ranges); `facts` goes into the image's note. `free_pages` is what A trusts them to
+    hold (see `kexec.running.free_page_policy`): any, then they are left out; zero, then they are left out but stand
+    in the stream as zeros, which the restorer writes; poison, then they are kept. TargetError when the image does not
     fit or a write fails, SaveCancelled when `progress` returned False: the superblock then says so too.
     """
     begun = time.monotonic()
     superblock = target.read_superblock()
     frames = to_frames(ram)
-    keep = image.frames_to_keep(frames, free_pages(parked.layout, frames), parked.shadow)
-    headers = image.build_headers(keep, parked.vmcoreinfo_note, facts, parked.shadow)
+    free = RangeSet() if free_pages == "poison" else find_free_pages(parked.layout, frames)
+    keep = image.frames_to_keep(frames, free, parked.shadow)
+    described = keep | free if free_pages == "zero" else keep
+    headers = image.build_headers(described, parked.vmcoreinfo_note, facts, parked.shadow)
     spans = _vmcore_spans(parked.raw, image.spans(headers, keep, parked.shadow))
     selected = time.monotonic()
     target.write_superblock(superblock.evolve(state=State.WRITING))

@@ -12,7 +12,7 @@ from typing import Any
 from kjump.errors import HostError, JumpError
 from kjump.formats import bzimage
 from kjump.gates import Gate
-from kjump.hibernate import peer
+from kjump.hibernate import filesystems, peer
 from kjump.hibernate.target import Target
 from kjump.initramfs.contents import with_job
 from kjump.kexec import host, mailbox, running
@@ -28,8 +28,8 @@ DEFAULT_LEVEL = 1
 class Request:
     """What to hibernate to, and with what: the target's device, the second kernel and its initramfs.
 
-    `window` is found when None; `window_size` and `level` are bytes and a zstd level. `fault` provokes a failure
-    in B, for tests: only "exception" so far.
+    `window` is found when None; `window_size` and `level` are bytes and a zstd level. `force` overwrites what the
+    target carries. `fault` provokes a failure in B, for tests: only "exception" so far.
     """
 
     target: str
@@ -38,6 +38,7 @@ class Request:
     window: Range | None = None
     window_size: int = DEFAULT_SIZE
     level: int = DEFAULT_LEVEL
+    force: bool = False
     fault: str = ""
 
 
@@ -124,11 +125,14 @@ def _prepare(request: Request, kcore: running.Kcore, tell: Callable[[str], None]
     tell(f"window {window}, {window.size >> 20} MiB")
     os.sync()
     with Target(request.target, writable=True) as target:
+        if not request.force:
+            target.refuse_if_it_carries_something()
         superblock = target.arm()
     model, flags = running.cpu_facts()
     facts = {
         "release": running.release(),
         "cpu_model": model,
+        "cpu_flags": sorted(flags),
         "la57": "la57" in flags,
         "memory_map": [(e.range.start, e.range.end, e.type) for e in around.memory_map],
         "window": (window.start, window.end),
@@ -142,6 +146,8 @@ def _prepare(request: Request, kcore: running.Kcore, tell: Callable[[str], None]
         "cookie": superblock.cookie.hex(),
         "ram": [(r.start, r.end) for r in around.ram],
         "facts": facts,
+        "file_systems": filesystems.mounted(),
+        "free_pages": running.free_page_policy(kcore),
         "level": request.level,
         "fault": request.fault,
     }

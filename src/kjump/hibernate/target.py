@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 from kjump.errors import FormatError, ImageError, TargetError
+from kjump.formats import signatures
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
 
 IMAGE_OFFSET = SUPERBLOCK_SIZE
@@ -91,6 +92,13 @@ class Target:
             raise TargetError(f"writing the superblock of {self.path} failed: {error.strerror}") from None
         if written != SUPERBLOCK_SIZE:
             raise TargetError(f"writing the superblock of {self.path} stopped after {written} bytes")
+
+    def refuse_if_it_carries_something(self) -> None:
+        """Raise TargetError when the device carries a file system, swap space or the like, by its signature."""
+        size = min(signatures.LENGTH, self.capacity // _BLOCK * _BLOCK)
+        carried = signatures.found(self.read(0, size))
+        if carried is not None:
+            raise TargetError(f"target {self.path} carries {carried}: wipe it first, or give --force")
 
     def arm(self) -> Superblock:
         """Make the target ready for one image: write a superblock with a new random cookie and return it.

@@ -168,6 +168,22 @@ def image_list_head(kcore: Kcore) -> int:
     return kcore.read_u64(image)
 
 
+def free_page_policy(kcore: Kcore) -> str:
+    """Return what this kernel trusts its free pages to hold: "any" contents, "zero", or a "poison" it checks.
+
+    Told by the static keys of init_on_free and page poisoning (mm/page_alloc.c, mm/page_poison.c), whose first
+    field is how often they were enabled.
+    """
+    found = symbols(("init_on_free", "_page_poisoning_enabled"))
+
+    def enabled(name: str) -> bool:
+        return name in found and kcore.read(found[name], 4) != bytes(4)
+
+    if enabled("_page_poisoning_enabled"):
+        return "poison"
+    return "zero" if enabled("init_on_free") else "any"
+
+
 def acpi_rsdp() -> int:
     """Return the physical address of the ACPI root pointer that this kernel was given, or 0 if it looked itself."""
     try:

@@ -312,7 +312,7 @@ def _run(command: Sequence[str], cwd: Path, log: Path, on_line: Callable[[str], 
     """
     last: deque[str] = deque(maxlen=12)
     with (
-        log.open("a", encoding="utf-8") as record,
+        log.open("a", buffering=1, encoding="utf-8") as record,
         subprocess.Popen(
             command,
             cwd=cwd,

@@ -10,6 +10,7 @@ from typing import Any
 
 from kjump.errors import KjumpError
 from kjump.gates import GATE_SIZE, Gate
+from kjump.hibernate import filesystems
 from kjump.hibernate.save import SaveCancelled, SaveResult, open_parked, save
 from kjump.hibernate.target import find_target
 from kjump.kexec import host, mailbox
@@ -52,7 +53,11 @@ def _save(role: Role, gate: Gate, head: int) -> SaveResult:
         raise RuntimeError("an exception was asked for by the job")
     parked = open_parked(head)
     role.status.send("save-begins")
-    facts = job["facts"] | {"gate": _gate_facts(gate), "saved_at": time.time()}
+    facts = job["facts"] | {
+        "gate": _gate_facts(gate),
+        "saved_at": time.time(),
+        "file_systems": filesystems.record(job["file_systems"]),
+    }
     with find_target(bytes.fromhex(job["cookie"]), job["target"], timeout=_TARGET_TIMEOUT) as target:
         bar = ProgressBar("saving", cancellable=True)
         try:
@@ -61,6 +66,7 @@ def _save(role: Role, gate: Gate, head: int) -> SaveResult:
                 RangeSet(Range(*pair) for pair in job["ram"]),
                 facts,
                 target,
+                free_pages=job["free_pages"],
                 level=int(job["level"]),
                 threads=os.cpu_count() or 1,
                 progress=bar,

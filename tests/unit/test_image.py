@@ -1,0 +1,158 @@
+"""An image from end to end, on a machine made of bytes: swap, save, restore elsewhere, swap back."""
+
+import random
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kjump import _core
+from kjump.errors import FormatError
+from kjump.formats import notes, seekable
+from kjump.hibernate import image
+from kjump.kexec.shadow import Shadow, ShadowRun
+from kjump.memory import PAGE_SIZE
+from kjump.ranges import Range, RangeSet
+
+PAGES = 400
+WINDOW = Range(64, 128)
+NOTE = notes.Note("VMCOREINFO", 0, b"OSRELEASE=test\n").encode()
+FACTS = {"release": "test", "window": [WINDOW.start, WINDOW.end]}
+
+
+def swap(memory: bytearray, shadow: Shadow) -> None:
+    for run in shadow.runs:
+        for i in range(run.count):
+            a, b = (run.destination + i) * PAGE_SIZE, (run.source + i) * PAGE_SIZE
+            memory[a : a + PAGE_SIZE], memory[b : b + PAGE_SIZE] = memory[b : b + PAGE_SIZE], memory[a : a + PAGE_SIZE]
+
+
+def page(memory: bytes | bytearray, frame: int) -> bytes:
+    return bytes(memory[frame * PAGE_SIZE : (frame + 1) * PAGE_SIZE])
+
+
+def make_shadow(generator: random.Random) -> Shadow:
+    others = [f for f in range(PAGES) if f not in WINDOW]
+    generator.shuffle(others)
+    return Shadow(
+        ShadowRun(frame, frame if generator.random() < 0.1 else others.pop(), 1)
+        for frame in range(WINDOW.start, WINDOW.end)
+    )
+
+
+def make_free(generator: random.Random, shadow: Shadow) -> RangeSet:
+    taken = shadow.sources | shadow.in_place
+    starts = [generator.randrange(PAGES) for _ in range(12)]
+    return RangeSet(Range(s, min(PAGES, s + generator.randrange(1, 40))) for s in starts) - taken
+
+
+def save(memory: bytes, shadow: Shadow, free: RangeSet, *, zero_free: bool, folder: Path) -> bytes:
+    """Return the image of A, parked in `memory`."""
+    keep = image.frames_to_keep(RangeSet([Range(0, PAGES)]), free, shadow)
+    headers = image.build_headers(keep | free if zero_free else keep, NOTE, FACTS, shadow)
+    spans = image.spans(headers, keep, shadow)
+    (folder / "memory").write_bytes(memory)
+    with (folder / "memory").open("rb") as source, (folder / "image").open("wb+") as out:
+        length, _ = _core.compress(
+            source_fd=source.fileno(),
+            spans=image.pack_spans(spans),
+            head=headers.head,
+            stream_length=headers.length,
+            frame_size=64 << 10,
+            level=1,
+            threads=2,
+            out_fd=out.fileno(),
+            out_offset=0,
+            direct=False,
+            limit=1 << 30,
+            trailer=lambda entries: seekable.SeekTable(entries).encode(),
+        )
+        out.seek(0)
+        return out.read(length)
+
+
+def restore(data: bytes, contents: image.ImageContents, memory: bytearray, folder: Path) -> None:
+    """Put the pages of an image into `memory`, a machine in whose window a restorer sits."""
+    (footer,) = [seekable.table_length(data[-seekable.FOOTER_SIZE :])]
+    table = seekable.SeekTable.decode(data[-footer:])
+    spans = image.spans(contents.headers, image.frames_to_restore(contents), contents.shadow)
+    (folder / "image").write_bytes(data)
+    (folder / "dest").write_bytes(memory)
+    with (folder / "image").open("rb") as source, (folder / "dest").open("rb+") as out:
+        _core.restore(
+            image_fd=source.fileno(),
+            image_offset=0,
+            entries=table.entries,
+            spans=image.pack_spans(spans),
+            dest_fd=out.fileno(),
+            threads=2,
+            direct=False,
+        )
+    memory[:] = (folder / "dest").read_bytes()
+
+
+@settings(max_examples=40)
+@given(seed=st.integers(0, 1 << 32), zero_free=st.booleans())
+def test_a_comes_back_page_for_page(seed: int, zero_free: bool) -> None:
+    generator = random.Random(seed)
+    shadow = make_shadow(generator)
+    free = make_free(generator, shadow)
+    memory = bytearray(generator.randbytes(PAGES * PAGE_SIZE))
+    before = bytes(memory)
+    swap(memory, shadow)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = save(memory, shadow, free, zero_free=zero_free, folder=folder)
+        stream = _core.decompress_bytes(data, 1 << 30)
+        contents = image.parse_headers(stream)
+        assert contents.facts == FACTS
+        assert contents.shadow.runs == shadow.runs
+        other = bytearray(generator.randbytes(PAGES * PAGE_SIZE))
+        restorer = bytes(other[WINDOW.start * PAGE_SIZE : WINDOW.end * PAGE_SIZE])
+        restore(data, contents, other, folder)
+    assert other[WINDOW.start * PAGE_SIZE : WINDOW.end * PAGE_SIZE] == restorer
+    swap(other, shadow)
+    for frame in RangeSet([Range(0, PAGES)]) - free - shadow.sources - shadow.in_place:
+        for f in range(frame.start, frame.end):
+            assert page(other, f) == page(before, f), f"frame {f}"
+    if zero_free:
+        for item in free:
+            assert not any(other[item.start * PAGE_SIZE : item.end * PAGE_SIZE])
+    # And the stream shows A as A is, whoever reads it.
+    for load, offset in zip(contents.headers.loads, contents.headers.offsets, strict=True):
+        for item in RangeSet([load]) - free - shadow.sources - shadow.in_place:
+            at = offset + (item.start - load.start) * PAGE_SIZE
+            expected = before[item.start * PAGE_SIZE : item.end * PAGE_SIZE]
+            assert stream[at : at + len(expected)] == expected
+
+
+def test_many_gaps_become_few_loads() -> None:
+    frames = RangeSet(Range(i * 40, i * 40 + 1) for i in range(20000))
+    loads = image.merge_small_gaps(frames)
+    assert len(loads) <= 16384
+    assert all(any(load.covers(item) for load in loads) for item in list(frames)[:50])
+
+
+def test_small_gaps_stay_inside_a_load() -> None:
+    frames = RangeSet([Range(0, 10), Range(25, 30), Range(46, 50)])
+    assert image.merge_small_gaps(frames) == [Range(0, 30), Range(46, 50)]
+
+
+def test_a_core_of_somebody_else_is_no_image() -> None:
+    from kjump.formats import elf
+
+    head, _ = elf.core_headers([elf.CoreLoad(0, 0, 4096)], NOTE)
+    with pytest.raises(FormatError, match="no KJUMP notes"):
+        image.parse_headers(head)
+
+
+def test_the_stream_is_what_zstd_says(tmp_path: Path) -> None:
+    generator = random.Random(1)
+    shadow = make_shadow(generator)
+    memory = generator.randbytes(PAGES * PAGE_SIZE)
+    data = save(memory, shadow, RangeSet(), zero_free=False, folder=tmp_path)
+    done = subprocess.run(["zstd", "-dc"], input=data, capture_output=True, check=True)
+    assert done.stdout == _core.decompress_bytes(data, 1 << 30)
