@@ -44,6 +44,8 @@ def open_image(target: Target, *, states: tuple[State, ...]) -> OpenImage:
         frames = seekable.SeekTable.decode(table)
         head = _read_head(target, superblock, frames)
         check_digest(target, superblock, head, table)
+        if frames.compressed_length != superblock.seek_table_offset:
+            raise FormatError("its seek table does not describe the frames before it")
         return OpenImage(superblock, image.parse_headers(head), frames)
     except (FormatError, _core.Damaged) as error:
         raise ImageError(f"the image on {target.path} is damaged: {error}") from None

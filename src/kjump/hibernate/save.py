@@ -24,6 +24,9 @@ from kjump.ranges import RangeSet
 
 VMCORE = "/proc/vmcore"
 
+_MAP_GAP = 1 << 20
+"""/proc/vmcore may be mapped across what is not wanted: a larger map costs less than many small ones."""
+
 Progress = Callable[[int, int, int], bool]
 """Called with (bytes done, bytes in all, bytes written); returns False to cancel."""
 
@@ -135,6 +138,7 @@ def save(
             limit=target.capacity - IMAGE_OFFSET,
             trailer=trailer,
             progress=progress,
+            map_gap=_MAP_GAP,
         )
         os.fsync(target.fd)
     except _core.Cancelled:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,6 @@ class _Prepared:
     box: mailbox.Mailbox
     plan: Plan
     layout: WindowLayout
-    cookie: bytes
 
 
 def hibernate(request: Request, *, tell: Callable[[str], None] = lambda _: None) -> Hibernation:
@@ -110,40 +109,19 @@ def hibernate(request: Request, *, tell: Callable[[str], None] = lambda _: None)
 
 
 def _prepare(request: Request, kcore: running.Kcore, tell: Callable[[str], None]) -> _Prepared:
-    kernel = bzimage.parse(request.kernel.read_bytes())
-    initrd = request.initrd.read_bytes()
+    """Decide everything about B, arm the target, and return the Plan with B's job in its initrd."""
     note = kcore.vmcoreinfo_note()
-    iomem = running.iomem()
-    window = request.window or find_window(iomem, request.window_size)
-    around = peer.describe_machine(Gate(), vmcoreinfo_note=note)
-    box = mailbox.Mailbox(avoid=RangeSet([window, around.low]))
-    gdt, limit = running.boot_cpu_gdt(kcore)
-    gate = Gate(mailbox=box.address, cookie=box.cookie, a_gdt_base=gdt, a_gdt_limit=limit)
-    around = Surroundings(**{**vars(around), "gate": gate})
+    window = request.window or find_window(running.iomem(), request.window_size)
+    around, box = _surroundings(kcore, note, window)
     headers_size = elf_headers_size(around.ram, note)
     layout = lay_out(window, elf_headers_size=headers_size, memory_end=around.memory_end, huge=around.huge)
     tell(f"window {window}, {window.size >> 20} MiB")
-    os.sync()
-    with Target(request.target, writable=True) as target:
-        if not request.force:
-            target.refuse_if_it_carries_something()
-        superblock = target.arm()
-    model, flags = running.cpu_facts()
-    facts = {
-        "release": running.release(),
-        "cpu_model": model,
-        "cpu_flags": sorted(flags),
-        "la57": "la57" in flags,
-        "memory_map": [(e.range.start, e.range.end, e.type) for e in around.memory_map],
-        "window": (window.start, window.end),
-        "low": (around.low.start, around.low.end),
-        "gate_address": layout.gate,
-        "elf_headers_size": headers_size,
-    }
+    kernel = bzimage.parse(request.kernel.read_bytes())
+    facts = _facts(around, layout) | {"elf_headers_size": headers_size}
     job = {
         "gate": layout.gate,
         "target": request.target,
-        "cookie": superblock.cookie.hex(),
+        "cookie": _arm(request).hex(),
         "ram": [(r.start, r.end) for r in around.ram],
         "facts": facts,
         "file_systems": filesystems.mounted(),
@@ -151,9 +129,41 @@ def _prepare(request: Request, kcore: running.Kcore, tell: Callable[[str], None]
         "level": request.level,
         "fault": request.fault,
     }
-    line = peer.command_line(running.command_line(), "saver", la57=facts["la57"] is True)
-    second = LinuxPeer(kernel, with_job(initrd, job), line, layout)
-    return _Prepared(box, second.plan(around, preserve=True), layout, superblock.cookie)
+    line = peer.command_line(running.command_line(), "saver", la57=facts["la57"])
+    second = LinuxPeer(kernel, with_job(request.initrd.read_bytes(), job), line, layout)
+    return _Prepared(box, second.plan(around, preserve=True), layout)
+
+
+def _surroundings(kcore: running.Kcore, note: bytes, window: Range) -> tuple[Surroundings, mailbox.Mailbox]:
+    """Return what B is told of the machine and of the way back, and the mailbox, outside what is swapped out."""
+    around = peer.describe_machine(Gate(), vmcoreinfo_note=note)
+    box = mailbox.Mailbox(avoid=RangeSet([window, around.low]))
+    gdt, limit = running.boot_cpu_gdt(kcore)
+    gate = Gate(mailbox=box.address, cookie=box.cookie, a_gdt_base=gdt, a_gdt_limit=limit)
+    return replace(around, gate=gate), box
+
+
+def _facts(around: Surroundings, layout: WindowLayout) -> dict[str, Any]:
+    """Return what the image must say of A and its machine, for those who restore it (docs/image-format.md)."""
+    model, flags = running.cpu_facts()
+    return {
+        "release": running.release(),
+        "cpu_model": model,
+        "cpu_flags": sorted(flags),
+        "la57": "la57" in flags,
+        "memory_map": [(e.range.start, e.range.end, e.type) for e in around.memory_map],
+        "window": (layout.window.start, layout.window.end),
+        "low": (around.low.start, around.low.end),
+        "gate_address": layout.gate,
+    }
+
+
+def _arm(request: Request) -> bytes:
+    """Write a cookie to the target and return it; TargetError when the target must not be overwritten."""
+    with Target(request.target, writable=True) as target:
+        if not request.force:
+            target.refuse_if_it_carries_something()
+        return target.arm().cookie
 
 
 def _reason(outcome: int, report: dict[str, Any]) -> str:

@@ -56,6 +56,8 @@ def decode(page: bytes) -> tuple[bytes, int, int, dict[str, Any]]:
         report = json.loads(page[_HEADER.size : _HEADER.size + length] or b"{}")
     except ValueError:
         raise FormatError("the report in the mailbox is not JSON") from None
+    if not isinstance(report, dict):
+        raise FormatError("the report in the mailbox is not a JSON object")
     return cookie, outcome, head, report
 
 
