@@ -32,7 +32,7 @@ def copy(source: Path, target: Path) -> Path:
 
 def mark(machine: Machine) -> None:
     """Leave something in A's memory that only this A can have."""
-    machine.guest.run("sh", "-c", "echo alive > /run/marker; sleep 1000 & echo $! > /run/pid")
+    machine.guest.run("sh", "-c", "echo alive > /run/marker; sleep 1000 >/dev/null 2>&1 & echo $! > /run/pid")
 
 
 def assert_unharmed(machine: Machine) -> None:
@@ -66,7 +66,8 @@ def test_failures_in_b_bring_a_back_with_the_reason(scene: Scene) -> None:
         assert "unexpected RuntimeError in the saver" in raised.stderr and "unharmed" in raised.stderr
         assert_unharmed(machine)
 
-        watcher = threading.Thread(target=exchange_disk, args=(scene.target_disk,))
+        armed_before = read_superblock(scene.target_disk).cookie
+        watcher = threading.Thread(target=exchange_disk, args=(scene.target_disk, armed_before))
         watcher.start()
         exchanged = guest.run("kjump", "hibernate", "--to", TARGET_DEVICE, check=False)
         watcher.join()
@@ -82,13 +83,14 @@ def test_failures_in_b_bring_a_back_with_the_reason(scene: Scene) -> None:
         assert_unharmed(machine)
 
 
-def exchange_disk(disk: Path) -> None:
-    """Wait until A has armed the disk, and put an empty one in its place."""
+def exchange_disk(disk: Path, old_cookie: bytes) -> None:
+    """Wait until A has armed the disk with another cookie than `old_cookie`, and put an empty disk in its place."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with disk.open("r+b") as file:
             data = file.read(SUPERBLOCK_SIZE)
-            if data[:8] == b"KJUMPIMG" and Superblock.unpack(data).state is State.ARMED:
+            superblock = Superblock.unpack(data)
+            if superblock.state is State.ARMED and superblock.cookie != old_cookie:
                 file.seek(0)
                 file.write(bytes(SUPERBLOCK_SIZE))
                 return
@@ -124,6 +126,7 @@ def test_bad_images_give_a_sentence_and_an_ordinary_boot(scene: Scene) -> None:
         mark(machine)
         suspended = hibernation.suspend(machine)
     image = copy(scene.target_disk, scene.folder / "image.img")
+    root = copy(scene.root_disk, scene.folder / "root-as-saved.img")
     good = read_superblock(image)
 
     with scene.machine() as machine:
@@ -133,6 +136,9 @@ def test_bad_images_give_a_sentence_and_an_ordinary_boot(scene: Scene) -> None:
         machine.wait_off()
     assert read_superblock(scene.target_disk).state is State.CONSUMED
     refused_boot(scene, "resumed already")
+
+    copy(image, scene.target_disk)
+    refused_boot(scene, "the ext4 file system on /dev/vda (mounted at /) has changed")
 
     copy(image, scene.target_disk)
     write_superblock(scene.target_disk, good.evolve(state=State.WRITING))
@@ -153,6 +159,7 @@ def test_bad_images_give_a_sentence_and_an_ordinary_boot(scene: Scene) -> None:
     refused_boot(scene, "damaged")
 
     copy(image, scene.target_disk)
+    copy(root, scene.root_disk)
     flip(scene.target_disk, SUPERBLOCK_SIZE + good.image_length // 2)
     with scene.machine() as machine:
         machine.guest.event("resuming")

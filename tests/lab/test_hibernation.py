@@ -40,9 +40,15 @@ def test_a_linux_at_work_is_saved_and_comes_back(folder: Path, version: str, har
     assert 100 * MIB < demo.image_bytes < demo.saved_bytes
 
 
-def test_four_levels_in_a_and_five_in_the_cpu(folder: Path) -> None:
+def test_four_levels_in_a_and_five_in_the_cpu_and_free_pages_trusted_to_be_zero(folder: Path) -> None:
     hardware = Hardware(memory=640 * MIB, cpus=2, cpu="max")
-    demo = hibernation.run(folder, version="6.12", hardware=hardware, options="no5lvl")
+    demo = hibernation.run(folder, version="6.12", hardware=hardware, options="no5lvl init_on_free=1")
+    assert demo.ok, demo.checks
+
+
+def test_cpus_parked_with_mwait(folder: Path) -> None:
+    hardware = Hardware(memory=640 * MIB, cpus=3, cpu="Skylake-Client")
+    demo = hibernation.run(folder, version="6.12", hardware=hardware)
     assert demo.ok, demo.checks
 
 

@@ -48,7 +48,6 @@ from kjump.roles.init import main
 main()
 """
 
-_LIBRARY = "usr/lib/python{}.{}"
 _SHARED = "lib/x86_64-linux-gnu"
 
 
@@ -95,8 +94,12 @@ def _run(command: list[str]) -> str:
     return done.stdout
 
 
+def _library() -> str:
+    return f"usr/lib/python{sys.version_info[0]}.{sys.version_info[1]}"
+
+
 def _module_entry(module: Module) -> cpio.Entry:
-    library = _LIBRARY.format(*sys.version_info)
+    library = _library()
     path = module.name.replace(".", "/")
     if module.is_native:
         return cpio.regular(f"{library}/{path}.so", _stripped(module.origin), 0o755)
@@ -129,6 +132,8 @@ def entries(kernel: Path | None) -> list[cpio.Entry]:
         *(_library_entry(path) for path in libraries),
         *_package_data(),
         *(cpio.directory(name) for name in ("proc", "sys", "dev", "newroot", "tmp")),
+        # Python looks for this folder to know where it is installed, and complains when it is not there.
+        cpio.directory(f"{_library()}/lib-dynload"),
         cpio.char_device("dev/console", 5, 1),
     ]
     names = "".join(f"{e.name}\n" for e in made if e.name != "dev/console")
@@ -145,7 +150,7 @@ def _library_entry(path: Path) -> cpio.Entry:
 
 
 def _package_data() -> list[cpio.Entry]:
-    library = _LIBRARY.format(*sys.version_info)
+    library = _library()
     return [cpio.regular(f"{library}/kjump/gates/gate64.bin", gate_binary())]
 
 

@@ -35,6 +35,9 @@ COOKIE_SIZE = 16
 _HEADER = struct.Struct("<16sQQI")
 REPORT_LIMIT = PAGE_SIZE - _HEADER.size
 
+_CHUNK_SIZE = 1 << 20
+_MORE = 64 << 20
+
 _PAGEMAP_PRESENT = 1 << 63
 _PAGEMAP_PFN = (1 << 55) - 1
 
@@ -70,30 +73,12 @@ class Mailbox:
         HostError when no such page is found, or physical addresses are hidden (CAP_SYS_ADMIN is needed).
         """
         self.cookie = secrets.token_bytes(COOKIE_SIZE)
-        self._attempts: list[mmap.mmap] = []
-        for _ in range(4096):
-            page = mmap.mmap(-1, PAGE_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            page[0] = 1  # a page exists only when it has been written
-            _lock(page)
-            self._attempts.append(page)
-            self._page = page
-            self.address = self._find()
-            if self.address not in avoid:
-                break
-        else:
-            raise HostError("no page of memory outside the window could be had for the mailbox")
+        self._chunk, self._offset = _page_outside(avoid)
+        self.address = _physical_addresses(self._chunk)[self._offset // PAGE_SIZE]
         self._write(encode(self.cookie, OUTCOME_NONE, 0, {}))
 
-    def _find(self) -> int:
-        linear = ctypes.addressof(ctypes.c_char.from_buffer(self._page))
-        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:  # noqa: PTH123
-            entry = int.from_bytes(os.pread(pagemap.fileno(), 8, linear // PAGE_SIZE * 8), "little")
-        if not entry & _PAGEMAP_PRESENT or not entry & _PAGEMAP_PFN:
-            raise HostError("/proc/self/pagemap hides physical addresses: root with CAP_SYS_ADMIN is needed")
-        return (entry & _PAGEMAP_PFN) * PAGE_SIZE
-
     def _write(self, content: bytes) -> None:
-        self._page[: len(content)] = content
+        self._chunk[self._offset : self._offset + len(content)] = content
 
     def post(self, head: int) -> None:
         """Reset outcome and report and leave `head`, the indirection list's, for the other side.
@@ -101,21 +86,53 @@ class Mailbox:
         HostError when the page has moved since it was chosen (locked memory may be compacted).
         """
         self._write(encode(self.cookie, OUTCOME_NONE, head, {}))
-        if self._find() != self.address:
+        if _physical_addresses(self._chunk)[self._offset // PAGE_SIZE] != self.address:
             raise HostError("the kernel moved the mailbox's page: try again (vm.compact_unevictable_allowed=0)")
 
     def read(self) -> tuple[int, dict[str, Any]]:
         """Return (outcome, report) as the other side left them."""
-        cookie, outcome, _, report = decode(bytes(self._page[:PAGE_SIZE]))
+        cookie, outcome, _, report = decode(self._chunk[self._offset : self._offset + PAGE_SIZE])
         if cookie != self.cookie:
             raise FormatError("the mailbox was overwritten during the jump")
         return outcome, report
 
 
-def _lock(page: mmap.mmap) -> None:
+def _page_outside(avoid: RangeSet) -> tuple[mmap.mmap, int]:
+    """Return memory of ours, and the offset of a locked page in it that lies outside `avoid`.
+
+    The kernel hands out what it likes, and may have little free outside: so take more until it must.
+    """
+    chunks: list[mmap.mmap] = []
+    while len(chunks) * _CHUNK_SIZE <= avoid.size + _MORE:
+        chunk = mmap.mmap(-1, _CHUNK_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        chunks.append(chunk)
+        for offset in range(0, _CHUNK_SIZE, PAGE_SIZE):
+            chunk[offset] = 1  # a page exists only when it has been written
+        for index, address in enumerate(_physical_addresses(chunk)):
+            if address not in avoid:
+                _lock(chunk, index * PAGE_SIZE)
+                return chunk, index * PAGE_SIZE
+    raise HostError("no page of memory outside the window could be had for the mailbox: free some memory")
+
+
+def _physical_addresses(chunk: mmap.mmap) -> list[int]:
+    """Return the physical address of each page of `chunk`, from /proc/self/pagemap."""
+    first = _linear(chunk) // PAGE_SIZE
+    count = len(chunk) // PAGE_SIZE
+    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:  # noqa: PTH123
+        entries = struct.unpack(f"<{count}Q", os.pread(pagemap.fileno(), count * 8, first * 8))
+    if not all(entry & _PAGEMAP_PRESENT and entry & _PAGEMAP_PFN for entry in entries):
+        raise HostError("/proc/self/pagemap hides physical addresses: root with CAP_SYS_ADMIN is needed")
+    return [(entry & _PAGEMAP_PFN) * PAGE_SIZE for entry in entries]
+
+
+def _linear(chunk: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(chunk))
+
+
+def _lock(chunk: mmap.mmap, offset: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
-    if libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(PAGE_SIZE)):
+    if libc.mlock(ctypes.c_void_p(_linear(chunk) + offset), ctypes.c_size_t(PAGE_SIZE)):
         raise HostError(f"cannot lock the mailbox in memory: {os.strerror(ctypes.get_errno())}")
 
 
