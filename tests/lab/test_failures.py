@@ -88,8 +88,7 @@ def exchange_disk(disk: Path, old_cookie: bytes) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with disk.open("r+b") as file:
-            data = file.read(SUPERBLOCK_SIZE)
-            superblock = Superblock.unpack(data)
+            superblock = Superblock.unpack(file.read(SUPERBLOCK_SIZE))
             if superblock.state is State.ARMED and superblock.cookie != old_cookie:
                 file.seek(0)
                 file.write(bytes(SUPERBLOCK_SIZE))
