@@ -17,6 +17,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +30,19 @@ _TMPFS = Path("/mnt/ram")
 _LOG = Path("/var/workload.log")
 _SLOTS = ("counter", "appender", "producer", "consumer", "pipe_errors")
 _PAGE = 4096
+_VALUES = b"values"
+_EVERYTHING = b"everything"
 
 
-def content(size: int, seed: int) -> bytes:
-    """Return `size` reproducible bytes, half of them incompressible, half like text."""
+def content(size: int, seed: int) -> Iterator[bytes]:
+    """Go through `size` reproducible bytes, a MiB at a time: half of them incompressible, half like text."""
     generator = random.Random(seed)
-    half = generator.randbytes(MIB // 2)
     text = (b"%016x status=ok host=kjump component=workload\n" % seed) * (MIB // 48)
-    parts = []
     for index in range(-(-size // MIB)):
-        parts.append(struct.pack("<Q", index) + half[8:])
-        parts.append(text[: MIB // 2])
-        if index % 8 == 7:
-            half = generator.randbytes(MIB // 2)
-    return b"".join(parts)[:size]
+        if index % 8 == 0:
+            noise = generator.randbytes(MIB // 2 - 8)
+        block = struct.pack("<Q", index) + noise + text[: MIB // 2]
+        yield block[: size - index * MIB]
 
 
 class _Board:
@@ -126,8 +126,9 @@ def start(fill: int, seed: int) -> None:
 def _serve(fill: int, seed: int, ready: int) -> None:
     digest = _write_tmpfs(seed)
     buffer = mmap.mmap(-1, BUFFER_SIZE)
-    for at in range(0, BUFFER_SIZE, _PAGE):
-        buffer[at : at + _PAGE] = _pattern_page(at // _PAGE)
+    for index in range(BUFFER_SIZE // _PAGE):
+        buffer[index * _PAGE : (index + 1) * _PAGE] = _pattern_page(index)
+    known_digest = _digest_of(_pattern_page(index) for index in range(BUFFER_SIZE // _PAGE))
     filler = [os.urandom(min(MIB, fill - at)) for at in range(0, fill, MIB)]
     fill_digest = _digest_of(filler)
     board = _Board()
@@ -145,13 +146,16 @@ def _serve(fill: int, seed: int, ready: int) -> None:
     os.write(ready, b"+")
     while True:
         connection, _ = server.accept()
-        checks = {
-            "tmpfs": _hash_file(_TMPFS / "content") == digest,
-            "buffer": all(buffer[at : at + _PAGE] == _pattern_page(at // _PAGE) for at in range(0, BUFFER_SIZE, _PAGE)),
-            "fill": _digest_of(filler) == fill_digest,
-            "processes": [_start_time(pid) for pid in pids] == started,
-        }
-        answer = {"checks": checks, "values": board.values(), "pages": _pattern_frames(buffer)}
+        answer: dict[str, Any] = {"values": board.values()}
+        if connection.recv(16) == _EVERYTHING:
+            answer["pages"] = _pattern_frames(buffer)
+            answer["checks"] = {
+                "tmpfs": _hash_file(_TMPFS / "content") == digest,
+                "buffer": _digest_of([buffer]) == known_digest,
+                "fill": _digest_of(filler) == fill_digest,
+                "processes": [_start_time(pid) for pid in pids] == started,
+            }
+            answer["values"] = board.values()
         connection.sendall(json.dumps(answer).encode())
         connection.close()
 
@@ -176,8 +180,12 @@ def _write_tmpfs(seed: int) -> str:
 
     _TMPFS.mkdir(exist_ok=True)
     mount("tmpfs", str(_TMPFS), "tmpfs", 0, f"size={TMPFS_SIZE + MIB}")
-    (_TMPFS / "content").write_bytes(content(TMPFS_SIZE, seed))
-    return _hash_file(_TMPFS / "content")
+    digest = hashlib.sha256()
+    with (_TMPFS / "content").open("wb") as file:
+        for block in content(TMPFS_SIZE, seed):
+            file.write(block)
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _hash_file(path: Path) -> str:
@@ -185,7 +193,7 @@ def _hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digest_of(pieces: list[bytes]) -> str:
+def _digest_of(pieces: Iterable[bytes | mmap.mmap]) -> str:
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(piece)
@@ -200,9 +208,10 @@ def _start_time(pid: int) -> str:
         return ""
 
 
-def _ask() -> dict[str, Any]:
+def _ask(what: bytes) -> dict[str, Any]:
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(_SOCKET)
+    connection.sendall(what)
     with connection.makefile("rb") as stream:
         answer: dict[str, Any] = json.loads(stream.read())
     return answer
@@ -210,9 +219,9 @@ def _ask() -> dict[str, Any]:
 
 def verify(pause: float = 0.3) -> dict[str, Any]:
     """Return {"checks": name -> bool, "values": counters now, "pages": frames of the pattern's pages}."""
-    before = _ask()["values"]
+    before = _ask(_VALUES)["values"]
     time.sleep(pause)
-    answer = _ask()
+    answer = _ask(_EVERYTHING)
     after = answer["values"]
     lines = _LOG.read_text().splitlines()
     complete = lines if _LOG.read_text().endswith("\n") else lines[:-1]
