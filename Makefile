@@ -36,7 +36,7 @@ $(VENV)/.tools: pyproject.toml
 	touch $@
 
 $(INSTALLED): $(VENV)/.tools $(SOURCES)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install -q --disable-pip-version-check --no-build-isolation '.[lab,dev]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install -q --disable-pip-version-check --no-build-isolation '.[emulator,lab,dev]'
 	touch $@
 
 kernels: setup

@@ -12,6 +12,8 @@ from kjump import __version__
 from kjump.errors import KjumpError
 
 _VERBS = {
+    # bios
+    "call": "kjump.cli.call",
     "doctor": "kjump.cli.doctor",
     "exec": "kjump.cli.load",
     "hibernate": "kjump.cli.hibernate",

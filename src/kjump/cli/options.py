@@ -43,6 +43,20 @@ class Window(click.ParamType[Range]):
         return Range.of_size(SIZE.convert(start, param, ctx), SIZE.convert(size, param, ctx))
 
 
+class Number(click.ParamType):
+    """A number, decimal or with 0x."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number."""
+        try:
+            return value if isinstance(value, int) else int(value, 0)
+        except ValueError:
+            self.fail(f"{value!r} is not a number", param, ctx)
+
+
+NUMBER = Number()
 SIZE = Size()
 WINDOW = Window()
 

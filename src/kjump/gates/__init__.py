@@ -19,6 +19,9 @@ GATE_ENTRY = 0x000
 GATE_WAY_BACK = 0x010
 GATE_MAGIC = b"KJGATE1\0"
 FLAG_INIT_CPUS = 1
+FLAG_RESIDENT = 2
+FLAG_DESCRIPTORS = 4
+FLAG_PAE = 8
 STATE_FRESH = 0
 STATE_ENTERED = 1
 
@@ -57,7 +60,7 @@ class Gate:
     tsc_out: int = 0
 
     def pack(self, code: bytes | None = None) -> bytes:
-        """Return the gate, `GATE_SIZE` bytes: `code` (default: as built) with these fields put in."""
+        """Return the gate, `GATE_SIZE` bytes: `code` (default: x86_64's as built) with these fields put in."""
         binary = bytearray(gate_binary() if code is None else code)
         values = [getattr(self, f.name) for f in fields(self)]
         _FIELDS.pack_into(binary, _MAGIC_OFFSET, GATE_MAGIC, *values)
@@ -74,9 +77,9 @@ class Gate:
         return cls(*values)
 
 
-def gate_binary() -> bytes:
-    """Return the x86_64 gate as the build made it: `GATE_SIZE` bytes, fields zero."""
-    return (Path(__file__).parent / "gate64.bin").read_bytes()
+def gate_binary(bits: int = 64) -> bytes:
+    """Return the x86_64 gate (`bits` 64) or the i386 one (32) as the build made it: `GATE_SIZE` bytes, fields zero."""
+    return (Path(__file__).parent / f"gate{bits}.bin").read_bytes()
 
 
 _PRESENT_WRITABLE = 0x3

@@ -36,6 +36,9 @@
 #define GATE_TSC_OUT         0x0e0 /* u64 time stamp when the way back was taken */
 
 #define GATE_FLAG_INIT_CPUS  1 /* send INIT to all other CPUs before going on */
+#define GATE_FLAG_RESIDENT   2 /* the peer is there for every entry, not for the first alone: start it each time */
+#define GATE_FLAG_DESCRIPTORS 4 /* give A's segment registers, their bases, GDTR and IDTR back as they came in */
+#define GATE_FLAG_PAE        8 /* i386: A's page tables are PAE's, so CR4.PAE must be set before A turns paging on */
 
 #define GATE_STATE_FRESH     0 /* nobody has come in yet: the peer is to be started */
 #define GATE_STATE_ENTERED   1 /* the peer runs or has run; a further entry finds nobody */

@@ -15,6 +15,9 @@
 #define MSR_APIC_BASE     0x1b
 #define MSR_X2APIC_ICR    0x830
 #define MSR_EFER          0xc0000080
+#define MSR_FS_BASE       0xc0000100
+#define MSR_GS_BASE       0xc0000101
+#define MSR_KERNEL_GS     0xc0000102
 #define APIC_ICR_LOW      0x300
 #define APIC_ICR_HIGH     0x310
 #define ICR_INIT_OTHERS   0xc4500 /* INIT, level assert, all excluding self */
@@ -58,14 +61,31 @@ a_gdt_pointer:
 no_idt:
 	.word	0
 	.quad	0
+	/* What GATE_FLAG_DESCRIPTORS keeps of A. */
+	.balign 8
+kept_bases:
+	.quad	0, 0, 0 /* FS, GS, KERNEL_GS */
+kept_selectors:
+	.word	0, 0, 0, 0 /* DS, ES, FS, GS */
+	.word	0, 0, 0
+kept_gdt:
+	.word	0
+	.quad	0
+	.word	0, 0, 0
+kept_idt:
+	.word	0
+	.quad	0
 
 	.balign 16
 entry:
 	cli
 	cld
 	leaq	_start(%rip), %rbx
+	testq	$GATE_FLAG_RESIDENT, GATE_FLAGS(%rbx)
+	jnz	1f
 	cmpq	$GATE_STATE_FRESH, GATE_STATE(%rbx)
 	jne	nobody_there
+1:
 	movq	$GATE_STATE_ENTERED, GATE_STATE(%rbx)
 
 	call	note_time
@@ -84,6 +104,7 @@ entry:
 	shlq	$32, %rdx
 	orq	%rdx, %rax
 	movq	%rax, GATE_A_EFER(%rbx)
+	call	keep_descriptors
 
 	call	own_tables
 	leaq	GATE_SIZE(%rbx), %rsp
@@ -136,6 +157,7 @@ way_back:
  * kernels that load their own GDT first, so it is always done.
  */
 return_to_a:
+	call	give_descriptors_back
 	movq	GATE_A_GDT_BASE(%rbx), %rax
 	testq	%rax, %rax
 	jz	1f
@@ -172,6 +194,60 @@ own_tables:
 	popq	%rax /* the stack may be mapped by the old tables only */
 	movq	%rcx, %cr3
 	jmp	*%rax
+
+/* Keep A's descriptor state when the flags ask for it. Spoils RAX, RCX, RDX. */
+keep_descriptors:
+	testq	$GATE_FLAG_DESCRIPTORS, GATE_FLAGS(%rbx)
+	jz	1f
+	sgdt	kept_gdt(%rip)
+	sidt	kept_idt(%rip)
+	movw	%ds, kept_selectors(%rip)
+	movw	%es, kept_selectors + 2(%rip)
+	movw	%fs, kept_selectors + 4(%rip)
+	movw	%gs, kept_selectors + 6(%rip)
+	.macro	keep_msr msr, at
+	movl	$\msr, %ecx
+	rdmsr
+	movl	%eax, \at(%rip)
+	movl	%edx, \at + 4(%rip)
+	.endm
+	keep_msr MSR_FS_BASE, kept_bases
+	keep_msr MSR_GS_BASE, kept_bases + 8
+	keep_msr MSR_KERNEL_GS, kept_bases + 16
+1:
+	ret
+
+/*
+ * Selectors first (our GDT has the same flat segments at the same selectors), then the bases, which loading a
+ * selector clears; the tables last. GDTR is given its cure after this, if A asked for it. Spoils RAX, RCX, RDX.
+ */
+give_descriptors_back:
+	testq	$GATE_FLAG_DESCRIPTORS, GATE_FLAGS(%rbx)
+	jz	1f
+	.macro	give_selector register, at
+	movzwl	\at(%rip), %eax
+	cmpl	$gdt_end - gdt, %eax
+	ja	2f
+	movl	%eax, \register
+2:
+	.endm
+	give_selector %ds, kept_selectors
+	give_selector %es, kept_selectors + 2
+	give_selector %fs, kept_selectors + 4
+	give_selector %gs, kept_selectors + 6
+	.macro	give_msr msr, at
+	movl	$\msr, %ecx
+	movl	\at(%rip), %eax
+	movl	\at + 4(%rip), %edx
+	wrmsr
+	.endm
+	give_msr MSR_FS_BASE, kept_bases
+	give_msr MSR_GS_BASE, kept_bases + 8
+	give_msr MSR_KERNEL_GS, kept_bases + 16
+	lidt	kept_idt(%rip)
+	lgdt	kept_gdt(%rip)
+1:
+	ret
 
 /*
  * INIT to every CPU but this one. A CPU parked in MWAIT wakes when the line it watches is written, and then
@@ -230,3 +306,5 @@ note_time:
 	ret
 
 	.org GATE_SIZE
+
+	.section .note.GNU-stack, "", @progbits

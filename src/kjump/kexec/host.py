@@ -6,13 +6,12 @@ Numbers are those of Linux on x86_64 and i386 (arch/x86/entry/syscalls, include/
 from __future__ import annotations
 
 import ctypes
-import errno
-import os
 import platform
 from pathlib import Path
 
 from kjump.errors import HostError
 from kjump.kexec.plan import ON_CRASH, Plan
+from kjump.kexec.refusal import refused_jump, refused_load, refused_unload
 
 _SYS_KEXEC_LOAD = {"x86_64": 246, "i686": 283, "i386": 283}
 _SYS_REBOOT = {"x86_64": 169, "i686": 88, "i386": 88}
@@ -31,27 +30,6 @@ class _Segment(ctypes.Structure):
         ("mem", ctypes.c_void_p),
         ("memsz", ctypes.c_size_t),
     )
-
-
-_WHY_LOAD = {
-    errno.EPERM: "root with CAP_SYS_BOOT is needed, and neither lockdown nor kernel.kexec_load_disabled may be on",
-    errno.EBUSY: "another load or jump is under way, or pages of the image are in use: try again",
-    errno.EINVAL: "the kernel refuses the segments (at most half of RAM, page aligned, no overlap) or the flags",
-    errno.EADDRNOTAVAIL: "a segment lies outside the memory the kernel allows",
-    errno.ENOMEM: "not enough free memory for the copies of the segments: free some, or take a smaller window",
-    errno.ENOSYS: "this kernel is built without CONFIG_KEXEC",
-}
-_WHY_JUMP = {
-    errno.EPERM: "root with CAP_SYS_BOOT is needed",
-    errno.EBUSY: "a task refused to freeze, or another load or jump is under way: try again",
-    errno.EINVAL: "nothing is loaded, or the kernel is built without CONFIG_KEXEC_JUMP",
-}
-
-
-def _explain(why: dict[int, str], number: int) -> str:
-    reason = why.get(number)
-    text = f"{errno.errorcode.get(number, number)}, {os.strerror(number)}"
-    return f"{text} ({reason})" if reason else text
 
 
 def _syscall(number: int, *arguments: object) -> int:
@@ -83,15 +61,13 @@ def load(plan: Plan) -> None:
         ctypes.c_ulong(plan.flags),
     )
     if result:
-        request = "; ".join(f"{s.name or 'segment'} {s.range}" for s in plan.segments)
-        why = _explain(_WHY_LOAD, ctypes.get_errno())
-        raise HostError(f"kexec_load refused: {why}. Asked: entry {plan.entry:#x}, flags {plan.flags:#x}, {request}")
+        raise refused_load(ctypes.get_errno(), str(plan))
 
 
 def unload(flags: int) -> None:
     """Drop what is loaded for `flags` (the architecture, and ON_CRASH for the crash slot)."""
     if _syscall(_number(_SYS_KEXEC_LOAD), ctypes.c_ulong(0), ctypes.c_ulong(0), None, ctypes.c_ulong(flags)):
-        raise HostError(f"kexec_load refused to unload: {_explain(_WHY_LOAD, ctypes.get_errno())}")
+        raise refused_unload(ctypes.get_errno())
 
 
 def is_loaded(*, on_crash: bool = False) -> bool:
@@ -119,7 +95,7 @@ def jump() -> None:
     HostError when the kernel refuses or unwinds the jump; nothing has been left then.
     """
     if _reboot(_CMD_KEXEC):
-        raise HostError(f"the jump was refused: {_explain(_WHY_JUMP, ctypes.get_errno())}")
+        raise refused_jump(ctypes.get_errno())
 
 
 def power_off() -> None:

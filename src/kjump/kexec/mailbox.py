@@ -13,7 +13,6 @@ A allocates it as ordinary locked memory of its process; the other side finds it
 
 from __future__ import annotations
 
-import ctypes
 import json
 import mmap
 import os
@@ -21,7 +20,8 @@ import secrets
 import struct
 from typing import Any
 
-from kjump.errors import FormatError, HostError
+from kjump.errors import FormatError
+from kjump.kexec.pinned import HostPages
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import RangeSet
 
@@ -34,12 +34,6 @@ OUTCOME_CANCELLED = 4
 COOKIE_SIZE = 16
 _HEADER = struct.Struct("<16sQQI")
 REPORT_LIMIT = PAGE_SIZE - _HEADER.size
-
-_CHUNK_SIZE = 1 << 20
-_MORE = 64 << 20
-
-_PAGEMAP_PRESENT = 1 << 63
-_PAGEMAP_PFN = (1 << 55) - 1
 
 
 def encode(cookie: bytes, outcome: int, head: int, report: dict[str, Any]) -> bytes:
@@ -65,7 +59,7 @@ def decode(page: bytes) -> tuple[bytes, int, int, dict[str, Any]]:
 
 
 class Mailbox:
-    """A's side: one locked page of this process, known by its physical address."""
+    """A's side: one pinned page, known by its physical address."""
 
     def __init__(self, avoid: RangeSet) -> None:
         """Take a page outside `avoid` (physical ranges): what is swapped out in a jump cannot be a mailbox.
@@ -73,67 +67,24 @@ class Mailbox:
         HostError when no such page is found, or physical addresses are hidden (CAP_SYS_ADMIN is needed).
         """
         self.cookie = secrets.token_bytes(COOKIE_SIZE)
-        self._chunk, self._offset = _page_outside(avoid)
-        self.address = _physical_addresses(self._chunk)[self._offset // PAGE_SIZE]
-        self._write(encode(self.cookie, OUTCOME_NONE, 0, {}))
-
-    def _write(self, content: bytes) -> None:
-        self._chunk[self._offset : self._offset + len(content)] = content
+        self._page = HostPages(1, avoid)
+        self.address = self._page.addresses[0]
+        self._page.write(0, encode(self.cookie, OUTCOME_NONE, 0, {}))
 
     def post(self, head: int) -> None:
         """Reset outcome and report and leave `head`, the indirection list's, for the other side.
 
         HostError when the page has moved since it was chosen (locked memory may be compacted).
         """
-        self._write(encode(self.cookie, OUTCOME_NONE, head, {}))
-        if _physical_addresses(self._chunk)[self._offset // PAGE_SIZE] != self.address:
-            raise HostError("the kernel moved the mailbox's page: try again (vm.compact_unevictable_allowed=0)")
+        self._page.write(0, encode(self.cookie, OUTCOME_NONE, head, {}))
+        self._page.check()
 
     def read(self) -> tuple[int, dict[str, Any]]:
         """Return (outcome, report) as the other side left them."""
-        cookie, outcome, _, report = decode(self._chunk[self._offset : self._offset + PAGE_SIZE])
+        cookie, outcome, _, report = decode(self._page.read(0))
         if cookie != self.cookie:
             raise FormatError("the mailbox was overwritten during the jump")
         return outcome, report
-
-
-def _page_outside(avoid: RangeSet) -> tuple[mmap.mmap, int]:
-    """Return memory of ours, and the offset of a locked page in it that lies outside `avoid`.
-
-    The kernel hands out what it likes, and may have little free outside: so take more until it must.
-    """
-    chunks: list[mmap.mmap] = []
-    while len(chunks) * _CHUNK_SIZE <= avoid.size + _MORE:
-        chunk = mmap.mmap(-1, _CHUNK_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        chunks.append(chunk)
-        for offset in range(0, _CHUNK_SIZE, PAGE_SIZE):
-            chunk[offset] = 1  # a page exists only when it has been written
-        for index, address in enumerate(_physical_addresses(chunk)):
-            if address not in avoid:
-                _lock(chunk, index * PAGE_SIZE)
-                return chunk, index * PAGE_SIZE
-    raise HostError("no page of memory outside the window could be had for the mailbox: free some memory")
-
-
-def _physical_addresses(chunk: mmap.mmap) -> list[int]:
-    """Return the physical address of each page of `chunk`, from /proc/self/pagemap."""
-    first = _linear(chunk) // PAGE_SIZE
-    count = len(chunk) // PAGE_SIZE
-    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:  # noqa: PTH123
-        entries = struct.unpack(f"<{count}Q", os.pread(pagemap.fileno(), count * 8, first * 8))
-    if not all(entry & _PAGEMAP_PRESENT and entry & _PAGEMAP_PFN for entry in entries):
-        raise HostError("/proc/self/pagemap hides physical addresses: root with CAP_SYS_ADMIN is needed")
-    return [(entry & _PAGEMAP_PFN) * PAGE_SIZE for entry in entries]
-
-
-def _linear(chunk: mmap.mmap) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(chunk))
-
-
-def _lock(chunk: mmap.mmap, offset: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mlock(ctypes.c_void_p(_linear(chunk) + offset), ctypes.c_size_t(PAGE_SIZE)):
-        raise HostError(f"cannot lock the mailbox in memory: {os.strerror(ctypes.get_errno())}")
 
 
 class PeerMailbox:

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from kjump.errors import PlanError
 from kjump.memory import PAGE_SIZE
-from kjump.ranges import Range
+from kjump.ranges import Range, RangeSet
 
 SEGMENT_MAX = 16
 
@@ -44,6 +44,16 @@ class Plan:
     entry: int
     segments: tuple[Segment, ...]
     flags: int
+
+    def __str__(self) -> str:
+        """Return the whole request on one line, as an error prints it."""
+        request = "; ".join(f"{s.name or 'segment'} {s.range}" for s in self.segments)
+        return f"entry {self.entry:#x}, flags {self.flags:#x}, {request}"
+
+    @property
+    def destinations(self) -> RangeSet:
+        """The physical addresses that all segments take."""
+        return RangeSet(s.range for s in self.segments)
 
     @property
     def preserves_context(self) -> bool:

@@ -1,0 +1,231 @@
+"""call: one function, a flat binary or an ELF executable on the bare machine, or on an emulated one."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kjump.cli.options import NUMBER, SIZE, print_json
+from kjump.errors import HostError, JumpError, UsageError
+from kjump.kexec.machine import Argument, CallResult, Loaded, Machine
+from kjump.kexec.program import Arch, Preserve, Program, from_elf, from_flat
+
+if TYPE_CHECKING:
+    from kjump.emulator.machine import EmulatedMachine
+
+_ARCHES = {a.label: a for a in Arch}
+_PRESERVE = {"fpu": Preserve.FPU, "descriptors": Preserve.DESCRIPTORS, "nothing": Preserve.NOTHING}
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the command line asks for beside the program and its arguments."""
+
+    on: str
+    arch: Arch
+    function: str | None
+    at: int | None
+    preserve: Preserve
+    way: str
+    memory: int
+    kernel: str | None
+    trace: bool
+    memory_map: bool
+    time_limit: float
+
+
+def argument(text: str) -> Argument:
+    """Return what a word of the command line means: a number, @FILE's bytes, or the word's own (`s:` forces that)."""
+    if text.startswith("s:"):
+        return text[2:].encode()
+    if text.startswith("@"):
+        return Path(text[1:]).read_bytes()
+    try:
+        return int(text, 0)
+    except ValueError:
+        return text.encode()
+
+
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say where and how a program is called."""
+    for option in reversed(
+        (
+            click.option(
+                "--on", type=click.Choice(["emulator", "host"]), help="Default: host for root, else emulator."
+            ),
+            click.option("--arch", type=click.Choice(list(_ARCHES)), default="x86_64", show_default=True),
+            click.option("--function", help="Function of a C file (default: the file's name)."),
+            click.option("--at", type=NUMBER, help="Physical address of a flat binary."),
+            click.option("--preserve", type=click.Choice(list(_PRESERVE)), multiple=True, help="What is kept for A."),
+            click.option(
+                "--in-memory", "way", flag_value="install", help="Put it into A's memory and load a fake image."
+            ),
+            click.option(
+                "--bare", "way", flag_value="load_bare", help="Without a gate: the entry is the jump-back entry."
+            ),
+            click.option("--memory", type=SIZE, default="64M", show_default=True, help="Emulator: RAM of the machine."),
+            click.option("--kernel", help="Emulator: kind of kernel (6.14, 6.12, 6.1; i386: 1.00)."),
+            click.option("--trace", is_flag=True, help="Emulator: print each instruction."),
+            click.option("--memory-map", is_flag=True, help="Emulator: print what was read and written."),
+            click.option(
+                "--time-limit", type=float, default=10.0, show_default=True, help="Emulator: seconds of a call."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("program", type=click.Path(path_type=Path))
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@_options
+@click.option("--then", "more", multiple=True, metavar="ARGS", help="Call again with other arguments, state kept.")
+@click.option("--repeat", type=click.IntRange(1), default=1, help="Make all calls that many times.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object.")
+def call_command(
+    program: Path,
+    args: tuple[str, ...],
+    more: tuple[str, ...],
+    repeat: int,
+    as_json: bool,
+    way: str | None,
+    on: str | None,
+    arch: str,
+    preserve: tuple[str, ...],
+    **rest: Any,
+) -> None:
+    """Call PROGRAM (a C file, an ELF executable, or a flat binary with --at) with ARGs and print what it returns.
+
+    An ARG is a number, or a string: two arguments, address and length (@FILE: the file's bytes; s:40: not a number).
+    """
+    kept = Preserve.NOTHING
+    for name in preserve:
+        kept |= _PRESERVE[name]
+    where = on or ("host" if os.geteuid() == 0 else "emulator")
+    wanted = _Wanted(on=where, arch=_ARCHES[arch], preserve=kept, way=way or "load", **rest)
+    found = read_program(program, wanted)
+    calls = [[argument(a) for a in words] for words in (args, *(shlex.split(m) for m in more))] * repeat
+    machine, emulated = _machine(wanted, found.arch)
+    try:
+        results, seconds = _call_all(machine, found, wanted, calls)
+    except JumpError as error:
+        _print_report(error)
+        raise
+    finally:
+        if emulated is not None:
+            _print_watched(emulated, wanted)
+    if as_json:
+        print_json({"machine": wanted.on, "calls": [_as_json(r, s) for r, s in zip(results, seconds, strict=True)]})
+        return
+    for result in results:
+        _print_result(result, bare=wanted.way == "load_bare")
+
+
+def read_program(path: Path, wanted: Any) -> Program:
+    """Return the program in a file: C by its suffix, flat with an address, else ELF."""
+    try:
+        if path.suffix == ".c" and path.is_file():
+            from kjump.kexec.compiler import compile_program
+
+            return compile_program(path, arch=wanted.arch, function=wanted.function, preserve=wanted.preserve)
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    if wanted.at is not None:
+        return from_flat(data, wanted.at, wanted.arch, path.name)
+    return from_elf(data, path.name)
+
+
+def _machine(wanted: _Wanted, arch: Arch) -> tuple[Machine, EmulatedMachine | None]:
+    if wanted.on == "host":
+        from kjump.kexec.here import HostMachine
+
+        return HostMachine(), None
+    machine = emulated_machine(wanted, arch)
+    return machine, machine
+
+
+def emulated_machine(wanted: _Wanted, arch: Arch) -> EmulatedMachine:
+    """Return the emulated machine; UsageError when there is no such kernel, HostError when unicorn is missing."""
+    try:
+        from kjump.emulator.linux import DEFAULT_KERNEL, KERNELS, Setup, Watch
+        from kjump.emulator.machine import EmulatedMachine
+    except ModuleNotFoundError as error:
+        raise HostError(f"the emulator needs {error.name}: pip install 'kjump[emulator]'") from None
+    kernel = KERNELS.get(wanted.kernel or DEFAULT_KERNEL[arch])
+    if kernel is None or kernel.arch is not arch:
+        names = ", ".join(k.name for k in KERNELS.values() if k.arch is arch)
+        raise UsageError(f"there is no emulated kernel {wanted.kernel} for {arch.label}: take {names}")
+    watch = Watch(access=wanted.memory_map, trace=wanted.trace, time_limit=wanted.time_limit)
+    return EmulatedMachine(Setup(kernel, wanted.memory), watch)
+
+
+def _load(machine: Machine, program: Program, wanted: _Wanted) -> Loaded:
+    if wanted.way == "load_bare":
+        return machine.load_bare(program)
+    if wanted.way == "install":
+        return machine.install(program, preserve=wanted.preserve)
+    return machine.load(program, preserve=wanted.preserve)
+
+
+def _call_all(
+    machine: Machine, program: Program, wanted: _Wanted, calls: Sequence[Sequence[Argument]]
+) -> tuple[list[CallResult], list[float]]:
+    """Load once, make all calls; return results and the seconds each took."""
+    results, seconds = [], []
+    with _load(machine, program, wanted) as loaded:
+        for args in calls:
+            begun = time.perf_counter()
+            results.append(loaded.call(*args))
+            seconds.append(time.perf_counter() - begun)
+    return results, seconds
+
+
+def _print_result(result: CallResult, *, bare: bool) -> None:
+    if result.output:
+        text = result.output.decode(errors="backslashreplace")
+        click.echo(text, nl=not text.endswith("\n"))
+    if result.cut_off:
+        click.echo("kjump: the program wrote more output than is kept", err=True)
+    if not bare:
+        click.echo(str(result.value))
+
+
+def _as_json(result: CallResult, seconds: float) -> dict[str, object]:
+    return {
+        "value": result.value,
+        "output": result.output.decode(errors="backslashreplace"),
+        "calls": result.calls,
+        "seconds": seconds,
+        "tsc_in": result.tsc_in,
+        "tsc_begin": result.tsc_begin,
+        "tsc_end": result.tsc_end,
+    }
+
+
+def _print_report(error: JumpError) -> None:
+    for line in getattr(error, "details", ()):
+        click.echo(line, err=True)
+
+
+def _print_watched(machine: EmulatedMachine, wanted: _Wanted) -> None:
+    """Print what was asked to be watched, and what came out of the emulated serial port."""
+    from kjump.emulator import report
+
+    linux = machine.linux
+    if linux.cpu.serial:
+        click.echo(linux.cpu.serial.decode(errors="backslashreplace"), nl=False, err=True)
+    if wanted.trace:
+        for address, _ in linux.trace:
+            click.echo(report.disassemble(linux, address, 1)[0], err=True)
+    if wanted.memory_map:
+        for line in report.memory_map(linux):
+            click.echo(line, err=True)

@@ -1,0 +1,26 @@
+/*
+ * What little there is of the emulated Linux A on i386: it loads its segment registers, calls the control code at
+ * EDX, and stops.
+ */
+#include "control.h"
+
+	.code32
+	.section .text.start, "ax"
+	.globl _start
+_start:
+	movl	$KERNEL32_DS, %eax
+	movl	%eax, %ds
+	movl	%eax, %es
+	movl	%eax, %ss
+	movl	%eax, %fs
+	movl	%eax, %gs
+	pushl	$KERNEL32_CS
+	call	1f
+1:
+	addl	$2f - 1b, (%esp)
+	lret
+2:
+	call	*%edx
+	.org A_STOP, 0x90
+	hlt
+	.section .note.GNU-stack, "", @progbits

@@ -1,0 +1,178 @@
+"""The emulated CPU: unicorn, with this machine's memory and serial port, and what a report wants to know of it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from unicorn import (
+    UC_ARCH_X86,
+    UC_HOOK_BLOCK,
+    UC_HOOK_CODE,
+    UC_HOOK_INSN,
+    UC_HOOK_INTR,
+    UC_HOOK_MEM_INVALID,
+    UC_HOOK_MEM_READ,
+    UC_HOOK_MEM_WRITE,
+    UC_MEM_WRITE,
+    UC_MEM_WRITE_UNMAPPED,
+    UC_MODE_32,
+    UC_MODE_64,
+    UC_PROT_ALL,
+    Uc,
+    UcError,
+    x86_const,
+)
+
+from kjump.emulator.ram import Ram
+from kjump.kexec.program import Arch
+from kjump.memory import PAGE_SIZE
+
+_SERIAL = range(0x3F8, 0x400)
+_LINE_STATUS_IDLE = 0x60
+_MSR_EFER = 0xC0000080
+_BRANCHES = 16
+
+GENERAL = {
+    Arch.X86_64: (
+        "RAX", "RBX", "RCX", "RDX", "RSI", "RDI", "RBP", "RSP",
+        "R8", "R9", "R10", "R11", "R12", "R13", "R14", "R15", "RIP",
+    ),
+    Arch.I386: ("EAX", "EBX", "ECX", "EDX", "ESI", "EDI", "EBP", "ESP", "EIP"),
+}  # fmt: skip
+CONTROL = ("CR0", "CR2", "CR3", "CR4", "EFLAGS")
+SEGMENTS = ("CS", "DS", "ES", "FS", "GS", "SS")
+
+
+def _number(name: str) -> int:
+    return int(getattr(x86_const, f"UC_X86_REG_{name}"))
+
+
+class Access:
+    """What a program did with memory: the pages it read and wrote, and where it wrote each first."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.read: set[int] = set()
+        self.written: dict[int, int] = {}
+
+    @property
+    def pages(self) -> set[int]:
+        """All pages read or written."""
+        return self.read | self.written.keys()
+
+
+class Cpu:
+    """One CPU. Registers are read and written by name, as RAX or XMM0."""
+
+    def __init__(self, arch: Arch, ram: Ram) -> None:
+        """Make a CPU whose physical memory is `ram`."""
+        self.arch = arch
+        self._uc: Any = Uc(UC_ARCH_X86, UC_MODE_64 if arch is Arch.X86_64 else UC_MODE_32)
+        self._uc.mem_map_ptr(0, ram.size, UC_PROT_ALL, ram.pointer)
+        self._uc.hook_add(UC_HOOK_INTR, self._on_exception)
+        self._uc.hook_add(UC_HOOK_MEM_INVALID, self._on_no_memory)
+        for instruction, callback in (("OUT", self._on_out), ("IN", self._on_in)):
+            number = getattr(x86_const, f"UC_X86_INS_{instruction}")
+            self._uc.hook_add(UC_HOOK_INSN, callback, None, 1, 0, number)
+        self.serial = bytearray()
+        self.exception: int | None = None
+        self.no_memory: tuple[str, int] | None = None
+        self.branches: deque[int] = deque(maxlen=_BRANCHES)
+        self._watches: list[int] = []
+
+    def get(self, name: str) -> Any:
+        """Return register `name`."""
+        return self._uc.reg_read(_number(name))
+
+    def set(self, name: str, value: Any) -> None:
+        """Set register `name`."""
+        self._uc.reg_write(_number(name), value)
+
+    @property
+    def pc(self) -> int:
+        """The instruction pointer."""
+        return int(self.get("RIP" if self.arch is Arch.X86_64 else "EIP"))
+
+    @property
+    def sp(self) -> int:
+        """The stack pointer."""
+        return int(self.get("RSP" if self.arch is Arch.X86_64 else "ESP"))
+
+    def set_long_mode(self) -> None:
+        """Set EFER as a 64-bit kernel has it: system calls, long mode enabled and active, no-execute."""
+        self._uc.reg_write(x86_const.UC_X86_REG_MSR, (_MSR_EFER, 0xD01))
+
+    def general(self) -> dict[str, int]:
+        """Return the general registers by name."""
+        return {name: int(self.get(name)) for name in GENERAL[self.arch]}
+
+    def flush(self) -> None:
+        """Forget cached translations of addresses: page tables or code were changed from outside."""
+        self._uc.ctl_flush_tb()
+        self.set("CR3", self.get("CR3"))
+
+    def run(self, start: int, until: Iterable[int], time_limit: float) -> bool:
+        """Run from `start` to one of the addresses `until`; tell whether one was reached.
+
+        When not, `exception` and `no_memory` say why; both None: `time_limit` (seconds) was over, or it halted.
+        """
+        self.exception = self.no_memory = None
+        ends = list(until)
+        self._uc.ctl_exits_enabled(True)
+        self._uc.ctl_set_exits(ends)
+        try:
+            self._uc.emu_start(start, 0, timeout=max(1, int(time_limit * 1e6)))
+        except UcError:
+            return False
+        return self.exception is None and self.pc in ends
+
+    def watch(self, access: Access | None, *, branches: bool, trace: Callable[[int, int], None] | None) -> None:
+        """Until `unwatch`: record `access` by physical page, keep the last branches, call `trace(address, size)`."""
+        if access is not None:
+            kinds = UC_HOOK_MEM_READ | UC_HOOK_MEM_WRITE
+            self._watches.append(self._uc.hook_add(kinds, self._on_access, access))
+        if branches:
+            self.branches.clear()
+            self._watches.append(self._uc.hook_add(UC_HOOK_BLOCK, self._on_block))
+        if trace is not None:
+            self._watches.append(self._uc.hook_add(UC_HOOK_CODE, self._on_code, trace))
+
+    def unwatch(self) -> None:
+        """End what `watch` began."""
+        for handle in self._watches:
+            self._uc.hook_del(handle)
+        self._watches.clear()
+
+    def _on_exception(self, uc: Any, vector: int, _: object) -> None:
+        self.exception = vector
+        uc.emu_stop()
+
+    def _on_no_memory(self, _: Any, kind: int, address: int, size: int, value: int, data: object) -> bool:
+        self.no_memory = ("write" if kind in (UC_MEM_WRITE, UC_MEM_WRITE_UNMAPPED) else "read", address)
+        return False
+
+    def _on_access(self, _: Any, kind: int, address: int, size: int, value: int, access: Access) -> None:
+        page = address & ~(PAGE_SIZE - 1)
+        if kind != UC_MEM_WRITE:
+            access.read.add(page)
+        elif page not in access.written:
+            access.written[page] = self.pc
+        if address + size > page + PAGE_SIZE and kind == UC_MEM_WRITE:
+            access.written.setdefault(page + PAGE_SIZE, self.pc)
+
+    def _on_block(self, _: Any, address: int, size: int, data: object) -> None:
+        self.branches.append(address)
+
+    def _on_code(self, _: Any, address: int, size: int, trace: Callable[[int, int], None]) -> None:
+        trace(address, size)
+
+    def _on_out(self, _: Any, port: int, size: int, value: int, data: object) -> None:
+        if port == _SERIAL.start:
+            self.serial.append(value & 0xFF)
+
+    def _on_in(self, _: Any, port: int, size: int, data: object) -> int:
+        if port == _SERIAL.start + 5:
+            return _LINE_STATUS_IDLE
+        return (1 << 8 * size) - 1

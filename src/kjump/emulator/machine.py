@@ -1,0 +1,132 @@
+"""The emulated machine as one that programs can be called on: same interface, same Plans as the real one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kjump.emulator.linux import DEFAULT_KERNEL, GDT_LIMIT, KERNELS, EmulatedLinux, Setup, Watch
+from kjump.errors import HostError, UsageError
+from kjump.kexec.machine import HeldMemory, Machine
+from kjump.kexec.plan import Plan
+from kjump.kexec.program import Arch, Surface
+from kjump.memory import PAGE_SIZE
+from kjump.ranges import RangeSet
+
+
+class EmulatedPages:
+    """Pages of the emulated A."""
+
+    def __init__(self, linux: EmulatedLinux, addresses: tuple[int, ...]) -> None:
+        """Take the pages at `addresses`."""
+        self._linux = linux
+        self.addresses = addresses
+
+    def write(self, index: int, data: bytes) -> None:
+        """Put `data` at the beginning of page `index`."""
+        self._linux.ram.write(self.addresses[index], data)
+
+    def read(self, index: int, length: int = PAGE_SIZE) -> bytes:
+        """Return the first `length` bytes of page `index`."""
+        return self._linux.ram.read(self.addresses[index], length)
+
+    def check(self) -> None:
+        """Do nothing: the emulated kernel moves no pages."""
+
+
+class _Held(HeldMemory):
+    def __init__(self, linux: EmulatedLinux, address: int) -> None:
+        self._linux = linux
+        self.address = address
+
+    def write(self, offset: int, data: bytes) -> None:
+        self._linux.ram.write(self.address + offset, data)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How memory after a jump differs from before, as page addresses.
+
+    `kernel`: control page, its tables, swap page, A's stack and page tables (accessed and dirty bits);
+    `state`: source pages, which hold the program's state; `mailbox`; `program`: what the program wrote outside its
+    segments; `unexplained`: the rest, which must be empty.
+    """
+
+    kernel: list[int]
+    state: list[int]
+    mailbox: list[int]
+    program: list[int]
+    unexplained: list[int]
+
+
+class EmulatedMachine(Machine):
+    """A machine of its own for each instance; `linux` is its kernel."""
+
+    def __init__(self, setup: Setup | None = None, watch: Watch | None = None) -> None:
+        """Set it up; by default x86_64, 64 MiB, a kernel as 6.12."""
+        self.linux = EmulatedLinux(setup or Setup(KERNELS[DEFAULT_KERNEL[Arch.X86_64]]), watch or Watch())
+        self._pinned: list[int] = []
+        self._before = b""
+
+    def surface(self) -> Surface:
+        """Return what a gate must know of it."""
+        linux = self.linux
+        gdt = linux.gdt if linux.arch is Arch.X86_64 else 0
+        return Surface(linux.ram.usable, 4 << 30, False, gdt, GDT_LIMIT)
+
+    def pin(self, count: int, avoid: RangeSet) -> EmulatedPages:
+        """Return pages of A; HostError when there are none outside `avoid`."""
+        found: list[int] = []
+        aside: list[int] = []
+        while len(found) < count:
+            page = self.linux.pages.take()
+            if page is None:
+                raise HostError("no page of memory outside the program could be had for the mailbox")
+            (aside if page in avoid else found).append(page)
+        self.linux.pages.give(aside)
+        self._pinned.extend(found)
+        return EmulatedPages(self.linux, tuple(found))
+
+    def hold(self, size: int) -> HeldMemory:
+        """Return memory of A in one piece."""
+        count = -(-size // PAGE_SIZE)
+        address = self.linux.pages.take_run(count, self.linux.ram.usable)
+        if address is None:
+            raise HostError(f"no {size} bytes of the kernel's memory in one piece")
+        return _Held(self.linux, address)
+
+    def load_plan(self, plan: Plan) -> None:
+        """What kexec_load does. UsageError when the plan is for another architecture."""
+        if plan.flags & ~0xFFFF != self.linux.arch.flag:
+            raise UsageError(f"the program is not for {self.linux.arch.label}, which this machine emulates")
+        self.linux.load(plan)
+
+    def jump(self) -> None:
+        """Jump and come back; `difference` tells what became of memory."""
+        self._before = self.linux.ram.snapshot() if self.linux.watch.access else b""
+        self.linux.jump()
+
+    def unload(self, plan: Plan) -> None:
+        """Drop the image."""
+        self.linux.unload(plan.flags)
+
+    def difference(self) -> Difference:
+        """Tell how memory differs from before the last jump (with `Watch(access=True)`)."""
+        linux, image = self.linux, self.linux.image
+        assert self._before and image is not None
+        kernel = {*image.control, image.swap, *linux.tables, linux.stack}
+        state = set(image.pairs.values())
+        mailbox = set(self._pinned)
+        written = {p for p in linux.access.written if p not in image.plan.destinations}
+        sorted_into = Difference([], [], [], [], [])
+        for page in linux.ram.differing_pages(self._before):
+            if page in kernel:
+                sorted_into.kernel.append(page)
+            elif page in state:
+                sorted_into.state.append(page)
+            elif page in mailbox:
+                sorted_into.mailbox.append(page)
+            elif page in written:
+                sorted_into.program.append(page)
+            else:
+                sorted_into.unexplained.append(page)
+        return sorted_into

@@ -1,0 +1,107 @@
+"""What is said of a program that ran wild: where it was, what it touched, how it came there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kjump.errors import FormatError, JumpError
+from kjump.kexec.machine import describe_exception
+from kjump.kexec.program import Arch
+from kjump.memory import PAGE_SIZE
+from kjump.ranges import Range
+
+if TYPE_CHECKING:
+    from kjump.emulator.linux import EmulatedLinux
+
+_LINES = 6
+
+
+class WildError(JumpError):
+    """The emulated machine is lost: what was called faulted or never came back. `details` are lines to print."""
+
+    def __init__(self, text: str, details: list[str]) -> None:
+        """Take the sentence and the lines."""
+        super().__init__(text)
+        self.details = details
+
+
+def wild(linux: EmulatedLinux, where: str) -> WildError:
+    """Return the error for the state in which the CPU has stopped; `where` is what it was doing."""
+    return WildError(f"{where} {_what(linux)} at {linux.cpu.pc:#x}{_page(linux)}", _details(linux))
+
+
+def _what(linux: EmulatedLinux) -> str:
+    cpu = linux.cpu
+    if cpu.no_memory is not None:
+        kind, address = cpu.no_memory
+        return f"the machine tried to {kind} at {address:#x}, where there is no memory,"
+    if cpu.exception == 14:
+        return f"the machine took a {describe_exception(14)} for address {int(cpu.get('CR2')):#x}"
+    if cpu.exception is not None:
+        return f"the machine took a {describe_exception(cpu.exception)}"
+    return f"the machine did not come to an end within {linux.watch.time_limit:g} s, or halted,"
+
+
+def _page(linux: EmulatedLinux) -> str:
+    """Say which of A's pages the program had written, where that explains why A cannot go on."""
+    for page in linux.tables:
+        if page in linux.access.written:
+            return f": the program wrote A's page tables at {page:#x} (from {linux.access.written[page]:#x})"
+    return ""
+
+
+def _details(linux: EmulatedLinux) -> list[str]:
+    registers = linux.cpu.general()
+    width = 16 if linux.arch is Arch.X86_64 else 8
+    words = [f"{name:>3} {value:0{width}x}" for name, value in registers.items()]
+    words += [f"{name} {int(linux.cpu.get(name)):x}" for name in ("CR0", "CR2", "CR3", "CR4", "EFLAGS")]
+    lines = ["registers:", *("  " + "  ".join(words[i : i + 4]) for i in range(0, len(words), 4))]
+    lines += ["code:", *(f"  {line}" for line in disassemble(linux, linux.cpu.pc, _LINES))]
+    if linux.cpu.branches:
+        lines += ["last branches, the latest at the end:"]
+        lines += ["  " + " ".join(f"{b:#x}" for b in linux.cpu.branches)]
+    return lines
+
+
+def disassemble(linux: EmulatedLinux, address: int, count: int) -> list[str]:
+    """Return `count` instructions from physical `address` on, as text; what is not code is shown as bytes."""
+    import capstone
+
+    base = linux.virtual(0)
+    physical = address - base if address >= base else address
+    try:
+        code = linux.ram.read(physical, min(16 * count, linux.ram.size - physical))
+    except FormatError:
+        return [f"{address:#x}: no memory"]
+    mode = capstone.CS_MODE_64 if linux.arch is Arch.X86_64 else capstone.CS_MODE_32
+    found = [
+        f"{i.address:#x}: {i.mnemonic} {i.op_str}".rstrip()
+        for i in capstone.Cs(capstone.CS_ARCH_X86, mode).disasm(code, address, count)
+    ]
+    return found or [f"{address:#x}: {code[:8].hex(' ')} (not an instruction)"]
+
+
+def memory_map(linux: EmulatedLinux) -> list[str]:
+    """Return what the last program read and wrote, as ranges of physical pages."""
+    access = linux.access
+    kinds = {p: f"{'r' if p in access.read else '-'}{'w' if p in access.written else '-'}" for p in access.pages}
+    runs: list[tuple[str, Range]] = []
+    for page in sorted(kinds):
+        note = f"{kinds[page]}{_owner(linux, page)}"
+        if runs and runs[-1][0] == note and runs[-1][1].end == page:
+            runs[-1] = (note, Range(runs[-1][1].start, page + PAGE_SIZE))
+        else:
+            runs.append((note, Range.of_size(page, PAGE_SIZE)))
+    return [f"{area.start:#010x}-{area.end - 1:#010x} {note}" for note, area in runs]
+
+
+def _owner(linux: EmulatedLinux, page: int) -> str:
+    image = linux.image
+    if image is None:
+        return ""
+    for segment in image.plan.segments:
+        if page in segment.range:
+            return f" {segment.name}"
+    if page == image.swap:
+        return " the kernel's stack (swap page)"
+    return ""

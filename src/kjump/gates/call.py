@@ -1,0 +1,122 @@
+"""The binary interface of calls (call.h) as Python sees it: the shim, its block, and the mailbox of a call.
+
+All numbers are little-endian u64, on i386 too; all addresses are physical, in bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kjump.errors import FormatError
+from kjump.memory import PAGE_SIZE
+
+SHIM_SIZE = 0x1000
+BLOCK_SIZE = 0x1000
+BLOCK_MAGIC = b"KJCALL1\0"
+BLOCK_FLAG_FPU = 1
+ARGS_MAX = 64
+PAGES_MAX = 256
+
+OUTCOME_NONE = 0
+OUTCOME_RETURNED = 16
+OUTCOME_FAULTED = 17
+
+_BLOCK = struct.Struct("<8s 5Q 16s 4Q")
+_OUTCOME = struct.Struct("<16s Q")
+_REQUEST = struct.Struct("<Q 3Q")
+_REPLY = struct.Struct("<13Q")
+_REPLY_AT = 0x40
+_PAGES_COUNT_AT = 0xA8
+_ARGS_AT = 0x100
+_PAGES_AT = 0x400
+_WORD = (1 << 64) - 1
+
+
+def shim_binary(bits: int) -> bytes:
+    """Return the shim for 64 or 32 bits as the build made it, padded to SHIM_SIZE."""
+    binary = (Path(__file__).parent / f"call{bits}.bin").read_bytes()
+    if len(binary) > SHIM_SIZE:
+        raise FormatError(f"the call shim has {len(binary)} bytes; {SHIM_SIZE} are set aside for it")
+    return binary.ljust(SHIM_SIZE, b"\0")
+
+
+@dataclass(frozen=True)
+class CallBlock:
+    """What A fills in of the block, in the order of call.h.
+
+    `entry` is the function, `gate` the gate, `stack` the upper end of the function's stack; `mailbox` (0: none) and
+    `cookie` say where requests and replies are; `in_*` and `out_*` are the buffers for bytes.
+    """
+
+    flags: int
+    entry: int
+    gate: int
+    stack: int
+    mailbox: int
+    cookie: bytes
+    in_address: int
+    in_size: int
+    out_address: int
+    out_size: int
+
+    def pack(self) -> bytes:
+        """Return the block, BLOCK_SIZE bytes."""
+        head = (BLOCK_MAGIC, self.flags, self.entry, self.gate, self.stack, self.mailbox, self.cookie)
+        buffers = (self.in_address, self.in_size, self.out_address, self.out_size)
+        return _BLOCK.pack(*head, *buffers).ljust(BLOCK_SIZE, b"\0")
+
+
+def encode_request(cookie: bytes, args: Sequence[int], pointers: int, in_length: int, pages: Sequence[int]) -> bytes:
+    """Return the mailbox page of a request.
+
+    `args` are taken modulo 2**64; bit i of `pointers` says that argument i is an offset into the `in_length` bytes
+    that lie in `pages` (physical addresses), which also take the output.
+    """
+    page = bytearray(PAGE_SIZE)
+    _OUTCOME.pack_into(page, 0, cookie, OUTCOME_NONE)
+    _REQUEST.pack_into(page, _REPLY_AT, 0, len(args), pointers, in_length)
+    struct.pack_into("<Q", page, _PAGES_COUNT_AT, len(pages))
+    struct.pack_into(f"<{len(args)}Q", page, _ARGS_AT, *(a & _WORD for a in args))
+    struct.pack_into(f"<{len(pages)}Q", page, _PAGES_AT, *pages)
+    return bytes(page)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The exception that ended a function: its number, error code, the instruction's address, and CR2."""
+
+    vector: int
+    code: int
+    address: int
+    memory: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the shim left in the mailbox.
+
+    `outcome` is OUTCOME_*; `value` what the function returned; `out_length` how many bytes it wrote; `calls` how
+    many calls there have been since the load; `tsc_*` time stamps: gate entered, function begun, function ended.
+    """
+
+    outcome: int
+    value: int
+    out_length: int
+    calls: int
+    fault: Fault | None
+    tsc_in: int
+    tsc_begin: int
+    tsc_end: int
+
+
+def decode_reply(page: bytes, cookie: bytes) -> Reply:
+    """Read the mailbox page of a reply; FormatError when it does not begin with `cookie` any more."""
+    found, outcome = _OUTCOME.unpack_from(page)
+    if found != cookie:
+        raise FormatError("the mailbox was overwritten during the jump")
+    value, _, _, _, out_length, calls, vector, *rest = _REPLY.unpack_from(page, _REPLY_AT)
+    fault = Fault(vector - 1, *rest[:3]) if vector else None
+    return Reply(outcome, value, out_length, calls, fault, *rest[3:6])

@@ -1,0 +1,167 @@
+/*
+ * The x86_64 shim: the peer that the gate starts when the peer is a function. call.h has its interface.
+ *
+ * Entered by the gate with RSI = the call block, the gate's tables and GDT in force, interrupts off. It calls the
+ * function as the System V ABI says: RDI = arguments, RSI = their number, RDX = the block (a program of ours keeps
+ * it for its output). It leaves by the gate's way back.
+ *
+ * While the function runs there is an IDT that catches exceptions: they end the function, not the machine.
+ */
+#include "call.h"
+#include "gate.h"
+
+#define CODE_SELECTOR     0x10 /* in the gate's GDT */
+#define CR0_MP            (1 << 1)
+#define CR0_EM            (1 << 2)
+#define CR0_TS            (1 << 3)
+#define CR4_OSFXSR        (1 << 9)
+#define CR4_OSXMMEXCPT    (1 << 10)
+#define HAS_ERROR_CODE    0x60227d00 /* bit n: exception n pushes one (8, 10-14, 17, 21, 29, 30) */
+
+	.code64
+	.section .text.start, "ax"
+	.globl _start
+_start:
+	movq	BLOCK_STACK(%rsi), %rsp
+	movq	%rsi, %rbx
+	movq	%rsi, %rdi
+	call	call_function
+	movq	BLOCK_GATE(%rbx), %rax
+	addq	$GATE_WAY_BACK, %rax
+	jmp	*%rax
+
+	.text
+/* int run_function(uint8_t *block, uint64_t *value, size_t count) */
+	.globl	run_function
+	.hidden	run_function
+run_function:
+	pushq	%rbx
+	pushq	%rbp
+	pushq	%r12
+	pushq	%r13
+	pushq	%r14
+	pushq	%r15
+	pushq	%rsi
+	movq	%rdi, %rbx
+	movq	%rdx, %rsi
+	movq	%rsp, BLOCK_KEPT_SP(%rbx)
+	movq	%cr0, %rax
+	movq	%rax, BLOCK_KEPT_CR0(%rbx)
+	movq	%cr4, %rax
+	movq	%rax, BLOCK_KEPT_CR4(%rbx)
+	call	catch_exceptions
+	testq	$BLOCK_FLAG_FPU, BLOCK_FLAGS(%rbx)
+	jz	1f
+	call	open_fpu
+1:
+	leaq	BLOCK_ARGS(%rbx), %rdi
+	movq	%rbx, %rdx
+	leaq	block(%rip), %rax
+	movq	%rbx, (%rax)
+	call	*BLOCK_ENTRY(%rbx)
+	movq	block(%rip), %rbx
+	movq	BLOCK_KEPT_SP(%rbx), %rsp
+	movq	(%rsp), %rsi
+	movq	%rax, (%rsi)
+	movl	$1, %edx
+	jmp	leave_function
+
+/* RBX = block, RDX = what to return. The stack is the shim's again whatever the function did to it. */
+leave_function:
+	cli
+	cld
+	movq	BLOCK_KEPT_SP(%rbx), %rsp
+	testq	$BLOCK_FLAG_FPU, BLOCK_FLAGS(%rbx)
+	jz	1f
+	clts
+	fxrstorq BLOCK_FPU(%rbx)
+1:
+	movq	BLOCK_KEPT_CR0(%rbx), %rax
+	movq	%rax, %cr0
+	movq	BLOCK_KEPT_CR4(%rbx), %rax
+	movq	%rax, %cr4
+	movl	%edx, %eax
+	popq	%rsi
+	popq	%r15
+	popq	%r14
+	popq	%r13
+	popq	%r12
+	popq	%rbp
+	popq	%rbx
+	ret
+
+/* Keep A's FPU and SSE registers and give the function fresh ones. RBX = block. Spoils RAX. */
+open_fpu:
+	movq	%cr0, %rax
+	andq	$~(CR0_EM | CR0_TS), %rax
+	orq	$CR0_MP, %rax
+	movq	%rax, %cr0
+	movq	%cr4, %rax
+	orq	$(CR4_OSFXSR | CR4_OSXMMEXCPT), %rax
+	movq	%rax, %cr4
+	fxsaveq	BLOCK_FPU(%rbx)
+	fninit
+	ldmxcsr	fresh_mxcsr(%rip)
+	ret
+
+/* Fill the IDT with gates to the stubs below and load it. RBX = block. Spoils RAX, RCX, RDX, RDI. */
+catch_exceptions:
+	leaq	stubs(%rip), %rax
+	leaq	BLOCK_IDT(%rbx), %rdi
+	movl	$32, %ecx
+1:
+	movw	%ax, (%rdi)
+	movw	$CODE_SELECTOR, 2(%rdi)
+	movw	$0x8e00, 4(%rdi)
+	movq	%rax, %rdx
+	shrq	$16, %rdx
+	movw	%dx, 6(%rdi)
+	shrq	$16, %rdx
+	movq	%rdx, 8(%rdi)
+	addq	$stubs_size, %rax
+	addq	$16, %rdi
+	loop	1b
+	leaq	BLOCK_IDT(%rbx), %rax
+	movw	$(32 * 16 - 1), BLOCK_IDT_POINTER(%rbx)
+	movq	%rax, BLOCK_IDT_POINTER + 2(%rbx)
+	lidt	BLOCK_IDT_POINTER(%rbx)
+	ret
+
+	.balign 8
+stubs:
+	.set	vector, 0
+	.rept	32
+	.balign 8
+	pushq	$vector
+	jmp	exception
+	.balign 8
+	.set	vector, vector + 1
+	.endr
+	.set	stubs_size, (. - stubs) / 32
+
+exception:
+	movq	block(%rip), %rbx
+	popq	%rcx
+	leaq	1(%rcx), %rax
+	movq	%rax, BLOCK_FAULT(%rbx)
+	movl	$HAS_ERROR_CODE, %eax
+	xorl	%edx, %edx
+	btl	%ecx, %eax
+	jnc	1f
+	popq	%rdx
+1:
+	movq	%rdx, BLOCK_FAULT_CODE(%rbx)
+	movq	(%rsp), %rax
+	movq	%rax, BLOCK_FAULT_IP(%rbx)
+	movq	%cr2, %rax
+	movq	%rax, BLOCK_FAULT_ADDRESS(%rbx)
+	xorl	%edx, %edx
+	jmp	leave_function
+
+	.balign 8
+block:
+	.quad	0 /* the block, for code that has no register left to hold it */
+fresh_mxcsr:
+	.long	0x1f80 /* the architecture's own initial value: all exceptions masked, round to nearest */
+
+	.section .note.GNU-stack, "", @progbits

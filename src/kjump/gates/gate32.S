@@ -1,0 +1,235 @@
+/*
+ * The i386 gate: what gate64.S is on x86_64, with the same fields (gate.h), of which it uses the low halves.
+ *
+ * entry     A's kernel calls this in flat 32-bit protected mode, paging off, CR4 = 0. Two kinds of kernel do:
+ *           one with jump-back protocol 1.00 (EDI = its real jump-back entry, [ESP] = its helper entry), and
+ *           mainline since 2008 ([ESP] = the address to return to). Both are left in the same way: the return
+ *           address popped, our next entry pushed in its place, EBX, ESI, EDI and EBP as they were. The helper
+ *           of 1.00 takes what it finds on the stack for our entry and hands it on in EDI; mainline takes it
+ *           from the stack itself.
+ * way_back  The peer leaves for A here, from any flat 32-bit mode.
+ *
+ * Mainline turns paging on before it sets CR4 again: with A's PAE tables that needs CR4.PAE from us
+ * (GATE_FLAG_PAE). And it loads SS before its own GDT, so GDTR gets A's (GATE_A_GDT_BASE, a linear address).
+ */
+#include "gate.h"
+
+#define BOOT_CS           0x10
+#define BOOT_DS           0x18
+#define CR4_PAE           (1 << 5)
+
+	.code32
+	.section .text, "ax"
+	.globl _start
+_start:
+	.org GATE_ENTRY
+	jmp	entry
+	.org GATE_WAY_BACK
+	jmp	way_back
+
+	.org GATE_MAGIC
+	.ascii	"KJGATE1\0"
+	.org GATE_TSC_OUT + 8
+
+	.balign 16
+gdt:
+	.quad	0
+	.quad	0
+	.quad	0x00cf9a000000ffff /* 0x10: flat code */
+	.quad	0x00cf92000000ffff /* 0x18: flat data */
+	.fill	8, 8, 0
+	.quad	0x00cf9a000000ffff /* 0x60: flat code, where i386 Linux has it */
+	.quad	0x00cf92000000ffff /* 0x68: flat data */
+gdt_end:
+	.balign 8
+	.word	0
+gdt_pointer:
+	.word	gdt_end - gdt - 1
+	.long	0
+	.word	0
+a_gdt_pointer:
+	.word	0
+	.long	0
+	.word	0
+no_idt:
+	.word	0
+	.long	0
+	/* What A's kernel expects to find again. */
+	.balign 8
+kept_registers:
+	.long	0, 0, 0, 0 /* EBX, ESI, EDI, EBP */
+kept_selectors:
+	.word	0, 0, 0, 0 /* DS, ES, FS, GS */
+	.word	0
+kept_gdt:
+	.word	0
+	.long	0
+	.word	0
+kept_idt:
+	.word	0
+	.long	0
+
+#define AT(label) (label - _start)(%ebx)
+
+	.balign 16
+entry:
+	cli
+	cld
+	pushl	%ebx
+	call	1f
+1:
+	popl	%ebx
+	subl	$1b - _start, %ebx
+	popl	AT(kept_registers)
+	movl	%esi, (kept_registers - _start + 4)(%ebx)
+	movl	%edi, (kept_registers - _start + 8)(%ebx)
+	movl	%ebp, (kept_registers - _start + 12)(%ebx)
+	testl	$GATE_FLAG_RESIDENT, GATE_FLAGS(%ebx)
+	jnz	1f
+	cmpl	$GATE_STATE_FRESH, GATE_STATE(%ebx)
+	jne	nobody_there
+1:
+	movl	$GATE_STATE_ENTERED, GATE_STATE(%ebx)
+	rdtsc
+	movl	%eax, GATE_TSC_IN(%ebx)
+	movl	%edx, GATE_TSC_IN + 4(%ebx)
+	movl	%cr0, %eax
+	movl	%eax, GATE_A_CR0(%ebx)
+	movl	%cr4, %eax
+	movl	%eax, GATE_A_CR4(%ebx)
+	call	note_return
+	call	keep_descriptors
+	call	own_tables
+	leal	GATE_SIZE(%ebx), %esp
+	movl	GATE_PEER_ENTRY(%ebx), %eax
+	movl	GATE_PEER_ARGUMENT(%ebx), %esi
+	xorl	%ecx, %ecx
+	xorl	%edx, %edx
+	xorl	%edi, %edi
+	xorl	%ebp, %ebp
+	xorl	%ebx, %ebx
+	jmp	*%eax
+
+/* A jumped again although the peer has left for good: say so in the mailbox and go straight back. */
+nobody_there:
+	call	find_mailbox
+	jnz	1f
+	movl	$MAILBOX_OUTCOME_GONE, MAILBOX_OUTCOME(%edi)
+1:
+	call	note_return
+	jmp	return_to_a
+
+/* Note where A is to be re-entered, and with which stack. Called with A's stack as the entry found it. */
+note_return:
+	leal	4(%esp), %eax
+	movl	%eax, GATE_A_STACK(%ebx)
+	movl	(%eax), %eax
+	movl	%eax, GATE_A_ENTRY(%ebx)
+	ret
+
+way_back:
+	cli
+	cld
+	call	1f
+1:
+	popl	%ebx
+	subl	$1b - _start, %ebx
+	leal	GATE_SIZE(%ebx), %esp
+	call	own_tables
+	rdtsc
+	movl	%eax, GATE_TSC_OUT(%ebx)
+	movl	%edx, GATE_TSC_OUT + 4(%ebx)
+
+return_to_a:
+	call	give_descriptors_back
+	testl	$GATE_FLAG_PAE, GATE_FLAGS(%ebx)
+	jz	1f
+	movl	%cr4, %eax
+	orl	$CR4_PAE, %eax
+	movl	%eax, %cr4
+1:
+	movl	GATE_A_GDT_BASE(%ebx), %eax
+	testl	%eax, %eax
+	jz	1f
+	movl	%eax, (a_gdt_pointer - _start + 2)(%ebx)
+	movl	GATE_A_GDT_LIMIT(%ebx), %eax
+	movw	%ax, AT(a_gdt_pointer)
+	lgdt	AT(a_gdt_pointer)
+1:
+	movl	GATE_A_STACK(%ebx), %esp
+	addl	$4, %esp
+	pushl	GATE_NEXT_ENTRY(%ebx)
+	movl	(kept_registers - _start + 4)(%ebx), %esi
+	movl	(kept_registers - _start + 8)(%ebx), %edi
+	movl	(kept_registers - _start + 12)(%ebx), %ebp
+	movl	GATE_A_ENTRY(%ebx), %eax
+	movl	AT(kept_registers), %ebx
+	jmp	*%eax
+
+/* Our GDT, no IDT, flat segments. Spoils EAX. */
+own_tables:
+	leal	AT(gdt), %eax
+	movl	%eax, (gdt_pointer - _start + 2)(%ebx)
+	lgdt	AT(gdt_pointer)
+	lidt	AT(no_idt)
+	movl	$BOOT_DS, %eax
+	movl	%eax, %ds
+	movl	%eax, %es
+	movl	%eax, %ss
+	movl	%eax, %fs
+	movl	%eax, %gs
+	popl	%eax
+	pushl	$BOOT_CS
+	pushl	%eax
+	lret
+
+keep_descriptors:
+	testl	$GATE_FLAG_DESCRIPTORS, GATE_FLAGS(%ebx)
+	jz	1f
+	sgdt	AT(kept_gdt)
+	sidt	AT(kept_idt)
+	movw	%ds, AT(kept_selectors)
+	movw	%es, (kept_selectors - _start + 2)(%ebx)
+	movw	%fs, (kept_selectors - _start + 4)(%ebx)
+	movw	%gs, (kept_selectors - _start + 6)(%ebx)
+1:
+	ret
+
+/* Selectors while our GDT, which has A's flat segments at A's selectors, is in force; then the tables. */
+give_descriptors_back:
+	testl	$GATE_FLAG_DESCRIPTORS, GATE_FLAGS(%ebx)
+	jz	1f
+	.macro	give_selector register, at
+	movzwl	\at(%ebx), %eax
+	cmpl	$gdt_end - gdt, %eax
+	ja	2f
+	movl	%eax, \register
+2:
+	.endm
+	give_selector %es, kept_selectors-_start+2
+	give_selector %fs, kept_selectors-_start+4
+	give_selector %gs, kept_selectors-_start+6
+	give_selector %ds, kept_selectors-_start
+	lidt	AT(kept_idt)
+	lgdt	AT(kept_gdt)
+1:
+	ret
+
+/* EDI = the mailbox and ZF set when it is there and begins with the cookie; else ZF clear. Spoils EAX, ECX, ESI. */
+find_mailbox:
+	movl	GATE_MAILBOX(%ebx), %edi
+	testl	%edi, %edi
+	jz	1f
+	pushl	%edi
+	leal	GATE_COOKIE(%ebx), %esi
+	movl	$4, %ecx
+	repe	cmpsl
+	popl	%edi
+	ret
+1:
+	orl	$1, %eax
+	ret
+
+	.org GATE_SIZE
+
+	.section .note.GNU-stack, "", @progbits
