@@ -193,7 +193,7 @@ def relative_relocations(data: bytes | bytearray | memoryview, file: ElfFile) ->
         return []
     wide = file.header.elf_class == CLASS_64
     entry = Struct("<QQ" if wide else "<II")
-    tags = dict(_whole(entry, data, dynamic.offset, dynamic.filesz))
+    tags = {tag: value for tag, value in _whole(entry, data, dynamic.offset, dynamic.filesz)}
     table, size, layout = (
         (tags.get(_DT_RELA, 0), tags.get(_DT_RELASZ, 0), Struct("<QQQ"))
         if wide
