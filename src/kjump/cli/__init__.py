@@ -12,7 +12,7 @@ from kjump import __version__
 from kjump.errors import KjumpError
 
 _VERBS = {
-    # bios
+    "bios": "kjump.cli.bios",
     "call": "kjump.cli.call",
     "doctor": "kjump.cli.doctor",
     "exec": "kjump.cli.load",

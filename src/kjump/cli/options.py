@@ -43,7 +43,7 @@ class Window(click.ParamType[Range]):
         return Range.of_size(SIZE.convert(start, param, ctx), SIZE.convert(size, param, ctx))
 
 
-class Number(click.ParamType):
+class Number(click.ParamType[int]):
     """A number, decimal or with 0x."""
 
     name = "number"
