@@ -115,7 +115,7 @@ def call_command(
     calls = [[argument(a) for a in words] for words in (args, *(shlex.split(m) for m in more))] * repeat
     machine, emulated = _machine(wanted, found.arch)
     try:
-        results, seconds = _call_all(machine, found, wanted, calls)
+        done = _call_all(machine, found, wanted, calls)
     except JumpError as error:
         _print_report(error)
         raise
@@ -123,10 +123,10 @@ def call_command(
         if emulated is not None:
             _print_watched(emulated, wanted)
     if as_json:
-        print_json({"machine": wanted.on, "calls": [_as_json(r, s) for r, s in zip(results, seconds, strict=True)]})
+        print_json({"machine": wanted.on, "calls": [c.as_json() for c in done]})
         return
-    for result in results:
-        _print_result(result, bare=wanted.way == "load_bare")
+    for call in done:
+        _print_result(call.result, bare=wanted.way == "load_bare")
 
 
 def read_program(path: Path, wanted: Any) -> Program:
@@ -176,17 +176,29 @@ def _load(machine: Machine, program: Program, wanted: _Wanted) -> Loaded:
     return machine.load(program, preserve=wanted.preserve)
 
 
-def _call_all(
-    machine: Machine, program: Program, wanted: _Wanted, calls: Sequence[Sequence[Argument]]
-) -> tuple[list[CallResult], list[float]]:
-    """Load once, make all calls; return results and the seconds each took."""
-    results, seconds = [], []
+@dataclass(frozen=True)
+class _Done:
+    """A call: when it began (monotonic), how long it took, in seconds, and its result."""
+
+    began: float
+    seconds: float
+    result: CallResult
+
+    def as_json(self) -> dict[str, object]:
+        """Return it for a JSON object."""
+        text = self.result.output.decode(errors="backslashreplace")
+        return {**vars(self.result), "output": text, "began": self.began, "seconds": self.seconds}
+
+
+def _call_all(machine: Machine, program: Program, wanted: _Wanted, calls: Sequence[Sequence[Argument]]) -> list[_Done]:
+    """Load once and make all calls."""
+    done = []
     with _load(machine, program, wanted) as loaded:
         for args in calls:
-            begun = time.perf_counter()
-            results.append(loaded.call(*args))
-            seconds.append(time.perf_counter() - begun)
-    return results, seconds
+            begun = time.monotonic()
+            result = loaded.call(*args)
+            done.append(_Done(begun, time.monotonic() - begun, result))
+    return done
 
 
 def _print_result(result: CallResult, *, bare: bool) -> None:
@@ -197,18 +209,6 @@ def _print_result(result: CallResult, *, bare: bool) -> None:
         click.echo("kjump: the program wrote more output than is kept", err=True)
     if not bare:
         click.echo(str(result.value))
-
-
-def _as_json(result: CallResult, seconds: float) -> dict[str, object]:
-    return {
-        "value": result.value,
-        "output": result.output.decode(errors="backslashreplace"),
-        "calls": result.calls,
-        "seconds": seconds,
-        "tsc_in": result.tsc_in,
-        "tsc_begin": result.tsc_begin,
-        "tsc_end": result.tsc_end,
-    }
 
 
 def _print_report(error: JumpError) -> None:

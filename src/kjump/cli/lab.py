@@ -104,6 +104,36 @@ def demo_hibernate(
     sys.exit(0 if result.ok else 1)
 
 
+@demo.command("call")
+@click.option("--kernel", "version", default="6.12", show_default=True, help="Kernel version.")
+@click.option("--memory", type=SIZE, default="512M", show_default=True, help="RAM of the machine.")
+@click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True)
+@click.option("--cpu", default="max", show_default=True, help="QEMU CPU model.")
+@click.option("--calls", type=click.IntRange(2), default=100, show_default=True, help="Calls in a row.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def demo_call(version: str, memory: int, cpus: int, cpu: str, calls: int, as_json: bool) -> None:
+    """Call functions, code in memory and the BIOS from a running Linux, and compare with the emulated machine."""
+    from kjump.lab import call
+    from kjump.lab.scene import Hardware
+
+    begun = time.monotonic()
+
+    def tell(text: str) -> None:
+        click.echo(f"[{time.monotonic() - begun:6.1f} s] {text}", err=True)
+
+    hardware = Hardware(memory, cpus, cpu)
+    with tempfile.TemporaryDirectory(prefix="kjump-demo-") as folder:
+        result = call.run(Path(folder), version=version, hardware=hardware, calls=calls, tell=tell)
+    if as_json:
+        print_json(result.as_json())
+    else:
+        for name, seconds in result.latency.items():
+            click.echo(f"{name}: {seconds * 1000:.1f} ms")
+        for name, good in result.checks.items():
+            click.echo(f"{'ok  ' if good else 'FAIL'} {name}")
+    sys.exit(0 if result.ok else 1)
+
+
 def _timeline(result: object) -> None:
     from rich.console import Console
     from rich.table import Table

@@ -193,7 +193,9 @@ def relative_relocations(data: bytes | bytearray | memoryview, file: ElfFile) ->
         return []
     wide = file.header.elf_class == CLASS_64
     entry = Struct("<QQ" if wide else "<II")
-    tags = {tag: value for tag, value in _whole(entry, data, dynamic.offset, dynamic.filesz)}
+    tags: dict[int, int] = {}
+    for tag, value in _whole(entry, data, dynamic.offset, dynamic.filesz):
+        tags[tag] = value
     table, size, layout = (
         (tags.get(_DT_RELA, 0), tags.get(_DT_RELASZ, 0), Struct("<QQQ"))
         if wide
