@@ -8,6 +8,7 @@ from typing import Any
 
 from unicorn import (
     UC_ARCH_X86,
+    UC_ERR_INSN_INVALID,
     UC_HOOK_BLOCK,
     UC_HOOK_CODE,
     UC_HOOK_INSN,
@@ -20,6 +21,7 @@ from unicorn import (
     UC_MODE_32,
     UC_MODE_64,
     UC_PROT_ALL,
+    UC_QUERY_TIMEOUT,
     Uc,
     UcError,
     x86_const,
@@ -33,6 +35,7 @@ _SERIAL = range(0x3F8, 0x400)
 _LINE_STATUS_IDLE = 0x60
 _MSR_EFER = 0xC0000080
 _BRANCHES = 16
+_INVALID_INSTRUCTION = 6
 
 GENERAL = {
     Arch.X86_64: (
@@ -79,6 +82,7 @@ class Cpu:
         self.serial = bytearray()
         self.exception: int | None = None
         self.no_memory: tuple[str, int] | None = None
+        self.timed_out = False
         self.branches: deque[int] = deque(maxlen=_BRANCHES)
         self._watches: list[int] = []
 
@@ -116,16 +120,20 @@ class Cpu:
     def run(self, start: int, until: Iterable[int], time_limit: float) -> bool:
         """Run from `start` to one of the addresses `until`; tell whether one was reached.
 
-        When not, `exception` and `no_memory` say why; both None: `time_limit` (seconds) was over, or it halted.
+        When not, `exception`, `no_memory` or `timed_out` (after `time_limit` seconds) says why; else it halted.
         """
         self.exception = self.no_memory = None
+        self.timed_out = False
         ends = list(until)
         self._uc.ctl_exits_enabled(True)
         self._uc.ctl_set_exits(ends)
         try:
             self._uc.emu_start(start, 0, timeout=max(1, int(time_limit * 1e6)))
-        except UcError:
+        except UcError as error:
+            if error.errno == UC_ERR_INSN_INVALID:
+                self.exception = _INVALID_INSTRUCTION
             return False
+        self.timed_out = bool(self._uc.query(UC_QUERY_TIMEOUT))
         return self.exception is None and self.pc in ends
 
     def watch(self, access: Access | None, *, branches: bool, trace: Callable[[int, int], None] | None) -> None:

@@ -39,7 +39,9 @@ def _what(linux: EmulatedLinux) -> str:
         return f"the machine took a {describe_exception(14)} for address {int(cpu.get('CR2')):#x}"
     if cpu.exception is not None:
         return f"the machine took a {describe_exception(cpu.exception)}"
-    return f"the machine did not come to an end within {linux.watch.time_limit:g} s, or halted,"
+    if cpu.timed_out:
+        return f"the machine did not come back within {linux.watch.time_limit:g} s; it was"
+    return "the machine halted"
 
 
 def _page(linux: EmulatedLinux) -> str:

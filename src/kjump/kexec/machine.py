@@ -137,7 +137,7 @@ class Machine(ABC):
         box = CallMailbox(self, RangeSet())
         front = front_segment(placed, layout, surface, mailbox=box.address, cookie=box.cookie, preserve=preserve)
         for segment in (front, *placed.segments):
-            held.write(segment.address - held.address, segment.data)
+            held.write(segment.address - held.address, segment.data.ljust(segment.memory_size, b"\0"))
         return Loaded(self, program.name, plan_bare(in_memory(layout.base, program.arch)), box, held)
 
     def load_bare(self, program: Program) -> Loaded:

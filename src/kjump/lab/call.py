@@ -27,7 +27,7 @@ from kjump.lab.qemu import Guest, Machine
 from kjump.lab.scene import Hardware, Scene
 
 _FOLDER = "/root"
-_NO_SUCH_MSR = 0x12345678
+_NOT_CANONICAL = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def run(
     calls: int = 100,
     tell: Callable[[str], None] = lambda _: None,
 ) -> CallDemo:
-    """Make all calls in a machine whose disk lies in `folder`, `calls` of them in a row; LabError when one cannot be."""
+    """Make all calls in a machine whose disk lies in `folder`, `calls` of them in a row; LabError when one fails."""
     kernel = kernels.build(version)
     tell("making the disk")
     scene = Scene(folder, kernel, hardware, target_size=1 << 20).prepare()
@@ -193,8 +193,8 @@ def _fake_image(guest: Guest, demo: CallDemo) -> None:
 
 
 def _fault(guest: Guest, demo: CallDemo) -> None:
-    path = _send(guest, Step("cpu", ()))
-    reply = guest.run("kjump", "call", "--on", "host", path, hex(_NO_SUCH_MSR), check=False)
+    path = _send(guest, Step("memhash", ()))
+    reply = guest.run("kjump", "call", "--on", "host", path, hex(_NOT_CANONICAL), "8", check=False)
     sentence = "was ended by a general protection fault (13)"
     demo.checks["fault_reported"] = reply.status == 1 and sentence in reply.stderr
 
