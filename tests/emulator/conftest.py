@@ -20,7 +20,7 @@ Assemble = Callable[[str, Arch, int], Program]
 def machine_of(kernel: str, memory: int = 16 * MIB, access: bool = True, **setup: object) -> EmulatedMachine:
     """A machine whose memory is full of noise, and which records what programs do with it."""
     made = Setup(KERNELS[kernel], memory=memory, filled=True, **setup)  # type: ignore[arg-type]
-    return EmulatedMachine(made, Watch(access=access, time_limit=5))
+    return EmulatedMachine(made, Watch(access=access, time_limit=60))
 
 
 def example(name: str, kernel: str, preserve: Preserve = Preserve.NOTHING) -> Program:

@@ -5,12 +5,13 @@ import random
 import pytest
 from conftest import Compile, example, machine_of
 
+from kjump.emulator import report
 from kjump.emulator.linux import KERNELS
 from kjump.emulator.machine import EmulatedMachine
 from kjump.emulator.report import WildError
 from kjump.errors import PlanError, UsageError
-from kjump.kexec.program import Arch, Preserve
-from kjump.memory import PAGE_SIZE
+from kjump.kexec.plan import Segment
+from kjump.kexec.program import Arch, Preserve, Program
 
 KERNEL_NAMES = sorted(KERNELS)
 WIDE = [k for k in KERNEL_NAMES if KERNELS[k].arch is Arch.X86_64]
@@ -54,13 +55,15 @@ def test_more_bytes_than_a_call_takes_are_refused() -> None:
 
 
 def test_output_beyond_the_buffer_is_cut_off_and_said_so(compile_c: Compile) -> None:
-    program = compile_c('for (int i = 0; i < 20000; i++) kjump_print("%04d\\n", i % 10000); return 7;')
+    program = compile_c(
+        "static char text[70000]; memset(text, 'x', sizeof(text)); text[1] = 'y';"
+        "kjump_put(text, 40000); kjump_put(text, 30000); return 7;"
+    )
     with machine_of("6.12").load(program) as loaded:
         result = loaded.call()
     assert result.value == 7
     assert result.cut_off
-    assert len(result.output) == 64 << 10
-    assert result.output.startswith(b"0000\n0001\n")
+    assert result.output == (b"xy" + b"x" * 39998) + (b"xy" + b"x" * 25534)
 
 
 @pytest.mark.parametrize("kernel", KERNEL_NAMES)
@@ -191,17 +194,28 @@ def test_two_programs_one_after_the_other_leave_no_page_behind() -> None:
     assert len(machine.linux.pages) == free - len(machine._pinned)
 
 
+def test_the_trace_and_the_memory_map_show_the_program(compile_c: Compile) -> None:
+    machine = machine_of("6.12")
+    machine.linux.watch.trace = True
+    with machine.load(compile_c("return *(volatile uint64_t *)args[0];")) as loaded:
+        page = machine.pin(1, loaded.plan.destinations).addresses[0]
+        loaded.call(page)
+        lines = report.memory_map(machine.linux)
+        program = loaded.plan.segments[1].range
+    assert f"{page:#010x}-{page + 0xFFF:#010x} r-" in lines
+    assert any(line.endswith("w gate") for line in lines)
+    traced = [address for address, _ in machine.linux.trace]
+    assert traced[0] == loaded.plan.entry
+    assert any(address in program for address in traced)
+    assert report.disassemble(machine.linux, *machine.linux.trace[0], 1)[0].startswith(f"{loaded.plan.entry:#x}: jmp")
+
+
 def test_a_program_for_another_architecture_is_refused() -> None:
     with pytest.raises(UsageError, match="not for x86_64"):
         machine_of("6.12").load_bare(example("add", "1.00").at(0x400000))
 
 
 def test_a_program_that_needs_more_than_there_is() -> None:
-    machine = machine_of("6.12", memory=8 << 20)
-    program = example("add", "6.12")
-    big = type(program)(program.arch, program.entry, (*program.segments,), "big", True)
-    segment = big.segments[0]
-    huge = type(segment)(0, 16 << 20, segment.data, "big")
+    segment = Segment(0, 16 << 20, b"\xc3", "big")
     with pytest.raises(PlanError, match="no .* of free RAM"):
-        machine.load(type(program)(program.arch, program.entry, (huge,), "big", True))
-    assert PAGE_SIZE == 4096
+        machine_of("6.12", memory=8 << 20).load(Program(Arch.X86_64, 0, (segment,), "big", movable=True))

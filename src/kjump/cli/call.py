@@ -224,8 +224,8 @@ def _print_watched(machine: EmulatedMachine, wanted: _Wanted) -> None:
     if linux.cpu.serial:
         click.echo(linux.cpu.serial.decode(errors="backslashreplace"), nl=False, err=True)
     if wanted.trace:
-        for address, _ in linux.trace:
-            click.echo(report.disassemble(linux, address, 1)[0], err=True)
+        for address, code in linux.trace:
+            click.echo(report.disassemble(linux, address, code, 1)[0], err=True)
     if wanted.memory_map:
         for line in report.memory_map(linux):
             click.echo(line, err=True)

@@ -131,7 +131,8 @@ class EmulatedLinux:
         self.crash_image: Image | None = None
         self.busy = False
         self.access = Access()
-        self.trace: list[tuple[int, int]] = []
+        self.trace: list[tuple[int, bytes]] = []
+        self.last: Image | None = None
         self.times = JumpTimes()
         self._text, self.stack, self._gdt = (self._own_page() for _ in range(3))
         self.tables = [self._own_page() for _ in range(3)]
@@ -266,6 +267,7 @@ class EmulatedLinux:
         self._run(self.crash_image)
 
     def _run(self, image: Image) -> None:
+        self.last = image
         control = image.control[0]
         self.ram.put_word(control + _START_AT, image.start)
         self.access = Access()
@@ -298,9 +300,13 @@ class EmulatedLinux:
         if self.arch is Arch.I386:
             until.append(int(self.cpu.get("EDI")))
         watch = self.watch
-        trace = (lambda address, length: self.trace.append((address, length))) if watch.trace else None
+        trace = self._note_instruction if watch.trace else None
         self.cpu.watch(self.access if watch.access else None, branches=watch.branches, trace=trace)
         try:
             self._phase("in the program", self.cpu.pc, until)
         finally:
             self.cpu.unwatch()
+
+    def _note_instruction(self, address: int, size: int) -> None:
+        # Programs run at physical addresses, and their code is gone from there once they have returned.
+        self.trace.append((address, self.ram.read(address, size)))

@@ -53,34 +53,38 @@ def _page(linux: EmulatedLinux) -> str:
 
 
 def _details(linux: EmulatedLinux) -> list[str]:
-    registers = linux.cpu.general()
+    registers, pc = linux.cpu.general(), linux.cpu.pc
     width = 16 if linux.arch is Arch.X86_64 else 8
     words = [f"{name:>3} {value:0{width}x}" for name, value in registers.items()]
     words += [f"{name} {int(linux.cpu.get(name)):x}" for name in ("CR0", "CR2", "CR3", "CR4", "EFLAGS")]
     lines = ["registers:", *("  " + "  ".join(words[i : i + 4]) for i in range(0, len(words), 4))]
-    lines += ["code:", *(f"  {line}" for line in disassemble(linux, linux.cpu.pc, _LINES))]
+    lines += ["code:", *(f"  {line}" for line in disassemble(linux, pc, code_at(linux, pc), _LINES))]
     if linux.cpu.branches:
         lines += ["last branches, the latest at the end:"]
         lines += ["  " + " ".join(f"{b:#x}" for b in linux.cpu.branches)]
     return lines
 
 
-def disassemble(linux: EmulatedLinux, address: int, count: int) -> list[str]:
-    """Return `count` instructions from physical `address` on, as text; what is not code is shown as bytes."""
-    import capstone
-
+def code_at(linux: EmulatedLinux, address: int) -> bytes:
+    """Return up to a hundred bytes of what lies at a physical address, or at a linear one of A's."""
     base = linux.virtual(0)
     physical = address - base if address >= base else address
     try:
-        code = linux.ram.read(physical, min(16 * count, linux.ram.size - physical))
+        return linux.ram.read(physical, min(100, linux.ram.size - physical))
     except FormatError:
-        return [f"{address:#x}: no memory"]
+        return b""
+
+
+def disassemble(linux: EmulatedLinux, address: int, code: bytes, count: int) -> list[str]:
+    """Return at most `count` instructions of `code`, which lies at `address`, as text."""
+    import capstone
+
     mode = capstone.CS_MODE_64 if linux.arch is Arch.X86_64 else capstone.CS_MODE_32
     found = [
         f"{i.address:#x}: {i.mnemonic} {i.op_str}".rstrip()
         for i in capstone.Cs(capstone.CS_ARCH_X86, mode).disasm(code, address, count)
     ]
-    return found or [f"{address:#x}: {code[:8].hex(' ')} (not an instruction)"]
+    return found or [f"{address:#x}: {code[:8].hex(' ') or 'no memory'} (not an instruction)"]
 
 
 def memory_map(linux: EmulatedLinux) -> list[str]:
@@ -98,7 +102,7 @@ def memory_map(linux: EmulatedLinux) -> list[str]:
 
 
 def _owner(linux: EmulatedLinux, page: int) -> str:
-    image = linux.image
+    image = linux.last
     if image is None:
         return ""
     for segment in image.plan.segments:
