@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from conftest import Compile, example, machine_of
+from emulated import Compile, example, machine_of
 
 from kjump.emulator import report
 from kjump.emulator.linux import KERNELS
@@ -180,7 +180,7 @@ def test_registers_come_back_bit_for_bit_from_a_program_that_uses_sse(kernel: st
 @pytest.mark.parametrize("kernel", KERNEL_NAMES)
 def test_without_the_flag_sse_is_not_to_be_had(kernel: str) -> None:
     program = example("mean", kernel, Preserve.FPU)
-    with machine_of(kernel).load(program) as loaded, pytest.raises(WildError, match="invalid instruction|FPU"):
+    with machine_of(kernel).load(program) as loaded, pytest.raises(WildError, match=r"invalid instruction|FPU"):
         loaded.call(1, 2)
 
 
@@ -217,5 +217,5 @@ def test_a_program_for_another_architecture_is_refused() -> None:
 
 def test_a_program_that_needs_more_than_there_is() -> None:
     segment = Segment(0, 16 << 20, b"\xc3", "big")
-    with pytest.raises(PlanError, match="no .* of free RAM"):
+    with pytest.raises(PlanError, match=r"no .* of free RAM"):
         machine_of("6.12", memory=8 << 20).load(Program(Arch.X86_64, 0, (segment,), "big", movable=True))

@@ -3,7 +3,7 @@
 import errno
 
 import pytest
-from conftest import MIB, machine_of
+from emulated import MIB, machine_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -4,7 +4,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from conftest import EXAMPLES, Compile, example, machine_of
+from emulated import EXAMPLES, Compile, example, machine_of
 
 from kjump.cli import main
 from kjump.cli.call import argument

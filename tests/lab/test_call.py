@@ -1,0 +1,25 @@
+"""Calls on the bare machine, on a real kernel; held to the outcome of the emulated machine."""
+
+from pathlib import Path
+
+import pytest
+
+from kjump.lab import call
+from kjump.lab.scene import Hardware
+
+
+@pytest.mark.parametrize(
+    ("version", "hardware"),
+    [
+        ("6.12", Hardware(memory=512 << 20, cpus=2)),
+        ("6.1", Hardware(memory=512 << 20, cpus=2, cpu="max,la57=off")),
+    ],
+    ids=["6.12", "6.1"],
+)
+def test_functions_code_in_memory_and_the_bios_are_called(folder: Path, version: str, hardware: Hardware) -> None:
+    demo = call.run(folder, version=version, hardware=hardware, calls=12)
+    assert demo.ok, demo.checks
+    assert {"same_add", "same_mean", "state_kept", "fake_image", "fault_reported", "bios_memory_map"} <= set(
+        demo.checks
+    )
+    assert 0 < demo.latency["ours_median"] < demo.latency["median"]
