@@ -19,7 +19,7 @@ class EmulatedPages:
     def __init__(self, linux: EmulatedLinux, addresses: tuple[int, ...]) -> None:
         """Take the pages at `addresses`."""
         self._linux = linux
-        self.addresses = addresses
+        self.addresses: tuple[int, ...] = addresses
 
     def write(self, index: int, data: bytes) -> None:
         """Put `data` at the beginning of page `index`."""
@@ -32,11 +32,20 @@ class EmulatedPages:
     def check(self) -> None:
         """Do nothing: the emulated kernel moves no pages."""
 
+    def release(self) -> None:
+        """Give the pages back."""
+        self._linux.pages.give(list(self.addresses))
+        self.addresses = ()
+
 
 class _Held(HeldMemory):
-    def __init__(self, linux: EmulatedLinux, address: int) -> None:
+    def __init__(self, linux: EmulatedLinux, address: int, count: int) -> None:
         self._linux = linux
+        self._count = count
         self.address = address
+
+    def release(self) -> None:
+        self._linux.pages.give([self.address + i * PAGE_SIZE for i in range(self._count)])
 
     def write(self, offset: int, data: bytes) -> None:
         self._linux.ram.write(self.address + offset, data)
@@ -64,7 +73,7 @@ class EmulatedMachine(Machine):
     def __init__(self, setup: Setup | None = None, watch: Watch | None = None) -> None:
         """Set it up; by default x86_64, 64 MiB, a kernel as 6.12."""
         self.linux = EmulatedLinux(setup or Setup(KERNELS[DEFAULT_KERNEL[Arch.X86_64]]), watch or Watch())
-        self._pinned: list[int] = []
+        self._pinned: list[EmulatedPages] = []
         self._before = b""
 
     def surface(self) -> Surface:
@@ -83,8 +92,8 @@ class EmulatedMachine(Machine):
                 raise HostError("no page of memory outside the program could be had for the mailbox")
             (aside if page in avoid else found).append(page)
         self.linux.pages.give(aside)
-        self._pinned.extend(found)
-        return EmulatedPages(self.linux, tuple(found))
+        self._pinned.append(EmulatedPages(self.linux, tuple(found)))
+        return self._pinned[-1]
 
     def hold(self, size: int) -> HeldMemory:
         """Return memory of A in one piece."""
@@ -92,7 +101,7 @@ class EmulatedMachine(Machine):
         address = self.linux.pages.take_run(count, self.linux.ram.usable)
         if address is None:
             raise HostError(f"no {size} bytes of the kernel's memory in one piece")
-        return _Held(self.linux, address)
+        return _Held(self.linux, address, count)
 
     def load_plan(self, plan: Plan) -> None:
         """What kexec_load does. UsageError when the plan is for another architecture."""
@@ -115,7 +124,7 @@ class EmulatedMachine(Machine):
         assert self._before and image is not None
         kernel = {*image.control, image.swap, *linux.tables, linux.stack}
         state = set(image.pairs.values())
-        mailbox = set(self._pinned)
+        mailbox = {page for pages in self._pinned for page in pages.addresses}
         written = {p for p in linux.access.written if p not in image.plan.destinations}
         sorted_into = Difference([], [], [], [], [])
         for page in linux.ram.differing_pages(self._before):

@@ -25,6 +25,9 @@ class _Held(HeldMemory):
     def write(self, offset: int, data: bytes) -> None:
         self._page.write(offset, data)
 
+    def release(self) -> None:
+        self._page.release()
+
 
 class HostMachine(Machine):
     """The running kernel and its CPU."""

@@ -154,6 +154,10 @@ class HeldMemory(ABC):
     def write(self, offset: int, data: bytes) -> None:
         """Put `data` at byte `offset`."""
 
+    @abstractmethod
+    def release(self) -> None:
+        """Give the memory back."""
+
 
 class CallMailbox:
     """A's side of the mailbox of calls: one page for numbers, and pages for bytes."""
@@ -197,6 +201,10 @@ class CallMailbox:
         times = (reply.tsc_in, reply.tsc_begin, reply.tsc_end)
         return CallResult(reply.value, output, reply.out_length > kept, reply.calls, *times)
 
+    def release(self) -> None:
+        """Give the pages back."""
+        self._pages.release()
+
 
 class Loaded:
     """A loaded program; use as a context manager, or `close` it."""
@@ -232,8 +240,12 @@ class Loaded:
         return self._box.read(self._name)
 
     def close(self) -> None:
-        """Drop the program."""
+        """Drop the program, and the memory that it needed in A."""
         self._machine.unload(self.plan)
+        if self._box is not None:
+            self._box.release()
+        if self._held is not None:
+            self._held.release()
 
     def __enter__(self) -> Loaded:
         """Return itself."""

@@ -42,6 +42,10 @@ class PinnedPages(Protocol):
         """Raise HostError when a page is no longer where it was."""
         ...
 
+    def release(self) -> None:
+        """Give the pages back; they are not used again."""
+        ...
+
 
 class HostPages:
     """Locked pages of this process."""
@@ -83,6 +87,13 @@ class HostPages:
         if any(_physical(p) != a for p, a in zip(self._pages, self.addresses, strict=True)):
             raise HostError("the kernel moved the mailbox's page: try again (vm.compact_unevictable_allowed=0)")
 
+    def release(self) -> None:
+        """Give the pages back."""
+        for page in (*self._pages, *self._kept_away):
+            page.close()
+        self._pages.clear()
+        self._kept_away.clear()
+
 
 class HugePage:
     """One 2 MiB page of this process: physical memory without gaps, for code that shall lie in A itself."""
@@ -91,10 +102,9 @@ class HugePage:
 
     def __init__(self) -> None:
         """Take one, asking the kernel to set one aside; HostError when it has none."""
-        pool = Path("/proc/sys/vm/nr_hugepages")
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000  # MAP_HUGETLB
         try:
-            pool.write_text(str(int(pool.read_text()) + 1))
+            _change_pool(1)
             self._memory = mmap.mmap(-1, _HUGE_PAGE, flags=flags)
         except OSError as error:
             raise HostError(f"no huge page of 2 MiB could be had: {error.strerror}") from None
@@ -105,6 +115,16 @@ class HugePage:
     def write(self, offset: int, data: bytes) -> None:
         """Put `data` at byte `offset`."""
         self._memory[offset : offset + len(data)] = data
+
+    def release(self) -> None:
+        """Give the page back to the kernel, and out of the pool of huge pages."""
+        self._memory.close()
+        _change_pool(-1)
+
+
+def _change_pool(count: int) -> None:
+    pool = Path("/proc/sys/vm/nr_hugepages")
+    pool.write_text(str(int(pool.read_text()) + count))
 
 
 def _linear(memory: mmap.mmap) -> int:
