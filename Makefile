@@ -59,6 +59,7 @@ test: setup lint kernels
 
 bench: setup kernels
 	$(BIN)/python bench/core.py
+	$(BIN)/python bench/emulator.py $(firstword $(KERNELS))
 
 clean:
 	rm -rf $(VENV) build
