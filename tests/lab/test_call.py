@@ -19,7 +19,13 @@ from kjump.lab.scene import Hardware
 def test_functions_code_in_memory_and_the_bios_are_called(folder: Path, version: str, hardware: Hardware) -> None:
     demo = call.run(folder, version=version, hardware=hardware, calls=12)
     assert demo.ok, demo.checks
-    assert {"same_add", "same_mean", "state_kept", "fake_image", "fault_reported", "bios_memory_map"} <= set(
-        demo.checks
-    )
+    assert {
+        "same_add",
+        "same_mean",
+        "one_plan",
+        "state_kept",
+        "fake_image",
+        "fault_reported",
+        "bios_memory_map",
+    } <= set(demo.checks)
     assert set(demo.latency) == {"min", "median", "p95", "max", "ours_median"}

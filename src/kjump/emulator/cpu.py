@@ -73,6 +73,8 @@ class Cpu:
         """Make a CPU whose physical memory is `ram`."""
         self.arch = arch
         self._uc: Any = Uc(UC_ARCH_X86, UC_MODE_64 if arch is Arch.X86_64 else UC_MODE_32)
+        if arch is Arch.X86_64:
+            self._uc.ctl_set_cpu_model(x86_const.UC_CPU_X86_SKYLAKE_SERVER)  # has pages of 1 GiB
         self._uc.mem_map_ptr(0, ram.size, UC_PROT_ALL, ram.pointer)
         self._uc.hook_add(UC_HOOK_INTR, self._on_exception)
         self._uc.hook_add(UC_HOOK_MEM_INVALID, self._on_no_memory)

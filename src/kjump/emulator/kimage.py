@@ -53,6 +53,15 @@ class Pages:
         self._free = [p for p in self._free if p not in found]
         return found.start
 
+    def take_these(self, pages: tuple[int, ...]) -> bool:
+        """Take just these pages; tell whether all of them were free."""
+        wanted = set(pages)
+        left = [p for p in self._free if p not in wanted]
+        if len(left) + len(wanted) != len(self._free):
+            return False
+        self._free = left
+        return True
+
     def give(self, pages: list[int]) -> None:
         """Take `pages` back."""
         self._free.extend(pages)

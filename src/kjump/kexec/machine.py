@@ -162,11 +162,16 @@ class HeldMemory(ABC):
 class CallMailbox:
     """A's side of the mailbox of calls: one page for numbers, and pages for bytes."""
 
-    def __init__(self, machine: Machine, avoid: RangeSet) -> None:
-        """Take the pages from `machine`, outside `avoid`."""
-        self.cookie = secrets.token_bytes(COOKIE_SIZE)
+    def __init__(self, machine: Machine, avoid: RangeSet, cookie: bytes = b"") -> None:
+        """Take the pages from `machine`, outside `avoid`; the cookie is random unless given."""
+        self.cookie = cookie or secrets.token_bytes(COOKIE_SIZE)
         self._pages = machine.pin(1 + _DATA_PAGES, avoid)
         self.address = self._pages.addresses[0]
+
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        """The physical addresses of all its pages."""
+        return self._pages.addresses
 
     def post(self, args: Sequence[Argument]) -> None:
         """Leave the arguments; bytes become two arguments, an address and a length. UsageError when too many."""
@@ -207,7 +212,7 @@ class CallMailbox:
 
 
 class Loaded:
-    """A loaded program; use as a context manager, or `close` it."""
+    """A loaded program; use as a context manager, or `close` it. `plan` is what was loaded."""
 
     def __init__(
         self,
@@ -221,7 +226,7 @@ class Loaded:
         self.plan = plan
         self._machine = machine
         self._name = name
-        self._box = box
+        self.mailbox = box
         self._held = held
         machine.load_plan(plan)
 
@@ -230,20 +235,20 @@ class Loaded:
 
         HostError when the jump is refused; JumpError when the program faults or never comes back.
         """
-        if self._box is None:
+        if self.mailbox is None:
             if args:
                 raise UsageError(f"{self._name} is entered without a gate and takes no arguments")
             self._machine.jump()
             return CallResult(0, b"", False, 0, 0, 0, 0)
-        self._box.post(args)
+        self.mailbox.post(args)
         self._machine.jump()
-        return self._box.read(self._name)
+        return self.mailbox.read(self._name)
 
     def close(self) -> None:
         """Drop the program, and the memory that it needed in A."""
         self._machine.unload(self.plan)
-        if self._box is not None:
-            self._box.release()
+        if self.mailbox is not None:
+            self.mailbox.release()
         if self._held is not None:
             self._held.release()
 

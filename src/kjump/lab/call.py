@@ -22,6 +22,7 @@ from kjump.kexec.compiler import compiled
 from kjump.kexec.machine import Argument
 from kjump.kexec.program import Arch, Preserve, from_elf
 from kjump.lab import kernel as kernels
+from kjump.lab import one_plan
 from kjump.lab.hibernation import start_workload, verify_workload
 from kjump.lab.qemu import Guest, Machine
 from kjump.lab.scene import Hardware, Scene
@@ -59,6 +60,7 @@ class CallDemo:
     """What the calls came to; `latency` in seconds, `checks` by name."""
 
     kernel: str
+    memory_bytes: int
     calls: int = 0
     latency: dict[str, float] = field(default_factory=dict)
     checks: dict[str, bool] = field(default_factory=dict)
@@ -94,13 +96,14 @@ def run(
     kernel = kernels.build(version)
     tell("making the disk")
     scene = Scene(folder, kernel, hardware, target_size=1 << 20).prepare()
-    demo = CallDemo(kernel.release)
+    demo = CallDemo(kernel.release, hardware.memory)
     with scene.machine() as machine:
         machine.guest.event("ready", timeout=120)
         tell("starting A's work")
         demo.checks["workload_before"] = all(start_workload(machine.guest, 0)["checks"].values())
         for part, what in (
             (_same_outcome, "calling each program here and there"),
+            (_one_plan, "loading the kernel's own Plan on the emulated machine"),
             (_many, f"{calls} calls in a row"),
             (_fake_image, "calling code in A's own memory"),
             (_fault, "calling a program that faults"),
@@ -160,6 +163,15 @@ def _same_outcome(guest: Guest, demo: CallDemo) -> None:
         (there,) = call_in_guest(guest, step)
         here = call_emulated(step)
         demo.checks[f"same_{step.program}"] = all(there[name] == here[name] for name in here)
+
+
+def _one_plan(guest: Guest, demo: CallDemo) -> None:
+    """The Plan that the kernel takes, byte for byte, on the emulated machine: same result."""
+    step = Step("upper", ("one plan",))
+    reply = guest.run("python3", "-m", "kjump.lab.one_plan", _send(guest, step), *map(str, step.args))
+    run = one_plan.KernelRun.decode(reply.stdout)
+    result = one_plan.replay(run, demo.memory_bytes)
+    demo.checks["one_plan"] = (result.value, result.output) == (run.value, run.output) == (8, b"ONE PLAN")
 
 
 def _many(guest: Guest, demo: CallDemo) -> None:
