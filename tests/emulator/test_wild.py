@@ -9,6 +9,7 @@ from emulated import EXAMPLES, Compile, example, machine_of
 from kjump.cli import main
 from kjump.cli.call import argument
 from kjump.emulator.report import WildError
+from kjump.kexec.machine import FaultError
 
 
 def test_a_program_that_never_returns(compile_c: Compile) -> None:
@@ -41,14 +42,44 @@ def test_a_program_that_touches_what_is_not_there(kernel: str, compile_c: Compil
         loaded.call(0x40000000)
 
 
-def test_an_exception_is_named(compile_c: Compile) -> None:
-    for body, name in (
-        ("return 7 / args[0];", "division error"),
-        ('__asm__ volatile("ud2"); return 0;', "invalid instruction"),
-        ("return *(volatile uint64_t *)(1ull << 40);", "page fault"),
-    ):
-        with machine_of("6.12").load(compile_c(body)) as loaded, pytest.raises(WildError, match=name):
+FAULTS = {
+    "return 7 / args[0];": 0,
+    '__asm__ volatile("ud2"); return 0;': 6,
+    '__asm__ volatile("lidt (%0); ud2" :: "r"(args[0])); return 0;': None,
+}
+
+
+@pytest.mark.parametrize("kernel", ["6.12", "1.00"])
+@pytest.mark.parametrize("body", list(FAULTS))
+def test_an_exception_ends_the_function_and_not_the_machine(body: str, kernel: str, compile_c: Compile) -> None:
+    if body.startswith("return 7") and kernel == "1.00":
+        body = "return (uint32_t)7 / (uint32_t)args[0];"
+    machine = machine_of(kernel)
+    with machine.load(compile_c(body, kernel)) as loaded:
+        vector = FAULTS.get(body, 0)
+        if vector is None:  # it has taken the table of handlers away
+            machine.linux.ram.write(0, bytes(16))
+            with pytest.raises(WildError, match="invalid instruction"):
+                loaded.call(0)
+            return
+        with pytest.raises(FaultError) as ended:
             loaded.call(0)
+        fault = ended.value.fault
+        assert fault.vector == vector
+        assert fault.address in loaded.plan.segments[1].range
+        assert "registers:" in ended.value.details
+        assert machine.difference().unexplained == []
+        assert machine.linux.image is not None
+        assert machine.linux.image.start == loaded.plan.entry
+        with pytest.raises(FaultError):
+            loaded.call(0)
+
+
+def test_a_page_fault_has_its_address(compile_c: Compile) -> None:
+    program = compile_c("return *(volatile uint64_t *)(1ull << 40);")
+    with machine_of("6.12").load(program) as loaded, pytest.raises(FaultError, match="page fault") as ended:
+        loaded.call()
+    assert (ended.value.fault.vector, ended.value.fault.memory) == (14, 1 << 40)
 
 
 def exit_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

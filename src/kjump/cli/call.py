@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kjump.cli.options import NUMBER, SIZE, print_json
+from kjump.cli.options import NUMBER, SIZE, plan_as_json, print_json, show_plan
 from kjump.errors import HostError, JumpError, UsageError
 from kjump.kexec.machine import Argument, CallResult, Loaded, Machine
-from kjump.kexec.program import Arch, Preserve, Program, from_elf, from_flat
+from kjump.kexec.program import Arch, Preserve, Program, from_elf, from_flat, plan_bare
 
 if TYPE_CHECKING:
     from kjump.emulator.machine import EmulatedMachine
@@ -89,12 +89,14 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @_options
 @click.option("--then", "more", multiple=True, metavar="ARGS", help="Call again with other arguments, state kept.")
 @click.option("--repeat", type=click.IntRange(1), default=1, help="Make all calls that many times.")
-@click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object.")
+@click.option("--dry-run", is_flag=True, help="Show what would be loaded; load and call nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results, or the plan, as one JSON object.")
 def call_command(
     program: Path,
     args: tuple[str, ...],
     more: tuple[str, ...],
     repeat: int,
+    dry_run: bool,
     as_json: bool,
     way: str | None,
     on: str | None,
@@ -114,6 +116,9 @@ def call_command(
     found = read_program(program, wanted)
     calls = [[argument(a) for a in words] for words in (args, *(shlex.split(m) for m in more))] * repeat
     machine, emulated = _machine(wanted, found.arch)
+    if dry_run:
+        _show_plan(machine, found, wanted, as_json=as_json)
+        return
     try:
         done = _call_all(machine, found, wanted, calls)
     except JumpError as error:
@@ -166,6 +171,19 @@ def emulated_machine(wanted: _Wanted, arch: Arch) -> EmulatedMachine:
         raise UsageError(f"there is no emulated kernel {wanted.kernel} for {arch.label}: take {names}")
     watch = Watch(access=wanted.memory_map, trace=wanted.trace, time_limit=wanted.time_limit)
     return EmulatedMachine(Setup(kernel, wanted.memory), watch)
+
+
+def _show_plan(machine: Machine, program: Program, wanted: _Wanted, *, as_json: bool) -> None:
+    if wanted.way == "install":
+        raise UsageError("a fake image has no segments to show")
+    if wanted.way == "load_bare":
+        plan = plan_bare(program)
+    else:
+        plan, _ = machine.prepare(program, preserve=wanted.preserve)
+    if as_json:
+        print_json(plan_as_json(plan))
+    else:
+        show_plan(plan)
 
 
 def _load(machine: Machine, program: Program, wanted: _Wanted) -> Loaded:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from kjump.cli.options import SIZE, WINDOW, human, print_json
+from kjump.cli.options import SIZE, WINDOW, print_json
 from kjump.errors import UsageError
 from kjump.kexec import host
-from kjump.kexec.plan import ARCH_X86_64, ON_CRASH, Plan
+from kjump.kexec.plan import ARCH_X86_64, ON_CRASH
 from kjump.kexec.window import DEFAULT_SIZE
 from kjump.ranges import Range
 
@@ -48,33 +48,11 @@ def load_command(
         preserve=preserve_context,
     )
     if as_json:
-        print_json(_plan_as_json(plan))
+        print_json(plan_as_json(plan))
     elif dry_run:
-        _show(plan)
+        show_plan(plan)
     if not dry_run:
         host.load(plan)
-
-
-def _plan_as_json(plan: Plan) -> dict[str, object]:
-    segments = [
-        {"name": s.name, "address": s.address, "memory_size": s.memory_size, "data_size": len(s.data)}
-        for s in plan.segments
-    ]
-    return {"entry": plan.entry, "flags": plan.flags, "segments": segments}
-
-
-def _show(plan: Plan) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"entry {plan.entry:#x}, flags {plan.flags:#x}", title_justify="left")
-    for heading in ("segment", "from", "to", "memory", "data"):
-        table.add_column(heading, justify="left" if heading == "segment" else "right")
-    for segment in plan.segments:
-        last = segment.range.end - 1
-        sizes = (human(segment.memory_size), human(len(segment.data)))
-        table.add_row(segment.name, f"{segment.address:#x}", f"{last:#x}", *sizes)
-    Console(width=100).print(table)
 
 
 @click.command()

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from kjump.kexec.plan import Plan
 from kjump.ranges import Range
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -73,3 +74,27 @@ def human(size: float) -> str:
 def print_json(value: Any) -> None:
     """Print `value` as one JSON object on a line."""
     click.echo(json.dumps(value))
+
+
+def plan_as_json(plan: Plan) -> dict[str, object]:
+    """Return `plan` for a JSON object, without the data."""
+    segments = [
+        {"name": s.name, "address": s.address, "memory_size": s.memory_size, "data_size": len(s.data)}
+        for s in plan.segments
+    ]
+    return {"entry": plan.entry, "flags": plan.flags, "segments": segments}
+
+
+def show_plan(plan: Plan) -> None:
+    """Print `plan` as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"entry {plan.entry:#x}, flags {plan.flags:#x}", title_justify="left")
+    for heading in ("segment", "from", "to", "memory", "data"):
+        table.add_column(heading, justify="left" if heading == "segment" else "right")
+    for segment in plan.segments:
+        last = segment.range.end - 1
+        sizes = (human(segment.memory_size), human(len(segment.data)))
+        table.add_row(segment.name, f"{segment.address:#x}", f"{last:#x}", *sizes)
+    Console(width=100).print(table)

@@ -101,10 +101,18 @@ class Cpu:
         """The instruction pointer."""
         return int(self.get("RIP" if self.arch is Arch.X86_64 else "EIP"))
 
+    @pc.setter
+    def pc(self, value: int) -> None:
+        self.set("RIP" if self.arch is Arch.X86_64 else "EIP", value)
+
     @property
     def sp(self) -> int:
         """The stack pointer."""
         return int(self.get("RSP" if self.arch is Arch.X86_64 else "ESP"))
+
+    @sp.setter
+    def sp(self, value: int) -> None:
+        self.set("RSP" if self.arch is Arch.X86_64 else "ESP", value)
 
     def set_long_mode(self) -> None:
         """Set EFER as a 64-bit kernel has it: system calls, long mode enabled and active, no-execute."""

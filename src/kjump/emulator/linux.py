@@ -8,7 +8,7 @@ back, restore. `control.h` has the layout of its control page.
 from __future__ import annotations
 
 import errno
-import random
+import hashlib
 import struct
 import time
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from kjump.emulator import report
 from kjump.emulator.cpu import Access, Cpu
+from kjump.emulator.exceptions import deliver
 from kjump.emulator.kimage import Builder, Image, Pages, check
 from kjump.emulator.ram import Ram
 from kjump.errors import UsageError
@@ -111,7 +112,11 @@ class JumpTimes:
 
 @dataclass
 class EmulatedLinux:
-    """A, at rest between jumps. `access` and `trace` are what the last program did; `times` how long it took."""
+    """A, at rest between jumps.
+
+    `access` and `trace` are what the last program did, `report` where it was when an exception ended it, `times` how
+    long the parts of the jump took.
+    """
 
     setup: Setup
     watch: Watch = field(default_factory=Watch)
@@ -123,7 +128,7 @@ class EmulatedLinux:
         self.arch = self.setup.kernel.arch
         self.ram = Ram(self.setup.memory)
         if self.setup.filled:
-            self.ram.write(0, random.Random(self.setup.seed).randbytes(self.ram.size))
+            self.ram.write(0, hashlib.shake_128(b"%d" % self.setup.seed).digest(self.ram.size))
         reserved = RangeSet([self.setup.crash] if self.setup.crash else [])
         self.pages = Pages(self.ram.usable - reserved, self.setup.seed)
         self.cpu = Cpu(self.arch, self.ram)
@@ -132,6 +137,7 @@ class EmulatedLinux:
         self.busy = False
         self.access = Access()
         self.trace: list[tuple[int, bytes]] = []
+        self.report: list[str] = []
         self.last: Image | None = None
         self.times = JumpTimes()
         self._text, self.stack, self._gdt = (self._own_page() for _ in range(3))
@@ -272,6 +278,7 @@ class EmulatedLinux:
         self.ram.put_word(control + _START_AT, image.start)
         self.access = Access()
         self.trace.clear()
+        self.report = []
         self.cpu.flush()
         name = "RDX", "RSP"
         if self.arch is Arch.I386:
@@ -282,10 +289,9 @@ class EmulatedLinux:
         begun = time.perf_counter()
         self._phase("on the way to the program", self.virtual(self._text), [image.start])
         entered = time.perf_counter()
-        self._program(stop)
+        self._program()
         left = time.perf_counter()
-        if self.cpu.pc != stop:
-            self._phase("on the way back to A", self.cpu.pc, [stop])
+        self._phase("on the way back to A", self.cpu.pc, [stop])
         self.times = JumpTimes(entered - begun, left - entered, time.perf_counter() - left)
         image.start = int(self.cpu.get("RAX" if self.arch is Arch.X86_64 else "EAX"))
 
@@ -293,17 +299,24 @@ class EmulatedLinux:
         if not self.cpu.run(start, until, self.watch.time_limit):
             raise report.wild(self, where)
 
-    def _program(self, stop: int) -> None:
-        """Run the program until it comes back to the control code, by whichever entry."""
+    def _program(self) -> None:
+        """Run the program until it comes back to the control code, by whichever entry.
+
+        The first exception goes to the program's own handler, which the shim sets up; a second one is the end.
+        """
         size = self.arch.bits // 8
-        until = [stop, self.ram.word(self.cpu.sp, size)]
+        until = [self.ram.word(self.cpu.sp, size)]
         if self.arch is Arch.I386:
             until.append(int(self.cpu.get("EDI")))
         watch = self.watch
         trace = self._note_instruction if watch.trace else None
         self.cpu.watch(self.access if watch.access else None, branches=watch.branches, trace=trace)
         try:
-            self._phase("in the program", self.cpu.pc, until)
+            while not self.cpu.run(self.cpu.pc, until, self.watch.time_limit):
+                error = report.wild(self, "in the program")
+                if self.report or not deliver(self.cpu, self.ram):
+                    raise error
+                self.report = error.details
         finally:
             self.cpu.unwatch()
 

@@ -114,6 +114,10 @@ class EmulatedMachine(Machine):
         self._before = self.linux.ram.snapshot() if self.linux.watch.access else b""
         self.linux.jump()
 
+    def report(self) -> list[str]:
+        """Return registers, code and branches at the exception that ended the last program."""
+        return self.linux.report
+
     def unload(self, plan: Plan) -> None:
         """Drop the image."""
         self.linux.unload(plan.flags)

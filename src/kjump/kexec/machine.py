@@ -63,16 +63,14 @@ def describe_exception(vector: int) -> str:
 
 
 class FaultError(JumpError):
-    """An exception ended the program; it came back all the same, and A is unharmed."""
+    """An exception ended the program; it came back all the same, and A is unharmed. `details` are lines to print."""
 
     def __init__(self, name: str, fault: Fault) -> None:
         """Say what happened where; `fault` has the numbers."""
         memory = f", memory address {fault.memory:#x}" if fault.vector == 14 else ""
-        super().__init__(
-            f"{name} was ended by a {describe_exception(fault.vector)} at {fault.address:#x}{memory}, "
-            f"error code {fault.code:#x}"
-        )
+        super().__init__(f"{name} was ended by a {describe_exception(fault.vector)} at {fault.address:#x}{memory}")
         self.fault = fault
+        self.details: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -120,12 +118,21 @@ class Machine(ABC):
     def unload(self, plan: Plan) -> None:
         """Drop what is loaded for `plan`."""
 
-    def load(self, program: Program, *, preserve: Preserve = Preserve.NOTHING) -> Loaded:
-        """Load `program` behind a gate, to be called as often as wanted; its state is kept between calls."""
+    def report(self) -> list[str]:
+        """Return what is known beside the fault of the program that was ended last, as lines to print."""
+        return []
+
+    def prepare(self, program: Program, *, preserve: Preserve = Preserve.NOTHING) -> tuple[Plan, CallMailbox]:
+        """Return the Plan that calls `program` behind a gate, and the mailbox it names; nothing is loaded."""
         surface = self.surface()
         layout, placed = lay_out(program, surface)
         box = CallMailbox(self, RangeSet([layout.range, *(s.range for s in placed.segments)]))
         plan = plan_call(placed, layout, surface, mailbox=box.address, cookie=box.cookie, preserve=preserve)
+        return plan, box
+
+    def load(self, program: Program, *, preserve: Preserve = Preserve.NOTHING) -> Loaded:
+        """Load `program` behind a gate, to be called as often as wanted; its state is kept between calls."""
+        plan, box = self.prepare(program, preserve=preserve)
         return Loaded(self, program.name, plan, box)
 
     def install(self, program: Program, *, preserve: Preserve = Preserve.NOTHING) -> Loaded:
@@ -242,7 +249,11 @@ class Loaded:
             return CallResult(0, b"", False, 0, 0, 0, 0)
         self.mailbox.post(args)
         self._machine.jump()
-        return self.mailbox.read(self._name)
+        try:
+            return self.mailbox.read(self._name)
+        except FaultError as error:
+            error.details = self._machine.report()
+            raise
 
     def close(self) -> None:
         """Drop the program, and the memory that it needed in A."""

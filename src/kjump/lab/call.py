@@ -29,6 +29,8 @@ from kjump.lab.scene import Hardware, Scene
 
 _FOLDER = "/root"
 _NOT_CANONICAL = 1 << 63
+_GRAPHICS = ("-device", "VGA")
+_ROOT_DISK_SECTORS = "/sys/block/vda/size"
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def run(
     tell("making the disk")
     scene = Scene(folder, kernel, hardware, target_size=1 << 20).prepare()
     demo = CallDemo(kernel.release, hardware.memory)
-    with scene.machine() as machine:
+    with scene.machine(extra=_GRAPHICS) as machine:
         machine.guest.event("ready", timeout=120)
         tell("starting A's work")
         demo.checks["workload_before"] = all(start_workload(machine.guest, 0)["checks"].values())
@@ -107,7 +109,7 @@ def run(
             (_many, f"{calls} calls in a row"),
             (_fake_image, "calling code in A's own memory"),
             (_fault, "calling a program that faults"),
-            (_bios, "asking the BIOS for the memory map"),
+            (_bios, "asking the BIOS for the memory map, the disk and the graphics card"),
         ):
             tell(what)
             demo.calls = calls
@@ -219,3 +221,7 @@ def _bios(guest: Guest, demo: CallDemo) -> None:
     )
     from_kernel = json.loads(guest.run("python3", "-c", script).stdout)
     demo.checks["bios_memory_map"] = bool(from_kernel) and from_bios == from_kernel
+    drive = json.loads(guest.run("kjump", "bios", "edd", "--json").stdout)
+    demo.checks["bios_disk"] = drive["sectors"] == int(guest.run("cat", _ROOT_DISK_SECTORS).stdout)
+    card = json.loads(guest.run("kjump", "bios", "vbe-info", "--json").stdout)
+    demo.checks["bios_graphics"] = card["signature"] == "VESA" and len(card["modes"]) > 0
