@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from kjump.cli.options import SIZE, WINDOW, print_json
+from kjump.cli.options import SIZE, WINDOW, plan_as_json, print_json, show_plan
 from kjump.errors import UsageError
 from kjump.kexec import host
 from kjump.kexec.plan import ARCH_X86_64, ON_CRASH

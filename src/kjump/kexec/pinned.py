@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import struct
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +19,8 @@ from kjump.ranges import RangeSet
 
 _PAGEMAP_PRESENT = 1 << 63
 _PAGEMAP_PFN = (1 << 55) - 1
-_ATTEMPTS = 4096
+_CHUNK_SIZE = 1 << 20
+_MORE = 64 << 20
 _HUGE_PAGE = 2 << 20
 
 
@@ -55,44 +57,32 @@ class HostPages:
 
         HostError when they are not found, or physical addresses are hidden (CAP_SYS_ADMIN is needed).
         """
-        self._pages: list[mmap.mmap] = []
-        self._kept_away: list[mmap.mmap] = []
-        found = []
-        for _ in range(_ATTEMPTS):
-            if len(self._pages) == count:
-                break
-            page = mmap.mmap(-1, PAGE_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            page[0] = 1  # a page exists only when it has been written
-            _lock(page)
-            address = _physical(page)
-            if address in avoid:
-                self._kept_away.append(page)  # held, or the next one would be the same
-                continue
-            self._pages.append(page)
-            found.append(address)
-        else:
-            raise HostError("no page of memory outside the window could be had for the mailbox")
-        self.addresses = tuple(found)
+        self._pages = _pages_outside(count, avoid)
+        self.addresses = tuple(self._find())
+
+    def _find(self) -> list[int]:
+        return [_physical_addresses(chunk)[offset // PAGE_SIZE] for chunk, offset in self._pages]
 
     def write(self, index: int, data: bytes) -> None:
         """Put `data` at the beginning of page `index`."""
-        self._pages[index][: len(data)] = data
+        chunk, offset = self._pages[index]
+        chunk[offset : offset + len(data)] = data
 
     def read(self, index: int, length: int = PAGE_SIZE) -> bytes:
         """Return the first `length` bytes of page `index`."""
-        return bytes(self._pages[index][:length])
+        chunk, offset = self._pages[index]
+        return chunk[offset : offset + length]
 
     def check(self) -> None:
         """Raise HostError when the kernel has moved a page (locked memory may be compacted)."""
-        if any(_physical(p) != a for p, a in zip(self._pages, self.addresses, strict=True)):
+        if tuple(self._find()) != self.addresses:
             raise HostError("the kernel moved the mailbox's page: try again (vm.compact_unevictable_allowed=0)")
 
     def release(self) -> None:
         """Give the pages back."""
-        for page in (*self._pages, *self._kept_away):
-            page.close()
-        self._pages.clear()
-        self._kept_away.clear()
+        for chunk, _ in self._pages:
+            chunk.close()
+        self._pages = []
 
 
 class HugePage:
@@ -108,9 +98,10 @@ class HugePage:
             self._memory = mmap.mmap(-1, _HUGE_PAGE, flags=flags)
         except OSError as error:
             raise HostError(f"no huge page of 2 MiB could be had: {error.strerror}") from None
-        self._memory[0] = 0
-        _lock(self._memory)
-        self.address = _physical(self._memory)
+        for offset in range(0, _HUGE_PAGE, PAGE_SIZE):
+            self._memory[offset] = 0
+        _lock(self._memory, 0, _HUGE_PAGE)
+        self.address = _physical_addresses(self._memory)[0]
 
     def write(self, offset: int, data: bytes) -> None:
         """Put `data` at byte `offset`."""
@@ -127,20 +118,42 @@ def _change_pool(count: int) -> None:
     pool.write_text(str(int(pool.read_text()) + count))
 
 
+def _pages_outside(count: int, avoid: RangeSet) -> list[tuple[mmap.mmap, int]]:
+    """Return memory of ours and offsets in it: `count` locked pages outside `avoid`.
+
+    The kernel hands out what it likes, and may have little free outside: so take more until it must.
+    """
+    found: list[tuple[mmap.mmap, int]] = []
+    kept_away: list[mmap.mmap] = []
+    while len(found) < count and len(kept_away) * _CHUNK_SIZE <= avoid.size + _MORE:
+        chunk = mmap.mmap(-1, _CHUNK_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        kept_away.append(chunk)
+        for offset in range(0, _CHUNK_SIZE, PAGE_SIZE):
+            chunk[offset] = 1  # a page exists only when it has been written
+        for index, address in enumerate(_physical_addresses(chunk)):
+            if address not in avoid and len(found) < count:
+                _lock(chunk, index * PAGE_SIZE, PAGE_SIZE)
+                found.append((chunk, index * PAGE_SIZE))
+    if len(found) < count:
+        raise HostError("no page of memory outside the window could be had for the mailbox: free some memory")
+    return found
+
+
 def _linear(memory: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
-def _lock(memory: mmap.mmap) -> None:
+def _lock(memory: mmap.mmap, offset: int, length: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mlock(ctypes.c_void_p(_linear(memory)), ctypes.c_size_t(len(memory))):
+    if libc.mlock(ctypes.c_void_p(_linear(memory) + offset), ctypes.c_size_t(length)):
         raise HostError(f"cannot lock the mailbox in memory: {os.strerror(ctypes.get_errno())}")
 
 
-def _physical(memory: mmap.mmap) -> int:
-    """Return the physical address of the first page of `memory`; HostError when it is hidden."""
+def _physical_addresses(memory: mmap.mmap) -> list[int]:
+    """Return the physical address of each page of `memory`, from /proc/self/pagemap; HostError when hidden."""
+    first, count = _linear(memory) // PAGE_SIZE, len(memory) // PAGE_SIZE
     with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:  # noqa: PTH123
-        entry = int.from_bytes(os.pread(pagemap.fileno(), 8, _linear(memory) // PAGE_SIZE * 8), "little")
-    if not entry & _PAGEMAP_PRESENT or not entry & _PAGEMAP_PFN:
+        entries = struct.unpack(f"<{count}Q", os.pread(pagemap.fileno(), count * 8, first * 8))
+    if not all(entry & _PAGEMAP_PRESENT and entry & _PAGEMAP_PFN for entry in entries):
         raise HostError("/proc/self/pagemap hides physical addresses: root with CAP_SYS_ADMIN is needed")
-    return (entry & _PAGEMAP_PFN) * PAGE_SIZE
+    return [(entry & _PAGEMAP_PFN) * PAGE_SIZE for entry in entries]
