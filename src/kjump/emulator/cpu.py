@@ -181,7 +181,8 @@ class Cpu:
             access.written.setdefault(page + PAGE_SIZE, self.pc)
 
     def _on_block(self, _: Any, address: int, size: int, data: object) -> None:
-        self.branches.append(address)
+        if not self.branches or self.branches[-1] != address:
+            self.branches.append(address)
 
     def _on_code(self, _: Any, address: int, size: int, trace: Callable[[int, int], None]) -> None:
         trace(address, size)

@@ -138,6 +138,7 @@ class EmulatedLinux:
         self.access = Access()
         self.trace: list[tuple[int, bytes]] = []
         self.report: list[str] = []
+        self.tables_before: dict[int, bytes] = {}
         self.last: Image | None = None
         self.times = JumpTimes()
         self._text, self.stack, self._gdt = (self._own_page() for _ in range(3))
@@ -274,6 +275,7 @@ class EmulatedLinux:
 
     def _run(self, image: Image) -> None:
         self.last = image
+        self.tables_before = {page: self.ram.read(page, PAGE_SIZE) for page in self.tables}
         control = image.control[0]
         self.ram.put_word(control + _START_AT, image.start)
         self.access = Access()
@@ -287,11 +289,11 @@ class EmulatedLinux:
         self.cpu.set(name[1], self.virtual(self.stack + PAGE_SIZE))
         stop = self.virtual(self._text + _A_STOP)
         begun = time.perf_counter()
-        self._phase("on the way to the program", self.virtual(self._text), [image.start])
+        self._phase(report.OUT, self.virtual(self._text), [image.start])
         entered = time.perf_counter()
         self._program()
         left = time.perf_counter()
-        self._phase("on the way back to A", self.cpu.pc, [stop])
+        self._phase(report.BACK, self.cpu.pc, [stop])
         self.times = JumpTimes(entered - begun, left - entered, time.perf_counter() - left)
         image.start = int(self.cpu.get("RAX" if self.arch is Arch.X86_64 else "EAX"))
 
@@ -313,7 +315,7 @@ class EmulatedLinux:
         self.cpu.watch(self.access if watch.access else None, branches=watch.branches, trace=trace)
         try:
             while not self.cpu.run(self.cpu.pc, until, self.watch.time_limit):
-                error = report.wild(self, "in the program")
+                error = report.wild(self, report.PROGRAM)
                 if self.report or not deliver(self.cpu, self.ram):
                     raise error
                 self.report = error.details

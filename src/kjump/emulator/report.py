@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 from kjump.errors import FormatError, JumpError
@@ -13,7 +14,11 @@ from kjump.ranges import Range
 if TYPE_CHECKING:
     from kjump.emulator.linux import EmulatedLinux
 
+OUT, PROGRAM, BACK = "on the way to the program", "in the program", "on the way back to A"
+"""Where a machine can be."""
+
 _LINES = 6
+_ACCESSED_DIRTY = 0x60
 
 
 class WildError(JumpError):
@@ -27,7 +32,8 @@ class WildError(JumpError):
 
 def wild(linux: EmulatedLinux, where: str) -> WildError:
     """Return the error for the state in which the CPU has stopped; `where` is what it was doing."""
-    return WildError(f"{where} {_what(linux)} at {linux.cpu.pc:#x}{_page(linux)}", _details(linux))
+    why = _tables(linux) if where == BACK else ""
+    return WildError(f"{where} {_what(linux)} at {linux.cpu.pc:#x}{why}", _details(linux))
 
 
 def _what(linux: EmulatedLinux) -> str:
@@ -44,12 +50,18 @@ def _what(linux: EmulatedLinux) -> str:
     return "the machine halted"
 
 
-def _page(linux: EmulatedLinux) -> str:
-    """Say which of A's pages the program had written, where that explains why A cannot go on."""
-    for page in linux.tables:
-        if page in linux.access.written:
-            return f": the program wrote A's page tables at {page:#x} (from {linux.access.written[page]:#x})"
+def _tables(linux: EmulatedLinux) -> str:
+    """Say which page of A's page tables is not as it was, which explains why A cannot go on."""
+    for page, before in linux.tables_before.items():
+        now = linux.ram.read(page, PAGE_SIZE)
+        if any((a ^ b) & ~_ACCESSED_DIRTY for a, b in zip(_words(now), _words(before), strict=True)):
+            writer = linux.access.written.get(page)
+            return f": the program wrote A's page tables at {page:#x}{f' (from {writer:#x})' if writer else ''}"
     return ""
+
+
+def _words(page: bytes) -> tuple[int, ...]:
+    return struct.unpack(f"<{PAGE_SIZE // 4}I", page)
 
 
 def _details(linux: EmulatedLinux) -> list[str]:
