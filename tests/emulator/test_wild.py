@@ -9,14 +9,18 @@ from emulated import EXAMPLES, Compile, example, machine_of
 from kjump.cli import main
 from kjump.cli.call import argument
 from kjump.emulator.report import WildError
+from kjump.errors import UsageError
 from kjump.kexec.machine import FaultError
 
 
 def test_a_program_that_never_returns(compile_c: Compile) -> None:
     machine = machine_of("6.12")
     machine.linux.watch.time_limit = 0.2
-    with machine.load(compile_c("for (;;) ;")) as loaded, pytest.raises(WildError, match="did not come back") as wild:
-        loaded.call()
+    with machine.load(compile_c("for (;;) ;")) as loaded:
+        with pytest.raises(WildError, match="did not come back") as wild:
+            loaded.call()
+        with pytest.raises(UsageError, match="make a new one"):
+            loaded.call()
     text = "\n".join(wild.value.details)
     assert "jmp" in text
     assert f"RIP {machine.linux.cpu.pc:016x}" in text

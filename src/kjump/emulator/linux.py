@@ -78,7 +78,7 @@ class Setup:
     """The emulated machine: bytes of `memory`, kernel, order of its free pages, and what it refuses.
 
     `without` names what the kernel was built without ("kexec", "kexec_jump"); `refuses` who refuses to stand
-    still ("task", "device"); `crash` is memory set aside for a crash image.
+    still ("task", "device"); `crash` is memory set aside for a crash image; `filled` memory begins full of noise.
     """
 
     kernel: Kernel
@@ -114,8 +114,8 @@ class JumpTimes:
 class EmulatedLinux:
     """A, at rest between jumps.
 
-    `access` and `trace` are what the last program did, `report` where it was when an exception ended it, `times` how
-    long the parts of the jump took.
+    `lost` once a program did not come back; `access` and `trace` are what the last program did, `report` where it
+    was when an exception ended it, `times` how long the parts of the jump took.
     """
 
     setup: Setup
@@ -134,7 +134,7 @@ class EmulatedLinux:
         self.cpu = Cpu(self.arch, self.ram)
         self.image: Image | None = None
         self.crash_image: Image | None = None
-        self.busy = False
+        self.busy = self.lost = False
         self.access = Access()
         self.trace: list[tuple[int, bytes]] = []
         self.report: list[str] = []
@@ -257,6 +257,8 @@ class EmulatedLinux:
             raise refused_jump(errno.ENOSYS)
         if self.image is None:
             raise refused_jump(errno.EINVAL)
+        if self.lost:
+            raise UsageError("the emulated machine was lost to the last program: make a new one")
         self.busy = True
         try:
             if "task" in self.setup.refuses:
@@ -264,6 +266,9 @@ class EmulatedLinux:
             if "device" in self.setup.refuses:
                 raise refused_jump(errno.EIO)
             self._run(self.image)
+        except report.WildError:
+            self.lost = True
+            raise
         finally:
             self.busy = False
 
@@ -282,11 +287,8 @@ class EmulatedLinux:
         self.trace.clear()
         self.report = []
         self.cpu.flush()
-        name = "RDX", "RSP"
-        if self.arch is Arch.I386:
-            name = "EDX", "ESP"
-        self.cpu.set(name[0], self.virtual(control + _RELOCATE))
-        self.cpu.set(name[1], self.virtual(self.stack + PAGE_SIZE))
+        self.cpu.set("RDX" if self.arch is Arch.X86_64 else "EDX", self.virtual(control + _RELOCATE))
+        self.cpu.sp = self.virtual(self.stack + PAGE_SIZE)
         stop = self.virtual(self._text + _A_STOP)
         begun = time.perf_counter()
         self._phase(report.OUT, self.virtual(self._text), [image.start])
