@@ -46,7 +46,8 @@ def test_four_levels_in_a_and_five_in_the_cpu_and_free_pages_trusted_to_be_zero(
     assert demo.ok, demo.checks
 
 
-def test_cpus_parked_with_mwait(folder: Path) -> None:
+def test_an_intel_model(folder: Path) -> None:
+    """Linux parks offline CPUs of Intel models that have MONITOR with MWAIT, of others with HLT."""
     hardware = Hardware(memory=640 * MIB, cpus=3, cpu="Skylake-Client")
     demo = hibernation.run(folder, version="6.12", hardware=hardware)
     assert demo.ok, demo.checks
