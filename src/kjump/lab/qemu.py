@@ -342,6 +342,6 @@ def accelerator(kernel: Path) -> str:
             # Without a root file system a kernel that runs panics, and -no-reboot makes that an ordinary end.
             if machine.wait_off(20) == "guest-reset" and "Kernel panic" in machine.console():
                 return "kvm"
-    except LabError:
+    except (LabError, QMPError):
         pass
     return "tcg"
