@@ -24,6 +24,17 @@ class Cancelled(KjumpError):
 class Damaged(ImageError):
     """Compressed data is damaged, cut off, or not what was written; the text says where."""
 
+def classify(
+    structs: Buffer, first_pfn: int, fields: Buffer, exclude: int, keep: bytearray | memoryview
+) -> tuple[int, int, int, int, int, int]:
+    """Clear the bits of `keep` of pages whose class is in the mask `exclude`; return how many of each class.
+
+    `structs` are the `struct page`s of the frames from `first_pfn` on; a compound page should not be cut after
+    its first struct. Bit 0 of `keep` is frame 0; frames beyond its end are ignored. The classes, bit 0 first:
+    free, cache, private cache, user, hwpoison, offline. Counted are bits that were set. `fields` are native u64s
+    that say how this kernel's struct page is made; `kjump.dump.classes.PageFields` packs them.
+    """
+
 def classify_buddy(
     structs: Buffer,
     first_pfn: int,

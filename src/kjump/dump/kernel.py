@@ -1,7 +1,9 @@
 """How a kernel lays out its memory, learned from VMCOREINFO alone.
 
-Newest name first, never by version number. Sources: Documentation/admin-guide/kdump/vmcoreinfo.rst for the
-entries, arch/x86 page table format for the walk, include/linux/mmzone.h for SPARSEMEM sections.
+Newest name first, never by version number. x86_64 with 4 and 5 levels of page tables, i386 with PAE; SPARSEMEM
+with its table of sections in one or two steps, or one flat array of page structs. Sources:
+Documentation/admin-guide/kdump/vmcoreinfo.rst for the entries, the x86 page table formats for the walk,
+include/linux/mmzone.h for SPARSEMEM sections.
 """
 
 from __future__ import annotations
@@ -16,12 +18,15 @@ from kjump.memory import PAGE_SHIFT, PAGE_SIZE, PhysicalMemory
 from kjump.ranges import Range, align_up
 
 _START_KERNEL_MAP = 0xFFFFFFFF80000000
+_PAGE_OFFSETS_32 = (0xC0000000, 0xB0000000, 0x80000000, 0x78000000, 0x40000000)
 _PRESENT = 0x1
 _LARGE = 0x80
 _FRAME = 0x000F_FFFF_FFFF_F000
 _SECTION_HAS_MAP = 0x2
 _SECTION_FLAGS = 0x3F
 """Flags take the bits below SECTION_MAP_LAST_BIT, six at most so far; memory maps are aligned to far more."""
+_MOST_TABLES = 2048
+_MOST_SECTION_BITS = 40
 
 
 @dataclass(frozen=True)
@@ -34,24 +39,47 @@ class PageStructs:
 
 
 class KernelLayout:
-    """An x86_64 kernel's memory: linear addresses to physical ones, and where its page structures are."""
+    """An x86 kernel's memory: linear addresses to physical ones, and where its page structures are.
+
+    `word` is the size of the kernel's unsigned long in bytes.
+    """
 
     def __init__(self, memory: PhysicalMemory, info: VmcoreInfo) -> None:
         """Take the kernel whose memory is `memory` and whose VMCOREINFO is `info`."""
         self._memory = memory
         self.info = info
-        self._levels = 5 if info.get_number("pgtable_l5_enabled", 0) else 4
         self._encryption = info.get_number("sme_mask", 0)
-        root = info.symbol("init_top_pgt")
-        self._root = root - _START_KERNEL_MAP + info.number("phys_base")
-        self._pages_per_section = 1 << (info.get_number("SECTION_SIZE_BITS", 27) - PAGE_SHIFT)
         self._memory_end = max((r.end for r in memory.ranges), default=0)
         self._tables: dict[int, tuple[int, ...]] = {}
+        if info.page_size != PAGE_SIZE:
+            raise FormatError(f"this kernel's pages have {info.page_size} bytes: it is not an x86 kernel")
+        self.word = 4 if info.config("X86_PAE") else 8
+        if self.word == 4:
+            self._levels = 3
+            self._root = self._find_pae_root()
+        else:
+            self._levels = 5 if info.get_number("pgtable_l5_enabled", 0) else 4
+            self._root = info.symbol("init_top_pgt") - _START_KERNEL_MAP + info.number("phys_base")
+
+    def _find_pae_root(self) -> int:
+        """Return where the PAE kernel's page directory pointers are: under the memory split that maps them so."""
+        symbol = self.info.symbol("swapper_pg_dir")
+        for page_offset in _PAGE_OFFSETS_32:
+            self._root = symbol - page_offset
+            try:
+                if 0 <= self._root and self.translate(symbol).start == self._root:
+                    return self._root
+            except FormatError:
+                continue
+        raise FormatError("the i386 kernel's page tables are not where any memory split would have them")
 
     def _table(self, address: int) -> tuple[int, ...]:
         table = self._tables.get(address)
         if table is None:
-            table = struct.unpack("<512Q", self._memory.read(address, PAGE_SIZE))
+            if len(self._tables) >= _MOST_TABLES:
+                self._tables.clear()
+            size = min(PAGE_SIZE, PAGE_SIZE - address % PAGE_SIZE)
+            table = struct.unpack(f"<{size // 8}Q", self._memory.read(address, size // 8 * 8))
             self._tables[address] = table
         return table
 
@@ -63,10 +91,14 @@ class KernelLayout:
         table_at = self._root
         for level in range(self._levels - 1, -1, -1):
             shift = PAGE_SHIFT + 9 * level
-            entry = self._table(table_at)[linear >> shift & 511] & ~self._encryption
+            table = self._table(table_at)
+            index = linear >> shift & (3 if shift == 30 and self.word == 4 else 511)
+            entry = table[index] & ~self._encryption if index < len(table) else 0
             if not entry & _PRESENT:
-                raise FormatError(f"kernel address {linear:#x} is not mapped (level {level + 1} entry is empty)")
-            if level == 0 or (level <= 2 and entry & _LARGE):
+                raise FormatError(
+                    f"kernel address {linear:#x} is not mapped (level {level + 1} entry is empty)"
+                )
+            if level == 0 or (level <= 2 and entry & _LARGE and not (level == 2 and self.word == 4)):
                 size = 1 << shift
                 base = entry & _FRAME & ~(size - 1)
                 return Range(base + (linear & size - 1), base + size)
@@ -82,39 +114,67 @@ class KernelLayout:
             parts.append(self._memory.read(physical.start, size))
             linear += size
             length -= size
-        return b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_u32(self, linear: int) -> int:
+        """Return the little-endian u32 at the kernel's linear address `linear`."""
+        return int.from_bytes(self.read(linear, 4), "little")
 
     def read_u64(self, linear: int) -> int:
         """Return the little-endian u64 at the kernel's linear address `linear`."""
-        return int(struct.unpack("<Q", self.read(linear, 8))[0])
+        return int.from_bytes(self.read(linear, 8), "little")
+
+    def read_word(self, linear: int) -> int:
+        """Return the unsigned long at the kernel's linear address `linear`."""
+        return int.from_bytes(self.read(linear, self.word), "little")
 
     def page_structs(self) -> Iterator[PageStructs]:
-        """Go through the memory map (SPARSEMEM sections) in ascending order of frames."""
-        info = self.info
-        section_size = info.size("mem_section")
-        map_offset = info.offset("mem_section.section_mem_map")
-        pages_per_section = self._pages_per_section
-        stride = info.size("page")
-        per_root = PAGE_SIZE // section_size
-        for root_index, root in self._section_roots():
-            sections = self.read(root, per_root * section_size)
-            for i in range(per_root):
-                coded = struct.unpack_from("<Q", sections, i * section_size + map_offset)[0]
-                if not coded & _SECTION_HAS_MAP:
-                    continue
-                first = (root_index * per_root + i) * pages_per_section
+        """Go through the memory map in ascending order of frames."""
+        if "SYMBOL(mem_section)" not in self.info.entries:
+            # FLATMEM: one array, and `mem_map` points to it.
+            yield PageStructs(0, self._memory_end >> PAGE_SHIFT, self.read_word(self.info.symbol("mem_map")))
+            return
+        stride = self.info.size("page")
+        pages_per_section = 1 << (self._section_bits() - PAGE_SHIFT)
+        for number, coded in self._sections(pages_per_section):
+            if coded & _SECTION_HAS_MAP:
+                first = number * pages_per_section
                 # The low bits are flags; the rest is biased so that adding the frame number gives its struct.
-                base = coded & ~_SECTION_FLAGS
-                yield PageStructs(first, pages_per_section, (base + first * stride) % (1 << 64))
+                linear = (coded & ~_SECTION_FLAGS) + first * stride
+                yield PageStructs(first, pages_per_section, linear % (1 << self.word * 8))
 
-    def _section_roots(self) -> Iterator[tuple[int, int]]:
-        """Yield (index, linear address) of each page of sections that exists (SPARSEMEM_EXTREME).
+    def _section_bits(self) -> int:
+        bits = self.info.number("SECTION_SIZE_BITS")
+        if not PAGE_SHIFT + 3 <= bits <= _MOST_SECTION_BITS:
+            raise FormatError(f"VMCOREINFO: NUMBER(SECTION_SIZE_BITS)={bits} is impossible")
+        return bits
 
-        VMCOREINFO gives the value of `mem_section`: the array of pointers itself.
+    def _sections(self, pages_per_section: int) -> Iterator[tuple[int, int]]:
+        """Yield (number, section_mem_map) of each section that may exist.
+
+        VMCOREINFO gives the value of `mem_section`: an array of pointers to pages full of sections
+        (SPARSEMEM_EXTREME), or the sections themselves when there are as many as physical addresses allow.
         """
-        array = self.info.symbol("mem_section")
-        pages = self._memory_end >> PAGE_SHIFT
-        per_root = self._pages_per_section * (PAGE_SIZE // self.info.size("mem_section"))
-        length = min(self.info.length("mem_section"), align_up(pages, per_root) // per_root)
-        pointers = struct.unpack(f"<{length}Q", self.read(array, length * 8))
-        yield from ((index, pointer) for index, pointer in enumerate(pointers) if pointer)
+        info = self.info
+        size = info.size("mem_section")
+        if not 0 < size <= PAGE_SIZE:
+            raise FormatError(f"VMCOREINFO: SIZE(mem_section)={size} is impossible")
+        wanted = align_up(self._memory_end >> PAGE_SHIFT, pages_per_section) // pages_per_section
+        length = info.length("mem_section")
+        if length == 1 << (info.number("MAX_PHYSMEM_BITS") - self._section_bits()):
+            yield from self._decode(0, info.symbol("mem_section"), min(length, wanted))
+            return
+        per_root = PAGE_SIZE // size
+        length = min(length, -(-wanted // per_root))
+        pointers = self.read(info.symbol("mem_section"), length * self.word)
+        for index in range(length):
+            root = int.from_bytes(pointers[index * self.word : (index + 1) * self.word], "little")
+            if root:
+                yield from self._decode(index * per_root, root, per_root)
+
+    def _decode(self, first: int, linear: int, count: int) -> Iterator[tuple[int, int]]:
+        size = self.info.size("mem_section")
+        at = self.info.offset("mem_section.section_mem_map")
+        sections = self.read(linear, count * size)
+        for i in range(count):
+            yield first + i, int.from_bytes(sections[i * size + at : i * size + at + self.word], "little")

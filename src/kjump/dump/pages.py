@@ -1,47 +1,106 @@
-"""Which pages of a kernel's memory are worth keeping."""
+"""Which pages of a kernel's memory are worth keeping.
+
+A selection is a bitmap, one bit a page frame from frame 0 on: two of them take a 16384th of the address space up
+to the highest frame. The saver and `kjump dump` both use it.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from kjump import _core
+from kjump.dump.classes import PageClass, PageFields, exclusion_mask
 from kjump.dump.kernel import KernelLayout
 from kjump.memory import PAGE_SIZE
-from kjump.ranges import Range, RangeSet
+from kjump.ranges import Range, RangeSet, align_up
 
 _CHUNK = 32768
 """Page structs read at a time: 2 MiB of them, one section."""
 
 
-def free_pages(layout: KernelLayout, frames: RangeSet) -> RangeSet:
-    """Return those of `frames` (page frame numbers) that the kernel's page allocator has free.
+@dataclass
+class Selection:
+    """What is left to keep: a bitmap of frames, and how many frames of each class were taken out of it."""
 
-    A free block is marked on its first struct page: its page type says buddy, its `private` the order.
+    keep: bytearray
+    left_out: dict[PageClass, int] = field(default_factory=lambda: dict.fromkeys(PageClass, 0))
+
+    @property
+    def end(self) -> int:
+        """The frame behind the last that the bitmap can hold."""
+        return len(self.keep) * 8
+
+
+def select(layout: KernelLayout, present: bytes | bytearray, exclude: int) -> Selection:
+    """Return `present` (a bitmap of frames) without the pages whose class is in the mask `exclude`.
+
+    FormatError when VMCOREINFO lacks an entry or memory that holds page structs is missing.
     """
-    info = layout.info
-    stride = info.size("page")
-    type_at = info.offset("page._mapcount")
-    order_at = info.offset("page.private")
-    buddy = info.number("PAGE_BUDDY_MAPCOUNT_VALUE") & 0xFFFFFFFF
-    end = max((r.end for r in frames), default=0)
-    bitmap = bytearray(-(-end // 64) * 8)
+    selection = Selection(bytearray(present))
+    fields = PageFields.of(layout.info, layout.word)
+    packed = fields.pack()
     for structs in layout.page_structs():
-        for first in range(structs.first, min(structs.first + structs.count, end), _CHUNK):
-            count = min(_CHUNK, structs.first + structs.count - first, end - first)
-            if not RangeSet([Range.of_size(first, count)]) & frames:
+        last = min(structs.first + structs.count, selection.end)
+        for first in range(structs.first, last, _CHUNK):
+            count = min(_CHUNK, last - first)
+            if not any(selection.keep[first // 8 : -(-(first + count) // 8)]):
                 continue
-            linear = structs.linear + (first - structs.first) * stride
-            data = layout.read(linear, count * stride)
-            _core.classify_buddy(data, first, stride, type_at, order_at, buddy, bitmap, 0)
-    return runs(bitmap, end) & frames
+            linear = structs.linear + (first - structs.first) * fields.stride
+            data = layout.read(linear, count * fields.stride)
+            for page_class, cleared in zip(
+                PageClass, _core.classify(data, first, packed, exclude, selection.keep), strict=True
+            ):
+                selection.left_out[page_class] += cleared
+    return selection
 
 
-def runs(bitmap: bytes | bytearray, end: int) -> RangeSet:
-    """Return the set bits below `end` of `bitmap` (one bit a frame, lowest first) as ranges of frames."""
-    return RangeSet(Range(a, b) for a, b in _core.bitmap_runs(bitmap, 0, end, True, 1))
+def select_level(layout: KernelLayout, present: bytes | bytearray, level: int) -> Selection:
+    """Return what `level` (0 to 31) keeps of `present`; pages of zeros (1) are for the writer to find."""
+    return select(layout, present, exclusion_mask(level))
+
+
+def free_pages(layout: KernelLayout, frames: RangeSet) -> RangeSet:
+    """Return those of `frames` (page frame numbers) that the kernel's page allocator has free."""
+    selection = select(layout, bitmap(frames), 1 << PageClass.FREE)
+    return frames - runs(selection.keep, selection.end)
+
+
+def bitmap(frames: RangeSet) -> bytearray:
+    """Return `frames` (page frame numbers) as a bitmap, lowest frame first, in whole words of 64 bits."""
+    end = align_up(max((r.end for r in frames), default=0), 64)
+    bits = bytearray(end // 8)
+    for item in frames:
+        _set(bits, item)
+    return bits
+
+
+def _set(bits: bytearray, item: Range) -> None:
+    inner = item.aligned_inside(8)
+    if item.start // 8 == (item.end - 1) // 8:
+        bits[item.start // 8] |= ((1 << item.size) - 1) << item.start % 8
+        return
+    bits[inner.start // 8 : inner.end // 8] = b"\xff" * (inner.size // 8)
+    if item.start < inner.start:
+        bits[item.start // 8] |= 0xFF << item.start % 8 & 0xFF
+    if item.end > inner.end:
+        bits[inner.end // 8] |= (1 << item.end - inner.end) - 1
+
+
+def runs(bits: bytes | bytearray, end: int) -> RangeSet:
+    """Return the set bits below `end` of `bits` (one bit a frame, lowest first) as ranges of frames."""
+    return RangeSet(Range(a, b) for a, b in _core.bitmap_runs(bits, 0, end, True, 1))
+
+
+def count(bits: bytes | bytearray) -> int:
+    """Return how many bits of a bitmap are set."""
+    return int.from_bytes(bits, "little").bit_count()
 
 
 def to_frames(addresses: RangeSet) -> RangeSet:
     """Return the whole pages inside `addresses` (bytes) as page frame numbers."""
-    return RangeSet(Range(r.start // PAGE_SIZE, r.end // PAGE_SIZE) for r in addresses.aligned_inside(PAGE_SIZE))
+    return RangeSet(
+        Range(r.start // PAGE_SIZE, r.end // PAGE_SIZE) for r in addresses.aligned_inside(PAGE_SIZE)
+    )
 
 
 def to_addresses(frames: RangeSet) -> RangeSet:

@@ -1,0 +1,155 @@
+/* Page classes: what the struct pages of a kernel say of its page frames. */
+#include "core.h"
+
+#include <string.h>
+
+#define MAX_ORDER 20
+
+/* The classes, in the order in which they are counted; the exclusion mask has bit N for class N. */
+enum { FREE, CACHE, CACHE_PRIVATE, USER, HWPOISON, OFFLINE, CLASSES };
+
+/* What Python tells of the kernel: native u64s in this order (struct page offsets; all ones where there is none). */
+struct fields {
+    uint64_t stride, word;                               /* bytes of a struct page, and of an unsigned long */
+    uint64_t flags_at, mapping_at, type_at, private_at;  /* offsets in it */
+    uint64_t order_at;                                   /* of a byte, from the head page of a compound page */
+    uint64_t head_mask, lru_mask, private_mask, swap_mask, slab_mask, poison_mask; /* of its flags */
+    uint64_t buddy, slab, offline, unaccepted, hugetlb;  /* page types, */
+    uint64_t type_mask;                                  /* and which bits of the field are the type */
+    uint64_t huge_at, huge_mask, huge_value;             /* a word, from the head page of a compound page */
+};
+
+struct job {
+    struct fields is;
+    const uint8_t *structs;
+    uint64_t count, first, excluded;
+    uint8_t *keep;
+    uint64_t keep_bits;
+    uint64_t cleared[CLASSES];
+};
+
+static uint64_t load(const uint8_t *at, uint64_t size)
+{
+    uint64_t value = 0;
+    memcpy(&value, at, size);
+    return value;
+}
+
+/* Clear the bits [start, end); return how many were set. */
+static uint64_t clear_bits(uint8_t *bits, uint64_t start, uint64_t end)
+{
+    uint64_t fresh = 0;
+    while (start < end) {
+        uint64_t byte = start / 8, stop = MIN(end, (byte + 1) * 8);
+        unsigned mask = (0xffu << (start % 8)) & (0xffu >> ((byte + 1) * 8 - stop));
+        fresh += (uint64_t)__builtin_popcount(mask & bits[byte]);
+        bits[byte] &= (uint8_t)~mask;
+        start = stop;
+    }
+    return fresh;
+}
+
+/* Return the order of the compound page that `page` heads; 0 when it heads none, or its order makes no sense. */
+static uint64_t compound_order(const struct job *job, uint64_t i, uint64_t flags)
+{
+    const struct fields *is = &job->is;
+    if (!(flags & is->head_mask) || i + 1 >= job->count)
+        return 0;
+    uint64_t order = job->structs[i * is->stride + is->order_at];
+    return order <= MAX_ORDER && (job->first + i) % (1ull << order) == 0 ? order : 0;
+}
+
+/* Return the class of the page with struct `i`, or -1; sets `*pages` to how many it stands for. */
+static int classify_page(const struct job *job, uint64_t i, uint64_t *pages)
+{
+    const struct fields *is = &job->is;
+    const uint8_t *page = job->structs + i * is->stride;
+    uint64_t type = load(page + is->type_at, 4) & is->type_mask;
+    uint64_t flags = load(page + is->flags_at, is->word), wanted = job->excluded;
+    *pages = 1;
+    if (type == is->buddy || type == is->unaccepted) {
+        uint64_t order = load(page + is->private_at, is->word);
+        *pages = order <= MAX_ORDER ? 1ull << order : 1;
+        return FREE;
+    }
+    uint64_t order = compound_order(job, i, flags);
+    bool slab = type == is->slab || (flags & is->slab_mask);
+    bool anon = (page[is->mapping_at] & 1) && !slab;
+    bool cache = (flags & is->lru_mask) || (is->swap_mask && (flags & is->swap_mask) == is->swap_mask);
+    int class = -1;
+    if (cache && !anon)
+        class = flags & is->private_mask ? CACHE_PRIVATE : CACHE;
+    else if (anon || type == is->hugetlb ||
+             (order && is->huge_mask && (load(page + is->huge_at, is->word) & is->huge_mask) == is->huge_value))
+        class = USER;
+    if (class >= 0 && (wanted >> class & 1)) {
+        *pages = 1ull << order;
+        return class;
+    }
+    if (flags & is->poison_mask)
+        return HWPOISON;
+    return type == is->offline ? OFFLINE : class;
+}
+
+static void classify(struct job *job)
+{
+    uint64_t pages;
+    for (uint64_t i = 0; i < job->count; i += pages) {
+        int class = classify_page(job, i, &pages);
+        uint64_t start = job->first + i;
+        if (class < 0 || !(job->excluded >> class & 1))
+            pages = 1;
+        else
+            job->cleared[class] += clear_bits(job->keep, MIN(start, job->keep_bits), MIN(start + pages, job->keep_bits));
+    }
+}
+
+/* Return what is wrong with the fields, or NULL. */
+static const char *check(const struct job *job, uint64_t size)
+{
+    const struct fields *is = &job->is;
+    if (is->stride < 16 || is->stride > 4096 || size % is->stride != 0)
+        return "the buffer is not a whole number of page structs";
+    if (is->word != 4 && is->word != 8)
+        return "a word has 4 or 8 bytes";
+    if (MAX(MAX(is->flags_at, is->mapping_at), is->private_at) > is->stride - is->word || is->type_at > is->stride - 4)
+        return "a field lies outside the page struct";
+    if ((is->head_mask && is->order_at >= 2 * is->stride) ||
+        (is->huge_mask && (!is->head_mask || is->huge_at > 2 * is->stride - is->word)))
+        return "a field lies outside the first two structs of a compound page";
+    return job->first > UINT64_MAX / 2 ? "a page frame number is impossible" : NULL;
+}
+
+PyObject *core_classify(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"structs", "first_pfn", "fields", "exclude", "keep", NULL};
+    Py_buffer structs, fields, keep;
+    struct job job = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*O&y*O&w*:classify", names, &structs, to_u64, &job.first, &fields,
+                                     to_u64, &job.excluded, &keep))
+        return NULL;
+    const char *wrong = "the fields of the page struct are not as many as they should be";
+    if ((size_t)fields.len == sizeof job.is) {
+        memcpy(&job.is, fields.buf, sizeof job.is);
+        wrong = check(&job, (uint64_t)structs.len);
+    }
+    PyObject *result = NULL;
+    if (wrong != NULL) {
+        PyErr_SetString(PyExc_ValueError, wrong);
+    } else {
+        job.structs = structs.buf;
+        job.count = (uint64_t)structs.len / job.is.stride;
+        job.keep = keep.buf;
+        job.keep_bits = (uint64_t)keep.len * 8;
+        Py_BEGIN_ALLOW_THREADS;
+        classify(&job);
+        Py_END_ALLOW_THREADS;
+        result = PyTuple_New(CLASSES);
+        for (int i = 0; result != NULL && i < CLASSES; i++)
+            PyTuple_SetItem(result, i, PyLong_FromUnsignedLongLong(job.cleared[i]));
+    }
+    PyBuffer_Release(&structs);
+    PyBuffer_Release(&fields);
+    PyBuffer_Release(&keep);
+    return result;
+}

@@ -1,0 +1,55 @@
+/* kjump._dump: what its files share. Plain buffers come in and go out; everything works without the lock. */
+#ifndef KJUMP_DUMP_H
+#define KJUMP_DUMP_H
+
+#define PY_SSIZE_T_CLEAN
+#ifndef Py_LIMITED_API
+#define Py_LIMITED_API 0x030b0000
+#endif
+#include <Python.h>
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define PAGE ((size_t)4096)
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+
+/* Page descriptor of the kdump-compressed format; `flags` say how the data are compressed. */
+struct desc {
+    uint64_t offset;
+    uint32_t size, flags;
+    uint64_t page_flags;
+};
+
+enum { RAW = 0, ZLIB = 1, LZO = 2, SNAPPY = 4, ZSTD = 0x20, METHODS = ZLIB | LZO | SNAPPY | ZSTD };
+
+/* codecs.c */
+
+/* One thread's state for one method; zeroed before the first use. */
+struct codec {
+    void *zstd_in, *zstd_out, *work;
+};
+
+/* Open the library that `method` needs; NULL, or what is missing. Call it with the interpreter's lock. */
+const char *codec_open(uint32_t method);
+/* Make ready to compress; false when there is no memory. `level`: zlib's or zstd's. */
+bool codec_prepare(struct codec *codec, uint32_t method, int level);
+void codec_free(struct codec *codec);
+/* Compress a page to `out`, which has `room` bytes; return the size, or 0 when it does not become smaller. */
+size_t codec_compress(struct codec *codec, uint32_t method, int level, const uint8_t *page, uint8_t *out, size_t room);
+/* Decompress `size` bytes to exactly one page; false when they are damaged. */
+bool codec_decompress(struct codec *codec, uint32_t method, const uint8_t *data, size_t size, uint8_t *page);
+/* Bytes that one compressed page may take while it is being made. */
+#define CODEC_ROOM (PAGE + PAGE / 8 + 256)
+
+/* pages.c */
+
+typedef PyObject *dump_function(PyObject *module, PyObject *args, PyObject *kwargs);
+dump_function dump_advance, dump_compress_pages, dump_place, dump_read_pages, dump_read_kdump;
+
+extern PyObject *FormatError;
+int to_u64(PyObject *object, void *u64);
+
+#endif
