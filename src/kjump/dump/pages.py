@@ -20,10 +20,14 @@ _CHUNK = 32768
 
 @dataclass
 class Selection:
-    """What is left to keep: a bitmap of frames, and how many frames of each class were taken out of it."""
+    """What is left to keep: a bitmap of frames, and how many frames of each class were taken out of it.
+
+    `no_struct` counts the frames taken out because the kernel has no struct page for them: firmware, devices.
+    """
 
     keep: bytearray
     left_out: dict[PageClass, int] = field(default_factory=lambda: dict.fromkeys(PageClass, 0))
+    no_struct: int = 0
 
     @property
     def end(self) -> int:
@@ -55,8 +59,19 @@ def select(layout: KernelLayout, present: bytes | bytearray, exclude: int) -> Se
 
 
 def select_level(layout: KernelLayout, present: bytes | bytearray, level: int) -> Selection:
-    """Return what `level` (0 to 31) keeps of `present`; pages of zeros (1) are for the writer to find."""
-    return select(layout, present, exclusion_mask(level))
+    """Return what `level` (0 to 31) keeps of `present`; pages of zeros (1) are for the writer to find.
+
+    Frames for which the kernel has no struct page are no memory of its own, and are left out at any level.
+    """
+    known = _intersection(present, bitmap(RangeSet(Range.of_size(s.first, s.count) for s in layout.page_structs())))
+    selection = select(layout, known, exclusion_mask(level))
+    selection.no_struct = count(present) - count(known)
+    return selection
+
+
+def _intersection(bits: bytes | bytearray, others: bytes | bytearray) -> bytearray:
+    both = int.from_bytes(bits, "little") & int.from_bytes(others, "little")
+    return bytearray(both.to_bytes(len(bits), "little"))
 
 
 def free_pages(layout: KernelLayout, frames: RangeSet) -> RangeSet:

@@ -1,0 +1,43 @@
+"""Pages as dump files keep them: gathered, compressed one by one, and found again.
+
+Everything here releases the interpreter's lock while it works. Bitmaps are those of `kjump._core`, bit 0 being
+frame 0. *Pieces* say what of a space of addresses lies where in a file: three native u64 each, address, length and
+file offset in bytes, sorted, not overlapping. *Descriptors* are the 24 bytes of the kdump-compressed format: offset
+u64, size u32, flags u32 (the method), page flags u64. zlib, lzo and snappy are opened when they are first used; where
+the library is not installed, FormatError says so.
+"""
+
+from kjump._core import Buffer
+
+def advance(keep: Buffer, start: int, end: int, pages: int) -> tuple[int, int, int]:
+    """Find the next set bits of a bitmap within [start, end): return first bit, end, and how many are set.
+
+    They are `pages`, or fewer when the bitmap has no more; then the first may be `end`.
+    """
+
+def read_pages(fd: int, pieces: Buffer, keep: Buffer, start: int, end: int, fill: bool = False) -> bytes:
+    """Return the pages of the frames in [start, end) whose bits are set, in order.
+
+    With `fill` the other frames are there too, as zeros. The pieces' addresses are physical. FormatError when
+    memory is missing or the file is cut off.
+    """
+
+def read_kdump(fd: int, pieces: Buffer, descs: Buffer, first: int) -> bytes:
+    """Return the pages that `descs` describe; their offsets are the pieces' addresses.
+
+    A descriptor without an offset gives a page of zeros. FormatError when a page is damaged; it counts pages from
+    `first` then.
+    """
+
+def compress_pages(pages: Buffer, method: int, level: int, zeros: bool = False) -> tuple[bytearray, bytes]:
+    """Compress whole pages one by one; return their descriptors, offsets from 0, and their data.
+
+    A page that does not become smaller is kept as it is. With `zeros`, pages of zeros have no data, and a
+    descriptor of zeros. `level` is for zlib and zstd.
+    """
+
+def place(descs: bytearray, offset: int, zero: int) -> int:
+    """Make offsets absolute: data begin at `offset`, those of a page of zeros are at `zero`, uncompressed.
+
+    Returns how many pages of zeros there are.
+    """

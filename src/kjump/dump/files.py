@@ -1,0 +1,160 @@
+"""Files whose bytes do not lie as they are numbered: plain, flattened, and inside a compressed stream.
+
+Each offers `read(offset, length)` and `size`, in bytes; those with a file descriptor behind them (`Pieces`) can
+be read by the native core as well. Reading is safe from several threads.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import stat
+import struct
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import Protocol
+
+from kjump import _core
+from kjump.errors import FormatError
+from kjump.formats import flattened, seekable
+from kjump.memory import FileMemory, FilePiece
+from kjump.ranges import Range, RangeSet
+
+_LARGEST_FRAME = 64 << 20
+_FRAMES_KEPT = 8
+_NO_SIZE = 1 << 62
+
+
+class RandomAccess(Protocol):
+    """Bytes that can be read anywhere."""
+
+    @property
+    def size(self) -> int:
+        """The offset behind the last byte."""
+        ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes from `offset`; FormatError when some of them are not there."""
+        ...
+
+
+class Pieces:
+    """A file whose bytes lie in pieces in another; `fd` stays open as long as this is used."""
+
+    def __init__(self, fd: int, pieces: Sequence[FilePiece], *, sparse: bool = False) -> None:
+        """Take the pieces: `address` is the offset in this file, `offset` that in `fd`.
+
+        In a `sparse` file the bytes between pieces are zeros.
+        """
+        self.fd = fd
+        self._sparse = sparse
+        self._memory = FileMemory(fd, pieces)
+        self.pieces = self._memory.pieces
+
+    @property
+    def size(self) -> int:
+        """The offset behind the last byte."""
+        return self.pieces[-1].address + self.pieces[-1].length if self.pieces else 0
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes from `offset`; FormatError when some of them are not there."""
+        try:
+            if self._sparse and offset + length <= self.size:
+                return self._read_sparse(offset, length)
+            return self._memory.read(offset, length)
+        except FormatError:
+            raise FormatError(f"the file is cut off: {length} bytes at {offset:#x} are not all there") from None
+
+    def _read_sparse(self, offset: int, length: int) -> bytes:
+        wanted = RangeSet([Range.of_size(offset, length)])
+        parts, at = [], offset
+        for item in wanted & self._memory.ranges:
+            parts += [bytes(item.start - at), self._memory.read(item.start, item.size)]
+            at = item.end
+        return b"".join([*parts, bytes(offset + length - at)])
+
+    def within(self, offset: int, length: int) -> list[FilePiece]:
+        """Return where `length` bytes from `offset` lie in `fd`, as far as they are there."""
+        return self._memory.locate(offset, max(0, min(length, self.size - offset)))
+
+
+def pack(pieces: Iterable[FilePiece]) -> bytes:
+    """Return pieces as the native core takes them."""
+    return b"".join(struct.pack("=3Q", p.address, p.length, p.offset) for p in pieces)
+
+
+def plain(fd: int, start: int = 0, length: int | None = None) -> Pieces:
+    """Return an open file, or `length` bytes of it from `start`, as it lies."""
+    if length is None:
+        length = max(0, _size(fd) - start)
+    return Pieces(fd, [FilePiece(0, length, start)])
+
+
+def _size(fd: int) -> int:
+    status = os.fstat(fd)
+    if stat.S_ISBLK(status.st_mode):
+        return os.lseek(fd, 0, os.SEEK_END)
+    if stat.S_ISREG(status.st_mode) and status.st_size:
+        return status.st_size
+    # Files in /proc may have contents and no size.
+    return _NO_SIZE if os.pread(fd, 1, 0) else 0
+
+
+def unflattened(fd: int) -> tuple[Pieces, bool]:
+    """Return the file that a flattened one holds, and whether the latter is complete."""
+    pieces, complete = flattened.index(lambda length, offset: os.pread(fd, length, offset))
+    return Pieces(fd, pieces, sparse=True), complete
+
+
+class SeekableStream:
+    """The contents of a zstd stream in the seekable format."""
+
+    def __init__(self, file: RandomAccess) -> None:
+        """Read the seek table at the end of `file`; FormatError when there is none."""
+        self._file = file
+        footer = file.read(max(0, file.size - seekable.FOOTER_SIZE), min(file.size, seekable.FOOTER_SIZE))
+        length = seekable.table_length(footer)
+        if length > file.size:
+            raise FormatError("the seek table is larger than the file")
+        table = seekable.SeekTable.decode(file.read(file.size - length, length))
+        if table.compressed_length + length != file.size:
+            raise FormatError("the frames of the seek table are not as long as the file")
+        self._take(table)
+        self._frame = functools.lru_cache(_FRAMES_KEPT)(self._decompress)
+
+    def _take(self, table: seekable.SeekTable) -> None:
+        entries = list(struct.iter_unpack("<3I", table.entries))
+        if any(size > _LARGEST_FRAME for _, size, _ in entries):
+            raise FormatError(f"a frame of the stream has more than {_LARGEST_FRAME} bytes")
+        self._entries = entries
+        self._offsets = [0, *accumulate(compressed for compressed, _, _ in entries)]
+        self._starts = [0, *accumulate(size for _, size, _ in entries)]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the stream, decompressed."""
+        return self._starts[-1]
+
+    def _decompress(self, index: int) -> bytes:
+        compressed, size, checksum = self._entries[index]
+        data = self._file.read(self._offsets[index], compressed)
+        try:
+            return _core.decompress_frame(data, size, checksum)
+        except _core.Damaged as error:
+            raise FormatError(f"frame {index}: {error}") from None
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes from `offset`; FormatError when some are not there, or a frame is damaged."""
+        if offset + length > self.size:
+            raise FormatError(f"the stream ends before byte {offset + length:#x}")
+        parts = []
+        index = bisect_right(self._starts, offset) - 1
+        while length > 0:
+            start = offset - self._starts[index]
+            part = self._frame(index)[start : start + length]
+            parts.append(part)
+            offset += len(part)
+            length -= len(part)
+            index += 1
+        return parts[0] if len(parts) == 1 else b"".join(parts)
