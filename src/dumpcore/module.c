@@ -20,6 +20,7 @@ int to_u64(PyObject *object, void *u64)
 static PyMethodDef functions[] = {
     FUNCTION(advance, "Find where the next pages of a bitmap end."),
     FUNCTION(compress_pages, "Compress pages one by one, with descriptors."),
+    FUNCTION(drop, "Clear bits of a bitmap whose pages are marked."),
     FUNCTION(place, "Make the offsets of page descriptors absolute."),
     FUNCTION(read_kdump, "Read pages of a kdump-compressed file by their descriptors."),
     FUNCTION(read_pages, "Read the pages of a bitmap from a file's pieces."),

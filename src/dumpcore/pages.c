@@ -146,44 +146,45 @@ PyObject *dump_advance(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kw
     return result;
 }
 
-static int gather(const struct file *file, const uint8_t *keep, uint64_t start, uint64_t end, bool fill, uint8_t *out,
-                  uint64_t *culprit)
+static int gather(const struct file *file, const uint8_t *keep, const uint8_t *stored, uint64_t start, uint64_t end,
+                  uint8_t *out, uint64_t *culprit)
 {
     for (uint64_t at = start, stop; at < end; at = stop) {
-        bool kept = bit(keep, at);
-        stop = next_bit(keep, at, end, !kept);
-        size_t size = (stop - at) * PAGE;
+        bool there = bit(stored, at), kept = there && bit(keep, at);
+        stop = next_bit(stored, at, end, !there);
+        if (there)
+            stop = MIN(stop, next_bit(keep, at, end, !kept));
+        size_t size = there ? (stop - at) * PAGE : 0;
         int error = kept ? read_at(file, at * PAGE, out, size) : 0;
         if (error != 0) {
             *culprit = at * PAGE;
             return error;
         }
-        if (!kept && fill)
+        if (!kept)
             memset(out, 0, size);
-        if (kept || fill)
-            out += size;
+        out += size;
     }
     return 0;
 }
 
 PyObject *dump_read_pages(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"fd", "pieces", "keep", "start", "end", "fill", NULL};
-    Py_buffer pieces, keep;
+    static char *names[] = {"fd", "pieces", "keep", "stored", "start", "end", NULL};
+    Py_buffer pieces, keep, stored;
     struct file file;
     uint64_t start, end, culprit = 0;
-    int fd, fill = 0, error = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iy*y*O&O&|p:read_pages", names, &fd, &pieces, &keep, to_u64, &start,
-                                     to_u64, &end, &fill))
+    int fd, error = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iy*y*y*O&O&:read_pages", names, &fd, &pieces, &keep, &stored, to_u64,
+                                     &start, to_u64, &end))
         return NULL;
     PyObject *result = NULL;
-    if (in_bitmap(&keep, start, end) && take_file(&file, fd, &pieces) == 0) {
-        uint64_t pages = fill ? end - start : count_bits(keep.buf, start, end);
+    if (in_bitmap(&keep, start, end) && in_bitmap(&stored, start, end) && take_file(&file, fd, &pieces) == 0) {
+        uint64_t pages = count_bits(stored.buf, start, end);
         result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(pages * PAGE));
         uint8_t *out = result == NULL ? NULL : (uint8_t *)PyBytes_AsString(result);
         Py_BEGIN_ALLOW_THREADS;
         if (out != NULL)
-            error = gather(&file, keep.buf, start, end, fill, out, &culprit);
+            error = gather(&file, keep.buf, stored.buf, start, end, out, &culprit);
         Py_END_ALLOW_THREADS;
         if (error != 0) {
             Py_CLEAR(result);
@@ -192,7 +193,31 @@ PyObject *dump_read_pages(PyObject *Py_UNUSED(module), PyObject *args, PyObject 
     }
     PyBuffer_Release(&pieces);
     PyBuffer_Release(&keep);
+    PyBuffer_Release(&stored);
     return result;
+}
+
+PyObject *dump_drop(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"keep", "start", "end", "marks", NULL};
+    Py_buffer keep, marks;
+    uint64_t start, end, i = 0, dropped = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "w*O&O&y*:drop", names, &keep, to_u64, &start, to_u64, &end, &marks))
+        return NULL;
+    uint8_t *bits = keep.buf;
+    bool good = in_bitmap(&keep, start, end);
+    for (uint64_t at = start; good && i < (uint64_t)marks.len * 8; at++) {
+        at = next_bit(bits, at, end, true);
+        if (at == end)
+            break;
+        if (bit(marks.buf, i++)) {
+            bits[at / 8] &= (uint8_t)~(1u << (at % 8));
+            dropped++;
+        }
+    }
+    PyBuffer_Release(&keep);
+    PyBuffer_Release(&marks);
+    return good ? PyLong_FromUnsignedLongLong(dropped) : NULL;
 }
 
 static bool is_zero(const uint8_t *page)

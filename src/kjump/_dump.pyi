@@ -15,11 +15,17 @@ def advance(keep: Buffer, start: int, end: int, pages: int) -> tuple[int, int, i
     They are `pages`, or fewer when the bitmap has no more; then the first may be `end`.
     """
 
-def read_pages(fd: int, pieces: Buffer, keep: Buffer, start: int, end: int, fill: bool = False) -> bytes:
-    """Return the pages of the frames in [start, end) whose bits are set, in order.
+def drop(keep: bytearray, start: int, end: int, marks: Buffer) -> int:
+    """Clear those of the bits set in [start, end) whose pages are marked; return how many.
 
-    With `fill` the other frames are there too, as zeros. The pieces' addresses are physical. FormatError when
-    memory is missing or the file is cut off.
+    Bit N of `marks` is about the page of the Nth bit set, as `kjump._core.zero_pages` of `read_pages` has it.
+    """
+
+def read_pages(fd: int, pieces: Buffer, keep: Buffer, stored: Buffer, start: int, end: int) -> bytes:
+    """Return the pages of the frames in [start, end) that are set in `stored`, in order.
+
+    Those that are not set in `keep` too are zeros. The pieces' addresses are physical. FormatError when memory is
+    missing or the file is cut off.
     """
 
 def read_kdump(fd: int, pieces: Buffer, descs: Buffer, first: int) -> bytes:

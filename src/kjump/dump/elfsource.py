@@ -73,11 +73,13 @@ class ElfSource(Source):
             length -= size
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def read_pages(self, keep: bytes | bytearray, start: int, end: int, *, fill: bool = False) -> bytes:
+    def read_pages(
+        self, keep: bytes | bytearray, start: int, end: int, stored: bytes | bytearray | None = None
+    ) -> bytes:
         """Return pages as `Source.read_pages`, natively where a file descriptor is behind this."""
         if self._native is None or not isinstance(self._file, Pieces):
-            return super().read_pages(keep, start, end, fill=fill)
-        return _dump.read_pages(self._file.fd, self._native, keep, start, end, fill)
+            return super().read_pages(keep, start, end, stored)
+        return _dump.read_pages(self._file.fd, self._native, keep, stored or keep, start, end)
 
 
 class Lookup:

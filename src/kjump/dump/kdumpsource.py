@@ -99,9 +99,11 @@ class KdumpSource(Source):
         start = address % PAGE_SIZE
         return b"".join(parts)[start : start + length]
 
-    def read_pages(self, keep: bytes | bytearray, start: int, end: int, *, fill: bool = False) -> bytes:
+    def read_pages(
+        self, keep: bytes | bytearray, start: int, end: int, stored: bytes | bytearray | None = None
+    ) -> bytes:
         """Return pages as `Source.read_pages`, decompressed natively."""
-        if fill:
-            return super().read_pages(keep, start, end, fill=True)
+        if stored is not None:
+            return super().read_pages(keep, start, end, stored)
         found = (self._descriptors(a, b) for a, b in _core.bitmap_runs(keep, start, end))
         return _dump.read_kdump(self._fd, self._pieces, b"".join(found), start)

@@ -111,6 +111,13 @@ def count(bits: bytes | bytearray) -> int:
     return int.from_bytes(bits, "little").bit_count()
 
 
+def count_between(bits: bytes | bytearray, start: int, end: int) -> int:
+    """Return how many of the bits [start, end) are set."""
+    first, last = start // 8, -(-end // 8)
+    some = int.from_bytes(bits[first:last], "little") >> start % 8
+    return (some & ((1 << end - start) - 1)).bit_count()
+
+
 def to_frames(addresses: RangeSet) -> RangeSet:
     """Return the whole pages inside `addresses` (bytes) as page frame numbers."""
     return RangeSet(

@@ -61,20 +61,21 @@ class Source:
         """Return `length` bytes from physical `address`; FormatError when some are missing."""
         raise NotImplementedError
 
-    def read_pages(self, keep: bytes | bytearray, start: int, end: int, *, fill: bool = False) -> bytes:
-        """Return the pages of the frames in [start, end) that are set in `keep`; with `fill`, zeros between.
+    def read_pages(
+        self, keep: bytes | bytearray, start: int, end: int, stored: bytes | bytearray | None = None
+    ) -> bytes:
+        """Return the pages of the frames in [start, end) that are set in `keep`, in order.
 
-        `keep` must be a part of `present`. Safe from several threads.
+        `keep` must be a part of `present`. With `stored`, of which it must be a part, the other frames set there come
+        too, as zeros. Safe from several threads.
         """
         parts = []
-        at = start
-        for first, last in _core.bitmap_runs(keep, start, end):
-            if fill:
-                parts.append(bytes((first - at) * PAGE_SIZE))
-                at = last
-            parts.append(self.read(first * PAGE_SIZE, (last - first) * PAGE_SIZE))
-        if fill:
-            parts.append(bytes((end - at) * PAGE_SIZE))
+        for first, last in _core.bitmap_runs(stored or keep, start, end):
+            at = first
+            for begin, stop in _core.bitmap_runs(keep, first, last):
+                parts += [bytes((begin - at) * PAGE_SIZE), self.read(begin * PAGE_SIZE, (stop - begin) * PAGE_SIZE)]
+                at = stop
+            parts.append(bytes((last - at) * PAGE_SIZE))
         return b"".join(parts)
 
     @cached_property

@@ -225,11 +225,15 @@ def _file_offset(file: ElfFile, address: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class CoreLoad:
-    """A piece of memory to stand in a core: physical and virtual address, size, in bytes."""
+    """A piece of memory to stand in a core: physical and virtual address, size, in bytes.
+
+    `memory_size`, when it is larger, says that more memory follows which is not in the file.
+    """
 
     paddr: int
     vaddr: int
     size: int
+    memory_size: int = 0
 
 
 def core_headers(
@@ -314,4 +318,5 @@ def _core_header(machine: int, count: int, section_at: int) -> bytes:
 
 
 def _core_load(load: CoreLoad, offset: int) -> bytes:
-    return _PROGRAM[CLASS_64].pack(PT_LOAD, PF_R | PF_W | PF_X, offset, load.vaddr, load.paddr, load.size, load.size, 0)
+    return _PROGRAM[CLASS_64].pack(*(PT_LOAD, PF_R | PF_W | PF_X, offset, load.vaddr, load.paddr, load.size),
+        *(max(load.size, load.memory_size), 0),)

@@ -1,0 +1,235 @@
+"""One dump from beginning to end: source, selection, writer, output."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from kjump import _core, _dump
+from kjump.dump import pages, writers
+from kjump.dump.classes import LEVEL_MOST, LEVEL_ZERO
+from kjump.dump.outputs import FileOutput, FlattenedOutput, Output, StreamOutput
+from kjump.dump.pages import Selection
+from kjump.dump.pipeline import Progress, chunks, drop_zeros
+from kjump.dump.sources import Source
+from kjump.dump.writers import Task, Written
+from kjump.errors import FormatError, TargetError, UsageError
+from kjump.formats.kdump import Method
+from kjump.memory import PAGE_SIZE
+from kjump.ranges import Range
+
+_SAMPLES = 32
+_SAMPLE_PAGES = 64
+
+
+class Format(Enum):
+    """What a dump is written as."""
+
+    ELF = "elf"
+    KDUMP = "kdump"
+    IMAGE = "image"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What somebody wants written, and where: `-` is standard output; several destinations split a kdump file.
+
+    `level` None keeps all that the source has. `compression` None is the method's usual level.
+    """
+
+    destinations: tuple[str, ...]
+    level: int | None = None
+    format: Format = Format.IMAGE
+    flattened: bool = False
+    method: Method = Method.ZSTD
+    compression: int | None = None
+    threads: int = 1
+    force: bool = False
+    progress: Progress | None = None
+
+    def check(self) -> None:
+        """Refuse what makes no sense (UsageError)."""
+        if self.level is not None and not 0 <= self.level <= LEVEL_MOST:
+            raise UsageError(f"dump levels are 0 to {LEVEL_MOST}, not {self.level}")
+        if len(self.destinations) > 1 and (self.format is not Format.KDUMP or self.flattened):
+            raise UsageError("only kdump-compressed files can be split: say --format kdump")
+        if self.format is Format.ELF and self.method is not Method.NONE and self.compression is not None:
+            raise UsageError("an ELF core is not compressed: use --format image, or kdump")
+        if self.format is Format.IMAGE and self.method is not Method.ZSTD:
+            raise UsageError("images are compressed with zstd: use --format kdump for other methods")
+
+
+@dataclass
+class Report:
+    """What came of a dump: pages in the source, kept, left out by class; bytes and seconds."""
+
+    source: str
+    source_pages: int
+    kept_pages: int
+    zero_pages: int
+    left_out: dict[str, int]
+    size: int
+    seconds: float
+    select_seconds: float
+    consistent: bool
+    complete: bool
+    estimated: bool = False
+    files: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of it as JSON."""
+        return {**vars(self), "page_size": PAGE_SIZE}
+
+
+def choose(source: Source, level: int | None) -> Selection:
+    """Return what `level` keeps of `source`; FormatError when the kernel's layout cannot be found."""
+    if level is None:
+        return Selection(bytearray(source.present))
+    if level & ~LEVEL_ZERO == 0 and "VMCOREINFO" not in source.notes.decode("latin-1"):
+        return Selection(bytearray(source.present))
+    return pages.select_level(source.layout, source.present, level)
+
+
+def dump(source: Source, request: Request, *, dry_run: bool = False) -> Report:
+    """Write what is wanted of `source`; with `dry_run` only say what would come of it.
+
+    KjumpError says what went wrong; nothing is left under the final name then.
+    """
+    request.check()
+    begun = time.monotonic()
+    selection = choose(source, request.level)
+    selected = time.monotonic()
+    level = request.level or 0
+    usual = 6 if request.method is Method.ZLIB else 1
+    task = Task(
+        source=source,
+        keep=selection.keep,
+        level=level,
+        method=request.method,
+        compression=usual if request.compression is None else request.compression,
+        threads=request.threads,
+        skip_zeros=bool(level & LEVEL_ZERO),
+        progress=request.progress,
+    )
+    zeros = 0
+    if request.format is Format.ELF and task.skip_zeros:
+        zeros = drop_zeros(source, task.keep, task.threads)
+    if dry_run:
+        written = estimate(task, request)
+    else:
+        written = _write(task, request)
+    left_out = {c.name.lower(): n for c, n in selection.left_out.items() if n}
+    if selection.no_struct:
+        left_out["no_struct"] = selection.no_struct
+    return Report(
+        source=source.kind,
+        source_pages=pages.count(source.present),
+        kept_pages=written.pages - written.zero_pages,
+        zero_pages=zeros + written.zero_pages,
+        left_out=left_out,
+        size=written.size,
+        seconds=round(time.monotonic() - begun, 3),
+        select_seconds=round(selected - begun, 4),
+        consistent=not source.live,
+        complete=source.complete,
+        estimated=dry_run,
+        files=[] if dry_run else [d for d in request.destinations if d != "-"],
+    )
+
+
+def _write(task: Task, request: Request) -> Written:
+    if len(request.destinations) > 1:
+        return _write_split(task, request)
+    work: Callable[[Task, Output], Written] = {
+        Format.ELF: writers.write_elf,
+        Format.IMAGE: writers.write_image,
+        Format.KDUMP: writers.write_kdump,
+    }[request.format]
+    with _output(request.destinations[0], request, task) as out:
+        return work(task, out)
+
+
+def _write_split(task: Task, request: Request) -> Written:
+    """Write the parts of a kdump file one after another; all get their names when all are whole."""
+    parts = writers.split_parts(task.keep, len(request.destinations))
+    results = []
+    with contextlib.ExitStack() as stack:
+        outputs = [stack.enter_context(_output(path, request, task)) for path in request.destinations]
+        for part, out in zip(parts, outputs, strict=True):
+            results.append(writers.write_kdump(task, out, part))
+    return Written(*(sum(values) for values in zip(*((r.pages, r.zero_pages, r.size) for r in results), strict=True)))
+
+
+@contextlib.contextmanager
+def _output(destination: str, request: Request, task: Task) -> Iterator[Output]:
+    """Open a destination; finish it when all went well, and leave nothing behind when it did not."""
+    out: Output
+    if destination == "-":
+        out = StreamOutput(sys.stdout.fileno())
+    elif (path := Path(destination)).is_fifo() or path.is_char_device():
+        out = StreamOutput(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+    else:
+        out = FileOutput(path, force=request.force)
+    if request.flattened:
+        out = FlattenedOutput(out)
+    try:
+        yield out
+        out.finish()
+    except OSError as error:
+        out.abandon()
+        raise TargetError(_why(error, destination, out.written, task, request)) from None
+    except BaseException:
+        out.abandon()
+        raise
+
+
+def _why(error: OSError, destination: str, written: int, task: Task, request: Request) -> str:
+    if error.errno == errno.ENOSPC:
+        needed = estimate(task, request).size
+        return f"no space left for {destination}: {written} bytes were written, about {needed} are needed in all"
+    return f"cannot write {destination}: {error.strerror}"
+
+
+def estimate(task: Task, request: Request) -> Written:
+    """Return what writing `task` would come to: exact for ELF, from samples for what is compressed."""
+    count = pages.count(task.keep)
+    if request.format is Format.ELF:
+        return Written(count, 0, writers.plan_elf(task).size)
+    plan = writers.plan_elf(task) if request.format is Format.IMAGE else None
+    head = len(plan.head) if plan else len(writers.kdump_head(task)[1]) + 24 * count
+    sampled = size = zeros = 0
+    for part in _samples(task.keep):
+        data = task.source.read_pages(task.keep, part.start, part.end)
+        sampled += len(data) // PAGE_SIZE
+        if plan:
+            size += len(_core.compress_bytes(data, task.compression))
+        else:
+            table, packed = _dump.compress_pages(data, task.method, task.compression, task.skip_zeros)
+            zeros += _dump.place(table, 0, 0)
+            size += len(packed)
+    share = count / max(1, sampled)
+    return Written(count, int(zeros * share), head + int(size * share))
+
+
+def _samples(keep: bytearray) -> Iterator[Range]:
+    """Yield ranges of frames, evenly among those that are kept, a few thousand pages in all."""
+    step = max(_SAMPLE_PAGES, pages.count(keep) // _SAMPLES)
+    for chunk in chunks(keep, 0, len(keep) * 8, step):
+        first = next(chunks(keep, chunk.start, chunk.end, _SAMPLE_PAGES))
+        yield Range(first.start, first.end)
+
+
+def request_of(request: Request, **changes: Any) -> Request:
+    """Return `request` with some fields changed."""
+    return replace(request, **changes)
+
+
+__all__ = ["FormatError", "Format", "Report", "Request", "choose", "dump", "estimate", "request_of"]

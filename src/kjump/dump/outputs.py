@@ -1,0 +1,133 @@
+"""Where a dump's bytes go: a file that appears when it is whole, a pipe, or a flattened stream."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+from typing import Protocol
+
+from kjump.errors import TargetError
+from kjump.formats import flattened
+
+
+class Output(Protocol):
+    """Takes bytes for offsets of a file; `written` counts those that went out."""
+
+    written: int
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Put `data` at `offset`; OSError as the system says."""
+        ...
+
+    def finish(self) -> None:
+        """All is written: make it durable and visible."""
+        ...
+
+    def abandon(self) -> None:
+        """Something went wrong: leave nothing behind."""
+        ...
+
+
+class FileOutput:
+    """A file under a temporary name beside its final one, which it gets when it is finished."""
+
+    def __init__(self, path: Path, *, force: bool = False) -> None:
+        """Begin the file; TargetError when `path` exists and `force` is not set, or it cannot be made."""
+        if path.exists() and not force:
+            raise TargetError(f"{path} exists already: remove it, or say --force")
+        self.path = path
+        self.written = 0
+        self._partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            self._fd = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise TargetError(f"cannot write {path}: {error.strerror}") from None
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Put `data` at `offset`; OSError as the system says."""
+        view = memoryview(data)
+        self.written += len(view)
+        while view:
+            done = os.pwrite(self._fd, view, offset)
+            view, offset = view[done:], offset + done
+
+    def finish(self) -> None:
+        """Flush the file to the medium and give it its name."""
+        os.fsync(self._fd)
+        os.close(self._fd)
+        self._partial.replace(self.path)
+
+    def abandon(self) -> None:
+        """Remove the file."""
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
+        self._partial.unlink(missing_ok=True)
+
+
+class StreamOutput:
+    """A pipe, socket or terminal, written in order."""
+
+    def __init__(self, fd: int) -> None:
+        """Write to `fd`, which stays open."""
+        self._fd = fd
+        self.written = 0
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Put `data` out; zeros before it when `offset` is further on, OSError (ESPIPE) when it is behind."""
+        if offset < self.written:
+            raise OSError(errno.ESPIPE, "this format does not come in order: use --format flattened")
+        while offset > self.written:
+            self._put(bytes(min(offset - self.written, 1 << 20)))
+        self._put(data)
+
+    def _put(self, data: bytes | bytearray | memoryview) -> None:
+        view = memoryview(data)
+        self.written += len(view)
+        while view:
+            view = view[os.write(self._fd, view) :]
+
+    def finish(self) -> None:
+        """Nothing is left to do: the reader has it."""
+
+    def abandon(self) -> None:
+        """A reader sees that the stream ends too soon."""
+
+
+class FlattenedOutput:
+    """The flattened format, over an output that is written in order."""
+
+    def __init__(self, below: Output) -> None:
+        """Write to `below`, from its beginning."""
+        self._below = below
+        self._at = 0
+        self._put(flattened.header())
+
+    @property
+    def written(self) -> int:
+        """Bytes that went out, the flattened format's own included."""
+        return self._at
+
+    @written.setter
+    def written(self, value: int) -> None:
+        raise AttributeError("the bytes written count themselves")
+
+    def _put(self, data: bytes | bytearray | memoryview) -> None:
+        self._below.write(self._at, data)
+        self._at += len(data)
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Put a piece out that says it belongs at `offset`."""
+        if len(data):
+            self._put(flattened.piece_header(offset, len(data)))
+            self._put(data)
+
+    def finish(self) -> None:
+        """End the stream."""
+        self._put(flattened.trailer())
+        self._below.finish()
+
+    def abandon(self) -> None:
+        """Leave nothing behind."""
+        self._below.abandon()
