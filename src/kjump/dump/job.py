@@ -112,6 +112,7 @@ def dump(source: Source, request: Request, *, dry_run: bool = False) -> Report:
     task = Task(
         source=source,
         keep=selection.keep,
+        memory=_memory(source, selection),
         level=level,
         method=request.method,
         compression=usual if request.compression is None else request.compression,
@@ -143,6 +144,14 @@ def dump(source: Source, request: Request, *, dry_run: bool = False) -> Report:
         estimated=dry_run,
         files=[] if dry_run else [d for d in request.destinations if d != "-"],
     )
+
+
+def _memory(source: Source, selection: Selection) -> bytearray:
+    """Return what the machine has of memory; what the kernel has no struct page for is none."""
+    memory = writers.memory_of(source)
+    if selection.no_struct:
+        memory = pages.intersection(memory, pages.frames_with_structs(source.layout))
+    return memory
 
 
 def _write(task: Task, request: Request) -> Written:

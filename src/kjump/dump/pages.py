@@ -63,15 +63,21 @@ def select_level(layout: KernelLayout, present: bytes | bytearray, level: int) -
 
     Frames for which the kernel has no struct page are no memory of its own, and are left out at any level.
     """
-    known = _intersection(present, bitmap(RangeSet(Range.of_size(s.first, s.count) for s in layout.page_structs())))
+    known = intersection(present, frames_with_structs(layout))
     selection = select(layout, known, exclusion_mask(level))
     selection.no_struct = count(present) - count(known)
     return selection
 
 
-def _intersection(bits: bytes | bytearray, others: bytes | bytearray) -> bytearray:
+def frames_with_structs(layout: KernelLayout) -> bytearray:
+    """Return the bitmap of frames that the kernel has a struct page for, whole sections of them."""
+    return bitmap(RangeSet(Range.of_size(s.first, s.count) for s in layout.page_structs()))
+
+
+def intersection(bits: bytes | bytearray, others: bytes | bytearray) -> bytearray:
+    """Return the bits that are set in both, in as many bytes as `bits` has."""
     both = int.from_bytes(bits, "little") & int.from_bytes(others, "little")
-    return bytearray(both.to_bytes(len(bits), "little"))
+    return bytearray(both.to_bytes(max(len(bits), len(others)), "little")[: len(bits)])
 
 
 def free_pages(layout: KernelLayout, frames: RangeSet) -> RangeSet:

@@ -1,7 +1,7 @@
 """The writers: what is kept of a source becomes an ELF core, a kjump image or a kdump-compressed file.
 
 Each takes a Task and an Output and returns a Written. An ELF core has a PT_LOAD for each run of pages that are kept,
-joined across small gaps (zeros there), and says by p_memsz where memory was left out. An image is such a core in a zstd
+joined across small gaps (zeros there), and one without contents where memory was left out. An image is such a core in a zstd
 stream in the seekable format.
 """
 
@@ -37,7 +37,7 @@ _MOST_LOADS = 16384
 
 @dataclass(frozen=True)
 class Task:
-    """What to write: the frames `keep` of `source`.
+    """What to write: the frames `keep` of `source`, whose machine has the frames `memory` (a bitmap too).
 
     `level` is the dump level they were chosen by. `compression` is the level of zstd or zlib. `method` and `skip_zeros`
     are for kdump files; the latter has pages of zeros share one place.
@@ -45,6 +45,7 @@ class Task:
 
     source: Source
     keep: bytearray
+    memory: bytearray
     level: int = 0
     method: Method = Method.ZSTD
     compression: int = 1
@@ -100,24 +101,23 @@ class ElfPlan:
 def plan_elf(task: Task, more_notes: bytes = b"") -> ElfPlan:
     """Lay out an ELF core that holds `task.keep`; `more_notes` (encoded) follow the source's."""
     source = task.source
-    memory = pages.runs(memory := memory_of(source), len(memory) * 8)
+    memory = pages.runs(task.memory, len(task.memory) * 8)
     gap = _SMALL_GAP
     while len(loads := list(_loads(memory, task.keep, gap))) > _MOST_LOADS and gap < 1 << 40:
         gap *= 4
     machine = elf.EM_X86_64 if source.word == 8 else elf.EM_386
     virtual = source.virtual if isinstance(source, ElfSource) else (lambda _: 0)
-    head, _ = elf.core_headers(
-        [
-            elf.CoreLoad(
-                (first := load.start * PAGE_SIZE), virtual(first), load.size * PAGE_SIZE, whole * PAGE_SIZE
-            )
-            for load, whole in loads
-        ],
-        own_notes(source) + more_notes,
-        machine=machine,
-    )
-    stored = pages.bitmap(RangeSet(load for load, _ in loads)).ljust(len(task.keep), b"\0")
-    return ElfPlan(head, stored, sum(load.size for load, _ in loads))
+    core_loads = [
+        _core_load(load, stored, virtual(load.start * PAGE_SIZE)) for load, stored in loads
+    ]
+    head, _ = elf.core_headers(core_loads, own_notes(source) + more_notes, machine=machine)
+    kept = RangeSet(load for load, stored in loads if stored)
+    return ElfPlan(head, pages.bitmap(kept).ljust(len(task.keep), b"\0"), kept.size)
+
+
+def _core_load(load: Range, stored: bool, virtual: int) -> elf.CoreLoad:
+    size = load.size * PAGE_SIZE
+    return elf.CoreLoad(load.start * PAGE_SIZE, virtual, size if stored else 0, 0 if stored else size)
 
 
 def own_notes(source: Source) -> bytes:
@@ -125,16 +125,18 @@ def own_notes(source: Source) -> bytes:
     return notes.encode(note for note in notes.iterate(source.notes) if note.name != NOTE_NAME)
 
 
-def _loads(memory: RangeSet, keep: bytearray, gap: int) -> Iterator[tuple[Range, int]]:
-    """Yield, in order, frames to be stored together, and how many frames of memory begin with them."""
+def _loads(memory: RangeSet, keep: bytearray, gap: int) -> Iterator[tuple[Range, bool]]:
+    """Yield the frames of memory in order, cut into those to be stored (True) and those to be left out."""
+    bits = len(keep) * 8
     for item in memory:
-        bits = len(keep) * 8
-        runs = _core.bitmap_runs(keep, min(item.start, bits), min(item.end, bits), True, gap)
-        starts = [first for first, _ in runs] + [item.end]
-        if starts[0] > item.start:
-            yield Range(item.start, item.start), starts[0] - item.start
-        for (first, last), following in zip(runs, starts[1:], strict=True):
-            yield Range(first, last), following - first
+        at = item.start
+        for first, last in _core.bitmap_runs(keep, min(at, bits), min(item.end, bits), True, gap):
+            if first > at:
+                yield Range(at, first), False
+            yield Range(first, last), True
+            at = last
+        if at < item.end:
+            yield Range(at, item.end), False
 
 
 def write_elf(task: Task, out: Output) -> Written:
@@ -195,7 +197,7 @@ def kdump_head(task: Task, part: Range | None = None) -> tuple[kdump.KdumpHeader
     """Return the header of a kdump file, and all its bytes up to the descriptors."""
     source = task.source
     known = facts.learn(source)
-    memory = memory_of(source)
+    memory = task.memory
     highest = max((r.end for r in pages.runs(memory, len(memory) * 8)), default=0)
     note_bytes = own_notes(source)
     info = notes.find(note_bytes, notes.VMCOREINFO)

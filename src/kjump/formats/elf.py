@@ -227,7 +227,8 @@ def _file_offset(file: ElfFile, address: int) -> int:
 class CoreLoad:
     """A piece of memory to stand in a core: physical and virtual address, size, in bytes.
 
-    `memory_size`, when it is larger, says that more memory follows which is not in the file.
+    A `memory_size` says that this is memory which is not in the file; then `size` must be 0. Such a load points behind
+    the data of all others, for makedumpfile maps by memory size and would take others' data for it.
     """
 
     paddr: int
@@ -304,7 +305,7 @@ def _data_offsets(loads: Sequence[CoreLoad], first: int, align: int) -> list[int
     for load in loads:
         offsets.append(at)
         at = align_up(at + load.size, align)
-    return offsets
+    return [at if load.memory_size else offset for load, offset in zip(loads, offsets, strict=True)]
 
 
 def _core_header(machine: int, count: int, section_at: int) -> bytes:
@@ -318,5 +319,7 @@ def _core_header(machine: int, count: int, section_at: int) -> bytes:
 
 
 def _core_load(load: CoreLoad, offset: int) -> bytes:
-    return _PROGRAM[CLASS_64].pack(*(PT_LOAD, PF_R | PF_W | PF_X, offset, load.vaddr, load.paddr, load.size),
-        *(max(load.size, load.memory_size), 0),)
+    return _PROGRAM[CLASS_64].pack(
+        *(PT_LOAD, PF_R | PF_W | PF_X, offset, load.vaddr, load.paddr, load.size),
+        *(load.memory_size or load.size, 0),
+    )
