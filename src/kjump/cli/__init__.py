@@ -15,6 +15,7 @@ _VERBS = {
     "bios": "kjump.cli.bios",
     "call": "kjump.cli.call",
     "doctor": "kjump.cli.doctor",
+    "dump": "kjump.cli.dump",
     "exec": "kjump.cli.load",
     "hibernate": "kjump.cli.hibernate",
     "initramfs": "kjump.cli.initramfs",

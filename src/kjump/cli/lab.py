@@ -50,6 +50,27 @@ def kernel_build(version: str, arch: str, debug_info: bool) -> None:
     click.echo(f"{built.image} (Linux {built.release}, {human(built.image.stat().st_size)})")
 
 
+@lab_command.command("vmcore")
+@click.option("--memory", type=SIZE, default="512M", show_default=True, help="RAM of the machine.")
+@click.option("--fill", type=SIZE, default="128M", show_default=True, help="How much of it to use.")
+@click.option("--kernel", "version", default="6.12", show_default=True, help="Of Debian's linux-source-VERSION.")
+@click.option("--cpu", default="max", show_default=True, help="QEMU CPU model; max,la57=off has 4 levels of paging.")
+@click.option("--options", default="", help="More options for the kernel.")
+@click.option("--debug-info", is_flag=True, help="Take a kernel with DWARF, for crash and drgn.")
+@click.option("--crash", is_flag=True, help="Let the kernel panic first.")
+@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+def vmcore_command(
+    memory: int, fill: int, version: str, cpu: str, options: str, debug_info: bool, crash: bool, out: Path
+) -> None:
+    """Boot a kernel, fill its memory, and write its ELF vmcore to OUT."""
+    from kjump.lab import kernel as kernels
+    from kjump.lab import vmcore
+
+    built = kernels.build(version, debug_info=debug_info)
+    vmcore.make(built, out, memory=memory, fill=fill, cpu=cpu, options=options, crash=crash)
+    click.echo(f"{out} (Linux {built.release}, {human(out.stat().st_size)})")
+
+
 @lab_command.group()
 def demo() -> None:
     """Demonstrations: the real thing, in virtual machines."""

@@ -168,7 +168,7 @@ def _write(task: Task, request: Request) -> Written:
 
 def _write_split(task: Task, request: Request) -> Written:
     """Write the parts of a kdump file one after another; all get their names when all are whole."""
-    parts = writers.split_parts(task.keep, len(request.destinations))
+    parts = writers.split_parts(task, len(request.destinations))
     results = []
     with contextlib.ExitStack() as stack:
         outputs = [stack.enter_context(_output(path, request, task)) for path in request.destinations]

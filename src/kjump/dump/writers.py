@@ -198,7 +198,7 @@ def kdump_head(task: Task, part: Range | None = None) -> tuple[kdump.KdumpHeader
     source = task.source
     known = facts.learn(source)
     memory = task.memory
-    highest = max((r.end for r in pages.runs(memory, len(memory) * 8)), default=0)
+    highest = last_frame(memory)
     note_bytes = own_notes(source)
     info = notes.find(note_bytes, notes.VMCOREINFO)
     text = info.desc if info is not None else b""
@@ -259,10 +259,15 @@ def write_kdump(task: Task, out: Output, part: Range | None = None) -> Written:
     return Written(found, zeros, out.written)
 
 
-def split_parts(keep: bytearray, count: int) -> list[Range]:
-    """Cut the frames of `keep` into `count` parts with about as many pages each."""
-    end = len(keep) * 8
-    each = max(1, -(-pages.count(keep) // count))
-    borders = [0, *(chunk.end for chunk in chunks(keep, 0, end, each))][:count]
+def split_parts(task: Task, count: int) -> list[Range]:
+    """Cut the frames of memory into `count` parts with about as many kept pages each."""
+    end = last_frame(task.memory)
+    each = max(1, -(-pages.count(task.keep) // count))
+    borders = [0, *(chunk.end for chunk in chunks(task.keep, 0, end, each))][:count]
     borders += [end] * (count + 1 - len(borders))
     return [Range(a, b) for a, b in zip(borders, borders[1:], strict=False)]
+
+
+def last_frame(memory: bytes | bytearray) -> int:
+    """Return the frame behind the last of a bitmap."""
+    return int.from_bytes(memory, "little").bit_length()

@@ -1,0 +1,243 @@
+"""dump: a kernel's memory to a file, and what a dump says."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kjump.cli.options import human, print_json
+
+if TYPE_CHECKING:
+    from kjump.dump.info import Info
+    from kjump.dump.job import Report, Request
+    from kjump.dump.sources import Source
+
+_FORMATS = ("image", "kdump", "elf", "flattened", "flattened-elf")
+_METHODS = ("zstd", "zlib", "lzo", "snappy", "none")
+
+
+class _Dump(click.Group):
+    """`kjump dump SRC DST` writes; the first word may also be one of the other things to do with a dump."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            args = ["write", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Dump, subcommand_metavar="SRC DST [OPTIONS] | COMMAND")
+def dump_command() -> None:
+    """Write what is worth keeping of a kernel's memory, from a vmcore, /proc/vmcore, /proc/kcore or another dump.
+
+    `kjump dump SRC DST` writes; see `kjump dump write --help` for its options.
+    """
+
+
+class _Compress(click.ParamType):
+    """METHOD or METHOD:LEVEL."""
+
+    name = "method[:level]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int | None]:
+        """Return the method and its level, None for its usual one."""
+        if isinstance(value, tuple):
+            return value
+        method, colon, level = str(value).partition(":")
+        if method not in _METHODS or (colon and not level.lstrip("-").isdecimal()):
+            self.fail(f"{value!r} is not METHOD[:LEVEL] with one of {', '.join(_METHODS)}", param, ctx)
+        if colon and not _level_fits(method, int(level)):
+            self.fail(f"{method} has no level {level}: zlib has 1 to 9, zstd -50 to 19, others have none", param, ctx)
+        return method, int(level) if colon else None
+
+
+def _level_fits(method: str, level: int) -> bool:
+    return {"zlib": 1 <= level <= 9, "zstd": -50 <= level <= 19}.get(method, False)
+
+
+def _writing(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of all that writes dumps."""
+    options = (
+        click.argument("source", type=click.Path()),
+        click.argument("destinations", nargs=-1, required=True, metavar="DST..."),
+        click.option("--format", "form", type=click.Choice(_FORMATS), default="image", show_default=True),
+        click.option("--compress", type=_Compress(), help="zstd, zlib, lzo, snappy or none; :LEVEL if you like."),
+        click.option("--threads", type=click.IntRange(1, 256), help="Threads that compress [all CPUs]."),
+        click.option("--force", is_flag=True, help="Replace a file that exists."),
+        click.option("--dry-run", is_flag=True, help="Say what would be written, and how large it would be."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@dump_command.command("write")
+@click.option(
+    "--level",
+    type=click.IntRange(0, 31),
+    default=31,
+    show_default=True,
+    help="What to leave out, as a sum: 1 zeros, 2 page cache, 4 private page cache, 8 user pages, 16 free pages.",
+)
+@_writing
+def write_command(level: int, **options: Any) -> None:
+    """Write the kernel's memory in SRC to DST; `-` is standard output, several DST split a kdump file."""
+    _dump(level, **options)
+
+
+@dump_command.command("convert")
+@click.option("--level", type=click.IntRange(0, 31), help="Leave out more, see `kjump dump write`.")
+@_writing
+def convert_command(level: int | None, **options: Any) -> None:
+    """Write all that the dump SRC has to DST in another format."""
+    _dump(level, **options)
+
+
+def _dump(level: int | None, source: str, as_json: bool, dry_run: bool, **options: Any) -> None:
+    from kjump.dump.job import dump, request_of
+
+    request = _request(level, **options)
+    with _open(source) as opened, _progress(sys.stderr.isatty() and not as_json) as progress:
+        report = dump(opened, request_of(request, progress=progress), dry_run=dry_run)
+    if as_json:
+        _print(print_json, report.as_json(), request)
+    else:
+        _tell(report)
+
+
+def _print(printer: Callable[[Any], None], value: Any, request: Request) -> None:
+    if request.destinations == ("-",) and not sys.stdout.isatty():
+        import json
+
+        click.echo(json.dumps(value), err=True)  # standard output is the dump
+    else:
+        printer(value)
+
+
+def _request(
+    level: int | None,
+    destinations: tuple[str, ...],
+    form: str,
+    compress: tuple[str, int | None] | None,
+    threads: int | None,
+    force: bool,
+) -> Request:
+    from kjump.dump.job import Format, Request
+    from kjump.formats.kdump import Method
+
+    kind = {"image": Format.IMAGE, "kdump": Format.KDUMP, "flattened": Format.KDUMP}.get(form, Format.ELF)
+    method, compression = compress or ("zstd", None)
+    return Request(
+        destinations=destinations,
+        level=level,
+        format=kind,
+        flattened=form.startswith("flattened"),
+        method=Method[method.upper()],
+        compression=compression,
+        threads=threads or len(os.sched_getaffinity(0)),
+        force=force,
+    )
+
+
+def _open(path: str) -> Source:
+    from kjump.dump.sources import open_source
+
+    return open_source(path)
+
+
+@contextmanager
+def _progress(wanted: bool) -> Iterator[Callable[[int, int, int], None] | None]:
+    if not wanted:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), TextColumn("{task.percentage:3.0f}%  {task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=1)
+
+        def report(done: int, total: int, written: int) -> None:
+            bar.update(task, completed=done, total=total, description=f"{human(written)} written")
+
+        yield report
+
+
+def _tell(report: Report) -> None:
+    pages, kept = report.source_pages, report.kept_pages
+    what = "would take about" if report.estimated else "take"
+    click.echo(
+        f"{report.source}: {kept} of {pages} pages ({human(kept * 4096)} of {human(pages * 4096)}) {what} "
+        f"{human(report.size)}" + ("" if report.estimated else f", written in {report.seconds:.1f} s"),
+        err=True,
+    )
+    for warning in _warnings(report.complete, report.consistent):
+        click.echo(f"kjump: {warning}", err=True)
+
+
+def _warnings(complete: bool, consistent: bool) -> Iterator[str]:
+    if not consistent:
+        yield "the memory was dumped while the system ran, so it is not consistent"
+    if not complete:
+        yield "the source is incomplete: its writer ran out of space; pages that lack read as zeros"
+
+
+@dump_command.command("dmesg")
+@click.argument("source", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def dmesg_command(source: str, as_json: bool) -> None:
+    """Print the kernel's log out of a dump."""
+    from kjump.dump.dmesg import records
+
+    with _open(source) as opened:
+        lines = list(records(opened.layout))
+    if as_json:
+        print_json({"records": [{"ns": r.nanoseconds, "seq": r.sequence, "text": r.text} for r in lines]})
+    else:
+        click.echo("\n".join(map(str, lines)))
+
+
+@dump_command.command("info")
+@click.argument("source", type=click.Path())
+@click.option("--zeros", is_flag=True, help="Count pages of zeros too; all of the dump is read for it.")
+@click.option("--vmcoreinfo", "text", is_flag=True, help="Print the kernel's VMCOREINFO and nothing else.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def info_command(source: str, zeros: bool, text: bool, as_json: bool) -> None:
+    """Say what a dump is of, and what its pages are."""
+    from kjump.dump.info import gather
+
+    with _open(source) as opened:
+        if text:
+            click.echo(opened.info.text.rstrip())
+            return
+        found = gather(opened, zeros=zeros, threads=len(os.sched_getaffinity(0)))
+        if as_json:
+            print_json(found.as_json())
+        else:
+            _show(found)
+
+
+def _show(found: Info) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    for name, value in found.facts().items():
+        console.print(f"{name:14}{value}", highlight=False, markup=False)
+    table = Table(box=None, pad_edge=False)
+    for heading, side in (("pages", "left"), ("number", "right"), ("size", "right"), ("", "right"), ("", "left")):
+        table.add_column(heading, justify=side)  # type: ignore[arg-type]
+    total = max(1, found.total)
+    for name, count in found.classes.items():
+        bar = "█" * round(40 * count / total)
+        table.add_row(name, str(count), human(count * 4096), f"{100 * count / total:.1f}%", bar)
+    table.add_row("all", str(found.total), human(found.total * 4096), "", "")
+    console.print()
+    console.print(table)
+    for warning in _warnings(found.complete, found.consistent):
+        click.echo(f"kjump: {warning}", err=True)

@@ -1,0 +1,123 @@
+"""What a dump is of: its kernel, and how many pages of each class it has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from kjump.dump import dmesg, pages
+from kjump.dump.classes import PageClass
+from kjump.dump.facts import KernelFacts, learn
+from kjump.dump.pipeline import drop_zeros
+from kjump.dump.sources import Source
+from kjump.errors import FormatError
+
+_NAMES = {
+    PageClass.FREE: "free",
+    PageClass.CACHE: "page cache",
+    PageClass.CACHE_PRIVATE: "page cache, private",
+    PageClass.USER: "user",
+    PageClass.HWPOISON: "memory error",
+    PageClass.OFFLINE: "offline",
+}
+
+
+@dataclass(frozen=True)
+class Info:
+    """A dump's contents. `classes` are numbers of pages by name, which add up to `total`."""
+
+    kind: str
+    kernel: KernelFacts
+    total: int
+    classes: dict[str, int]
+    zeros: int | None
+    panic: str | None
+    uptime: float | None
+    complete: bool
+    consistent: bool
+    trouble: str | None
+
+    def facts(self) -> dict[str, str]:
+        """Return what there is to say besides page classes, by name, for people."""
+        crash = self.kernel.crash_time
+        found = {
+            "file": self.kind,
+            "kernel": " ".join(filter(None, (self.kernel.release, self.kernel.machine))),
+            "build": self.kernel.version,
+            "host": self.kernel.node,
+            "crashed": "" if crash is None else datetime.fromtimestamp(crash, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+            "last log line": "" if self.uptime is None else f"{self.uptime:.1f} s after boot",
+            "panic": self.panic or "",
+            "CPUs": str(self.kernel.cpus),
+            "KASLR offset": hex(self.kernel.kernel_offset),
+            "pages of zeros": "" if self.zeros is None else str(self.zeros),
+            "trouble": self.trouble or "",
+        }
+        return {name: value for name, value in found.items() if value}
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of it as JSON."""
+        return {
+            "kind": self.kind,
+            "release": self.kernel.release,
+            "version": self.kernel.version,
+            "machine": self.kernel.machine,
+            "node": self.kernel.node,
+            "crash_time": self.kernel.crash_time,
+            "cpus": self.kernel.cpus,
+            "phys_base": self.kernel.phys_base,
+            "kernel_offset": self.kernel.kernel_offset,
+            "build_id": self.kernel.build_id,
+            "pages": self.total,
+            "page_size": 4096,
+            "classes": self.classes,
+            "zero_pages": self.zeros,
+            "panic": self.panic,
+            "last_log_seconds": self.uptime,
+            "complete": self.complete,
+            "consistent": self.consistent,
+            "trouble": self.trouble,
+        }
+
+
+def gather(source: Source, *, zeros: bool, threads: int) -> Info:
+    """Look at all there is to know of `source`; with `zeros`, at each page too.
+
+    What cannot be found out is left open, and `trouble` says why.
+    """
+    total = pages.count(source.present)
+    classes, trouble = _classes(source, total)
+    panic, uptime = _log(source)
+    return Info(
+        kind=source.kind,
+        kernel=learn(source),
+        total=total,
+        classes=classes,
+        zeros=drop_zeros(source, bytearray(source.present), threads) if zeros else None,
+        panic=panic,
+        uptime=uptime,
+        complete=source.complete,
+        consistent=not source.live,
+        trouble=trouble,
+    )
+
+
+def _classes(source: Source, total: int) -> tuple[dict[str, int], str | None]:
+    try:
+        selection = pages.select_level(source.layout, source.present, 31)
+    except FormatError as error:
+        return {"unknown": total}, str(error)
+    found = {"kernel": pages.count(selection.keep)}
+    found |= {_NAMES[c]: n for c, n in selection.left_out.items() if n or c <= PageClass.USER}
+    if selection.no_struct:
+        found["no struct page"] = selection.no_struct
+    return found, None
+
+
+def _log(source: Source) -> tuple[str | None, float | None]:
+    try:
+        lines = list(dmesg.records(source.layout))
+    except FormatError:
+        return None, None
+    return dmesg.panic_message(lines), lines[-1].nanoseconds / 1e9 if lines else None
