@@ -11,7 +11,7 @@ from kjump.dump.files import Pieces, RandomAccess, pack
 from kjump.dump.sources import Source, frames_bitmap
 from kjump.errors import FormatError
 from kjump.formats import elf
-from kjump.memory import PAGE_SIZE, FilePiece
+from kjump.memory import FilePiece
 from kjump.ranges import Range, RangeSet
 
 _NO_ADDRESS = 1 << 63
@@ -20,7 +20,10 @@ _MOST_NOTES = 64 << 20
 
 
 class ElfSource(Source):
-    """An ELF core. Memory that a PT_LOAD has beyond its contents in the file reads as zeros."""
+    """An ELF core. Memory that a PT_LOAD has beyond its contents in the file reads as zeros.
+
+    It is not complete when the file ends within the contents of a PT_LOAD.
+    """
 
     def __init__(self, file: RandomAccess, fd: int, kind: str, *, live: bool = False) -> None:
         """Read the headers of `file`; `fd` is closed with this."""
@@ -32,7 +35,8 @@ class ElfSource(Source):
         self.word = 4 if core.header.machine == elf.EM_386 else 8
         self.notes = b"".join(_notes(file, core))
         self.loads = tuple(p for p in core.loads if p.paddr < _NO_ADDRESS)
-        in_file = _disjoint(FilePiece(p.paddr, p.filesz, p.offset) for p in self.loads)
+        in_file = _disjoint(FilePiece(p.paddr, _there(file, p), p.offset) for p in self.loads)
+        self.complete = all(_there(file, p) == p.filesz for p in self.loads)
         self._memory = Lookup(in_file)
         known = RangeSet(Range.of_size(p.address, p.length) for p in in_file)
         self._zeros = RangeSet(Range.of_size(p.paddr, max(p.filesz, p.memsz)) for p in self.loads) - known
@@ -122,6 +126,11 @@ def _notes(file: RandomAccess, core: elf.ElfFile) -> Iterator[bytes]:
         if header.filesz > _MOST_NOTES:
             raise FormatError(f"notes of {header.filesz} bytes are more than any kernel has")
         yield from (note.encode() for note in notes.iterate(file.read(header.offset, header.filesz)))
+
+
+def _there(file: RandomAccess, load: elf.ProgramHeader) -> int:
+    """Return how many bytes of a PT_LOAD's contents are in the file."""
+    return max(0, min(load.filesz, file.size - load.offset))
 
 
 def _disjoint(found: Iterable[FilePiece]) -> list[FilePiece]:

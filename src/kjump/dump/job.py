@@ -163,7 +163,8 @@ def _write(task: Task, request: Request) -> Written:
         Format.KDUMP: writers.write_kdump,
     }[request.format]
     with _output(request.destinations[0], request, task) as out:
-        return work(task, out)
+        written = work(task, out)
+    return replace(written, size=out.written)
 
 
 def _write_split(task: Task, request: Request) -> Written:
@@ -241,4 +242,4 @@ def request_of(request: Request, **changes: Any) -> Request:
     return replace(request, **changes)
 
 
-__all__ = ["FormatError", "Format", "Report", "Request", "choose", "dump", "estimate", "request_of"]
+__all__ = ["Format", "FormatError", "Report", "Request", "choose", "dump", "estimate", "request_of"]

@@ -67,7 +67,7 @@ class KernelLayout:
         for page_offset in _PAGE_OFFSETS_32:
             self._root = symbol - page_offset
             try:
-                if 0 <= self._root and self.translate(symbol).start == self._root:
+                if self._root >= 0 and self.translate(symbol).start == self._root:
                     return self._root
             except FormatError:
                 continue
@@ -95,9 +95,7 @@ class KernelLayout:
             index = linear >> shift & (3 if shift == 30 and self.word == 4 else 511)
             entry = table[index] & ~self._encryption if index < len(table) else 0
             if not entry & _PRESENT:
-                raise FormatError(
-                    f"kernel address {linear:#x} is not mapped (level {level + 1} entry is empty)"
-                )
+                raise FormatError(f"kernel address {linear:#x} is not mapped (level {level + 1} entry is empty)")
             if level == 0 or (level <= 2 and entry & _LARGE and not (level == 2 and self.word == 4)):
                 size = 1 << shift
                 base = entry & _FRAME & ~(size - 1)

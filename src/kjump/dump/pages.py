@@ -126,9 +126,7 @@ def count_between(bits: bytes | bytearray, start: int, end: int) -> int:
 
 def to_frames(addresses: RangeSet) -> RangeSet:
     """Return the whole pages inside `addresses` (bytes) as page frame numbers."""
-    return RangeSet(
-        Range(r.start // PAGE_SIZE, r.end // PAGE_SIZE) for r in addresses.aligned_inside(PAGE_SIZE)
-    )
+    return RangeSet(Range(r.start // PAGE_SIZE, r.end // PAGE_SIZE) for r in addresses.aligned_inside(PAGE_SIZE))
 
 
 def to_addresses(frames: RangeSet) -> RangeSet:

@@ -50,9 +50,7 @@ def chunks(bits: bytes | bytearray, start: int, end: int, pages: int = CHUNK) ->
         start = last
 
 
-def in_order(
-    work: Callable[[_Item], _Result], items: Iterable[_Item], threads: int
-) -> Iterator[tuple[_Item, _Result]]:
+def in_order(work: Callable[[_Item], _Result], items: Iterable[_Item], threads: int) -> Iterator[tuple[_Item, _Result]]:
     """Do `work` on `items` with that many threads; yield each with its result, in order."""
     if threads == 1:
         yield from ((item, work(item)) for item in items)

@@ -22,6 +22,8 @@ from kjump.memory import PAGE_SIZE, FilePiece
 from kjump.ranges import RangeSet
 
 _BITMAP_FREE = 1 << 28
+"""A bitmap of so many frames (1 TiB of memory, 32 MiB) is made for any dump, a larger one for 64 frames a page."""
+_MOST_FRAMES = 1 << 36
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
@@ -93,9 +95,9 @@ class Source:
 
 
 def frames_bitmap(frames: RangeSet) -> bytearray:
-    """Return `frames` as a bitmap; FormatError when it would be far larger than the frames account for."""
+    """Return `frames` as a bitmap; FormatError when it would be far larger than such frames can account for."""
     end = max((r.end for r in frames), default=0)
-    if end > _BITMAP_FREE + 64 * frames.size:
+    if end > _MOST_FRAMES or end > _BITMAP_FREE + 64 * frames.size:
         raise FormatError(f"memory at physical address {end * PAGE_SIZE:#x} is too far from the rest of it")
     return pages.bitmap(frames)
 

@@ -18,7 +18,7 @@ from kjump.dump.elfsource import ElfSource
 from kjump.dump.kdumpsource import KdumpSource
 from kjump.dump.outputs import Output
 from kjump.dump.pipeline import CHUNK, Chunk, Progress, Stopped, chunks, in_order
-from kjump.dump.sources import Source
+from kjump.dump.sources import Source, frames_bitmap
 from kjump.formats import elf, kdump, notes, seekable
 from kjump.formats.kdump import Method
 from kjump.memory import PAGE_SIZE
@@ -77,7 +77,7 @@ def memory_of(source: Source) -> bytearray:
         return bytearray(source.memory)
     if isinstance(source, ElfSource):
         both = pages.runs(source.present, len(source.present) * 8) | pages.to_frames(source.holes)
-        return pages.bitmap(both)
+        return frames_bitmap(both)
     return source.present
 
 
@@ -107,9 +107,7 @@ def plan_elf(task: Task, more_notes: bytes = b"") -> ElfPlan:
         gap *= 4
     machine = elf.EM_X86_64 if source.word == 8 else elf.EM_386
     virtual = source.virtual if isinstance(source, ElfSource) else (lambda _: 0)
-    core_loads = [
-        _core_load(load, stored, virtual(load.start * PAGE_SIZE)) for load, stored in loads
-    ]
+    core_loads = [_core_load(load, stored, virtual(load.start * PAGE_SIZE)) for load, stored in loads]
     head, _ = elf.core_headers(core_loads, own_notes(source) + more_notes, machine=machine)
     kept = RangeSet(load for load, stored in loads if stored)
     return ElfPlan(head, pages.bitmap(kept).ljust(len(task.keep), b"\0"), kept.size)

@@ -85,9 +85,7 @@ def _wait_for_panic(machine: Machine) -> None:
         time.sleep(0.05)
 
 
-def _config(
-    folder: Path, image: Path, *, memory: int, fill: int, cpu: str, options: str, crash: bool
-) -> MachineConfig:
+def _config(folder: Path, image: Path, *, memory: int, fill: int, cpu: str, options: str, crash: bool) -> MachineConfig:
     data, disk = folder / "data.img", folder / "disk.img"
     write_data(data, max(fill, _SMALLEST_FILL))
     _file_system(disk, folder)
