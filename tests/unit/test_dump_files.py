@@ -104,7 +104,7 @@ def test_split_files_have_all_pages_once(tmp_path: Path, vmcore: Path) -> None:
 def test_a_dry_run_tells_the_size_and_writes_nothing(
     tmp_path: Path, vmcore: Path, kind: tuple[Format, bool, Method]
 ) -> None:
-    form, flat, method = kind
+    form, _, method = kind
     with open_source(vmcore) as source:
         request = Request((str(tmp_path / "out"),), level=17, format=form, method=method)
         told = dump(source, request, dry_run=True)

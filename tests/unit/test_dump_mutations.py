@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import resource
@@ -51,10 +52,8 @@ def use(path: Path, out: Path) -> None:
     """Do all that can be done with a dump."""
     with open_source(path) as source:
         gather(source, zeros=True, threads=1)
-        try:
+        with contextlib.suppress(KjumpError):
             list(dmesg.records(source.layout))
-        except KjumpError:
-            pass
         for form in (Format.KDUMP, Format.ELF):
             dump(
                 source,

@@ -38,7 +38,7 @@ def dump_command() -> None:
     """
 
 
-class _Compress(click.ParamType):
+class _Compress(click.ParamType[tuple[str, int | None]]):
     """METHOD or METHOD:LEVEL."""
 
     name = "method[:level]"

@@ -2,8 +2,8 @@
 
 The ring buffer of printk (5.10 and later) has a ring of descriptors, one of `struct printk_info` beside it, and one of
 text. A descriptor's state variable holds its id in the low bits and two bits of state on top; the text of record
-`id` lies between two logical positions, the first word there repeating the id. Sources: kernel/printk/printk_ringbuffer.h
-and Documentation/admin-guide/kdump/vmcoreinfo.rst.
+`id` lies between two logical positions, the first word there repeating the id. Sources:
+kernel/printk/printk_ringbuffer.h and Documentation/admin-guide/kdump/vmcoreinfo.rst.
 """
 
 from __future__ import annotations

@@ -134,7 +134,8 @@ class SeekableStream:
     @property
     def size(self) -> int:
         """Bytes of the stream, decompressed."""
-        return self._starts[-1]
+        size: int = self._starts[-1]
+        return size
 
     def _decompress(self, index: int) -> bytes:
         compressed, size, checksum = self._entries[index]

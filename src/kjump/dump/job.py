@@ -123,10 +123,7 @@ def dump(source: Source, request: Request, *, dry_run: bool = False) -> Report:
     zeros = 0
     if request.format is Format.ELF and task.skip_zeros:
         zeros = drop_zeros(source, task.keep, task.threads)
-    if dry_run:
-        written = estimate(task, request)
-    else:
-        written = _write(task, request)
+    written = estimate(task, request) if dry_run else _write(task, request)
     left_out = {c.name.lower(): n for c, n in selection.left_out.items() if n}
     if selection.no_struct:
         left_out["no_struct"] = selection.no_struct

@@ -12,7 +12,7 @@ from kjump.dump.sources import Source
 from kjump.errors import FormatError
 from kjump.formats import kdump, notes
 from kjump.memory import PAGE_SHIFT, PAGE_SIZE
-from kjump.ranges import Range
+from kjump.ranges import Range, RangeSet
 
 _BLOCK = 4096
 """Bytes of the bitmap between two counts of what came before."""
@@ -48,7 +48,7 @@ class KdumpSource(Source):
     def _cut(self, part: Range) -> None:
         """Forget the frames outside of what this part of a split file has."""
         keep = pages.runs(self.present, len(self.present) * 8)
-        cut = pages.bitmap(pages.RangeSet(r.intersection(part) for r in keep))
+        cut = pages.bitmap(RangeSet(r.intersection(part) for r in keep))
         self.present = cut.ljust(len(self.present), b"\0")
 
     def _check_descriptors(self) -> None:

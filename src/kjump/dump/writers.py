@@ -1,8 +1,8 @@
 """The writers: what is kept of a source becomes an ELF core, a kjump image or a kdump-compressed file.
 
 Each takes a Task and an Output and returns a Written. An ELF core has a PT_LOAD for each run of pages that are kept,
-joined across small gaps (zeros there), and one without contents where memory was left out. An image is such a core in a zstd
-stream in the seekable format.
+joined across small gaps (zeros there), and one without contents where memory was left out. An image is such a
+core in a zstd stream in the seekable format.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from kjump import _core, _dump
 from kjump.dump import facts, pages
@@ -215,8 +216,6 @@ def kdump_head(task: Task, part: Range | None = None) -> tuple[kdump.KdumpHeader
     info_at = header.encoded_size
     notes_at = align_up(info_at + len(text), 8)
     blocks = -(-(notes_at + len(note_bytes) - kdump.BLOCK) // kdump.BLOCK)
-    from dataclasses import replace
-
     header = replace(
         header,
         sub_header_blocks=blocks,
@@ -263,7 +262,7 @@ def split_parts(task: Task, count: int) -> list[Range]:
     each = max(1, -(-pages.count(task.keep) // count))
     borders = [0, *(chunk.end for chunk in chunks(task.keep, 0, end, each))][:count]
     borders += [end] * (count + 1 - len(borders))
-    return [Range(a, b) for a, b in zip(borders, borders[1:], strict=False)]
+    return [Range(a, b) for a, b in pairwise(borders)]
 
 
 def last_frame(memory: bytes | bytearray) -> int:

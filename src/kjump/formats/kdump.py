@@ -30,6 +30,7 @@ HEAD_SIZE = 2 * BLOCK
 DESCRIPTOR = Struct("<QIIQ")
 """A page descriptor: offset and size of its data, flags (a Method, or 0 for none), page flags (unused)."""
 
+_NOWHERE = Range(0, 0)
 _UTS_FIELDS = 6
 _UTS_LENGTH = 65
 UTSNAME_SIZE = _UTS_FIELDS * _UTS_LENGTH
@@ -82,8 +83,8 @@ class KdumpHeader:
     phys_base: int = 0
     dump_level: int = 0
     split: Range | None = None
-    vmcoreinfo: Range = Range(0, 0)
-    notes: Range = Range(0, 0)
+    vmcoreinfo: Range = _NOWHERE
+    notes: Range = _NOWHERE
 
     @property
     def incomplete(self) -> bool:

@@ -33,7 +33,8 @@ dd if=/dev/vda of=/tmp/fifo bs=$((anon + 1))M count=1 iflag=fullblock 2>/dev/nul
 [ $cache -gt 0 ] && dd if=/dev/vda of=/dev/null bs=1M count=$cache skip=$((anon + tmpfs)) 2>/dev/null
 if mount -t ext4 /dev/vdb /mnt 2>/dev/null; then
   cat /mnt/* > /dev/null; dd if=/dev/vda of=/mnt/written bs=1M count=4 2>/dev/null; sync; fi
-echo 3 > /proc/sys/vm/nr_hugepages 2>/dev/null
+for word in $(cat /proc/cmdline); do case $word in
+  kjump.huge=*) echo ${{word#*=}} > /proc/sys/vm/nr_hugepages 2>/dev/null;; esac; done
 echo "kjump lab vmcore: memory is filled" > /dev/kmsg
 cat /crash 2>/dev/null && crash=1
 for port in /sys/class/virtio-ports/*; do
@@ -52,15 +53,18 @@ def make(
     cpu: str = "max",
     options: str = "",
     crash: bool = False,
+    huge_pages: int = 3,
 ) -> None:
     """Write the ELF vmcore of a machine with `memory` bytes of RAM, `fill` of them in use, to `out`.
 
-    `options` are added to the kernel's command line; with `crash` the kernel panics first. LabError when QEMU is
+    `options` are added to the kernel's command line; with `crash` the kernel panics first. `huge_pages` of 2 MiB are
+    kept for hugetlbfs. LabError when QEMU is
     missing or the machine does not get that far.
     """
     image = kernel if isinstance(kernel, Path) else kernel.image
     partial = out.with_name(out.name + ".part")
     with tempfile.TemporaryDirectory(prefix="kjump-vmcore-") as folder:
+        options = f"{options} kjump.huge={huge_pages}"
         config = _config(Path(folder), image, memory=memory, fill=fill, cpu=cpu, options=options, crash=crash)
         try:
             with Machine(config) as machine:
