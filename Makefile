@@ -60,6 +60,7 @@ test: setup lint kernels
 bench: setup kernels
 	$(BIN)/python bench/core.py
 	$(BIN)/python bench/emulator.py $(firstword $(KERNELS))
+	$(BIN)/python bench/dump.py
 
 clean:
 	rm -rf $(VENV) build

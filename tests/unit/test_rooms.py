@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "formats": GROUND,
     "gates": GROUND,
     "kexec": GROUND | {"formats", "gates"},
-    "dump": GROUND | {"formats", "_core"},
+    "dump": GROUND | {"formats", "_core", "_dump"},
     "initramfs": GROUND | {"formats", "gates", "_core"},
     "hibernate": GROUND | {"formats", "gates", "_core", "kexec", "dump", "initramfs"},
     "roles": GROUND | {"formats", "gates", "_core", "kexec", "dump", "initramfs", "hibernate"},
