@@ -1,7 +1,7 @@
 """The dump engine against makedumpfile: `python bench/dump.py [--vmcore FILE] [--levels 31,17] [--runs N]`.
 
 Both read one 4 GiB vmcore of a machine in the lab (1.4 GiB in use; made on the first run and kept in the cache),
-from the page cache, and write to memory (/dev/shm), in the same run, one after the other. Seconds are the best of the runs;
+from the page cache, and write to memory (/dev/shm), one after the other. Seconds are the best of the runs;
 the second number is processor time, for machines that are busy with something else too. Ratios are makedumpfile's
 seconds (processor seconds, bytes) by ours: above 1 we are better. makedumpfile is the one on the PATH, or what
 KJUMP_MAKEDUMPFILE names; methods that it was built without are left out of the comparison.
@@ -109,7 +109,7 @@ def filter_stage(core: Path) -> None:
                 size += len(source.layout.read(part.linear, part.count * 64))
             best_read = min(best_read, time.perf_counter() - begun)
     print(
-        f"\nfilter stage {best_select * 1000:.1f} ms; reading {size >> 20} MiB of page structs {best_read * 1000:.1f} ms"
+        f"\nfilter stage {best_select * 1e3:.1f} ms; reading {size >> 20} MiB of page structs {best_read * 1e3:.1f} ms"
         f" ({best_select / best_read:.2f} times)"
     )
 
