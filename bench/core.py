@@ -130,9 +130,34 @@ def bench_pages(sample: Path) -> None:
     count, stride = (16 << 30) // PAGE_SIZE, 64
     buddy, used = struct.pack("<QI", 3, 0xFFFFFF7F), struct.pack("<QI", 0, 0xFFFFFFFF)
     structs = b"".join(bytes(40) + (buddy if i % 16 == 0 else used) + bytes(12) for i in range(64)) * (count // 64)
-    bitmap = bytearray(count // 8)
-    classify = partial(_core.classify_buddy, structs, 0, stride, 48, 40, 0xFFFFFF7F, bitmap, 0)
-    show("classify_buddy", len(structs), classify, lambda: "page structs of 16 GiB")
+    bitmap = bytearray(b"\xff" * (count // 8))
+    none = 1 << 32
+    fields = (
+        stride,
+        8,
+        0,
+        24,
+        48,
+        40,
+        0,
+        0,
+        1 << 5,
+        1 << 14,
+        0,
+        0,
+        0,
+        0xFFFFFF7F,
+        none,
+        none,
+        none,
+        none,
+        0xFFFFFFFF,
+        0,
+        0,
+        0,
+    )
+    classify = partial(_core.classify, structs, 0, struct.pack("=22Q", *fields), 1, bitmap)
+    show("classify", len(structs), classify, lambda: "page structs of 16 GiB")
     show("bitmap_runs", len(bitmap), partial(_core.bitmap_runs, bitmap, 0, count), lambda: f"{count // 16} runs")
     data = sample.read_bytes()
     show("zero_pages", len(data), partial(_core.zero_pages, data))

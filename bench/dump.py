@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -44,15 +45,34 @@ def run(command: list[str], out: Path, runs: int) -> Cost:
     for _ in range(runs):
         out.unlink(missing_ok=True)
         begun = time.perf_counter()
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        assert child.stderr is not None
-        said = child.stderr.read()
-        _, status, usage = os.wait4(child.pid, 0)
-        wall = time.perf_counter() - begun
+        with tempfile.TemporaryFile() as said:
+            child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+            memory, status, usage = watch(child.pid)
+            wall = time.perf_counter() - begun
+            said.seek(0)
+            message = said.read().decode(errors="replace")
         if status:
-            sys.exit(f"{' '.join(command)} failed: {said.decode(errors='replace')[-300:]}")
-        costs.append(Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss, out.stat().st_size))
+            sys.exit(f"{' '.join(command)} failed: {message[-300:]}")
+        costs.append(Cost(wall, usage.ru_utime + usage.ru_stime, memory, out.stat().st_size))
     return Cost(min(c.wall for c in costs), min(c.cpu for c in costs), max(c.memory for c in costs), costs[-1].size)
+
+
+def watch(pid: int) -> tuple[int, int, resource.struct_rusage]:
+    """Wait for a process; return its peak memory in KiB, its status and what it used.
+
+    ru_maxrss would not do: it begins with what this process has, from which the other was forked.
+    """
+    memory = 0
+    while True:
+        try:
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+            memory = max(memory, *(int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+        except OSError:
+            pass
+        ended, status, usage = os.wait4(pid, os.WNOHANG)
+        if ended:
+            return memory, status, usage
+        time.sleep(0.005)
 
 
 def show(name: str, cost: Cost, peer: Cost | None = None) -> None:
@@ -72,7 +92,7 @@ def enabled() -> list[str]:
     return [m for m in SWITCHES if m in ("zlib", "none") or f"{m}\tenabled" in told]
 
 
-def compare(core: Path, level: int, folder: Path, runs: int) -> None:
+def compare(core: Path, level: int, folder: Path, runs: int, peer_threads: int) -> None:
     """Print what each method costs at one level."""
     print(f"\nlevel {level:<28} seconds     CPU     MiB       MB    speed    CPU   size")
     out = folder / "out"
@@ -80,7 +100,7 @@ def compare(core: Path, level: int, folder: Path, runs: int) -> None:
     peers: dict[str, Cost] = {}
     for method in enabled():
         switches = [SWITCHES[method]] if SWITCHES[method] else []
-        for threads in ([], ["--num-threads", "2"]):
+        for threads in ([], ["--num-threads", "2"])[:peer_threads]:
             command = [str(MAKEDUMPFILE), "-f", *switches, "-d", str(level), *threads, str(core), str(out)]
             cost = run(command, out, 1 if threads else runs)
             show(f"makedumpfile {method}{' 2 threads' if threads else ''}", cost)
@@ -130,6 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--vmcore", type=Path)
     parser.add_argument("--levels", default="31,17")
+    parser.add_argument("--one-thread", action="store_true", help="do not run makedumpfile with two threads")
     parser.add_argument("--runs", type=int, default=3)
     given = parser.parse_args()
     core = given.vmcore or find_vmcore()
@@ -139,7 +160,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kjump-bench-", dir="/dev/shm") as folder:
         filter_stage(core)
         for level in map(int, given.levels.split(",")):
-            compare(core, level, Path(folder), given.runs)
+            compare(core, level, Path(folder), given.runs, 1 if given.one_thread else 2)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ const char *open_frame(ZSTD_DCtx *context, const uint8_t *data, size_t size, uin
                        const uint32_t *checksum);
 
 typedef PyObject *core_function(PyObject *module, PyObject *args, PyObject *kwargs);
-core_function core_classify, core_classify_buddy, core_bitmap_runs, core_zero_pages, core_compress, core_restore;
+core_function core_classify, core_bitmap_runs, core_zero_pages, core_compress, core_restore;
 core_function core_compress_bytes, core_decompress_bytes, core_decompress_frame;
 
 #endif

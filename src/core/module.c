@@ -32,7 +32,6 @@ static PyObject *add_exception(PyObject *module, const char *name, const char *b
 
 static PyMethodDef functions[] = {
     FUNCTION(classify, "Clear the bits of pages of some classes in a bitmap."),
-    FUNCTION(classify_buddy, "Mark the pages of free buddy blocks in a bitmap."),
     FUNCTION(bitmap_runs, "Return the runs of set or clear bits of a bitmap."),
     FUNCTION(zero_pages, "Return a bitmap of the pages that are all zero."),
     FUNCTION(compress, "Compress spans of memory to the frames of a seekable zstd stream."),

@@ -35,24 +35,6 @@ def classify(
     that say how this kernel's struct page is made; `kjump.dump.classes.PageFields` packs them.
     """
 
-def classify_buddy(
-    structs: Buffer,
-    first_pfn: int,
-    stride: int,
-    off_type: int,
-    off_private: int,
-    buddy_type: int,
-    bitmap: bytearray | memoryview,
-    bitmap_first_pfn: int,
-) -> int:
-    """Mark the pages of free buddy blocks in `bitmap`; return how many were not marked before.
-
-    `structs` are the `struct page`s, `stride` bytes each, of the frames from `first_pfn` on. One heads a free
-    block when the u32 at `off_type` is `buddy_type`; the u64 at `off_private` is then its order, and the block's
-    other structs are passed over. Bit 0 of `bitmap` is the frame `bitmap_first_pfn`; what lies outside is ignored.
-    ValueError, naming the frame, for an order above 20: the kernel's memory is not what it seems.
-    """
-
 def bitmap_runs(
     bitmap: Buffer, start_bit: int, end_bit: int, value: bool = True, min_gap: int = 1
 ) -> list[tuple[int, int]]:

@@ -80,48 +80,6 @@ def test_zero_pages_wants_whole_pages() -> None:
         _core.zero_pages(bytes(4097))
 
 
-BUDDY = 0xFFFFFF7F
-
-
-def page_struct(page_type: int = 0xFFFFFFFF, private: int = 0) -> bytes:
-    """A struct page of 64 bytes, with its type at 48 and `private` at 40."""
-    return bytes(40) + struct.pack("<QI", private, page_type) + bytes(12)
-
-
-@few
-@given(st.lists(st.none() | st.integers(0, 6), max_size=60), st.integers(0, 100), st.data())
-def test_classify_buddy(orders: list[int | None], first: int, data: st.DataObject) -> None:
-    bits_first = data.draw(st.integers(0, 120))
-    bitmap = bytearray(data.draw(st.binary(max_size=20)))
-    before = set(bits_of(bitmap))
-    expected = set(before)
-    i = 0
-    while i < len(orders):
-        count = 1 if (order := orders[i]) is None else 1 << order
-        if order is not None:
-            expected |= {p - bits_first for p in range(first + i, first + i + count)} & set(range(len(bitmap) * 8))
-        i += count
-    structs = b"".join(page_struct() if o is None else page_struct(BUDDY, o) for o in orders)
-    marked = _core.classify_buddy(structs, first, 64, 48, 40, BUDDY, bitmap, bits_first)
-    assert set(bits_of(bitmap)) == expected
-    assert marked == len(expected - before)
-
-
-def test_classify_buddy_refuses() -> None:
-    bitmap = bytearray(8)
-    structs = page_struct() + page_struct(BUDDY, 21)
-    with pytest.raises(ValueError, match="pfn 101 has an impossible order"):
-        _core.classify_buddy(structs, 100, 64, 48, 40, BUDDY, bitmap, 100)
-    with pytest.raises(ValueError, match="whole number of page structs"):
-        _core.classify_buddy(structs, 0, 60, 48, 40, BUDDY, bitmap, 0)
-    with pytest.raises(ValueError, match="outside the page struct"):
-        _core.classify_buddy(structs, 0, 64, 61, 40, BUDDY, bitmap, 0)
-    with pytest.raises(ValueError, match="outside the page struct"):
-        _core.classify_buddy(structs, 0, 64, 48, 2**64 - 4, BUDDY, bitmap, 0)
-    with pytest.raises(TypeError):
-        _core.classify_buddy(structs, 0, 64, 48, 40, BUDDY, bytes(8), 0)  # type: ignore[arg-type]
-
-
 # Bytes and frames
 
 

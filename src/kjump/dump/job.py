@@ -42,7 +42,7 @@ class Format(Enum):
 class Request:
     """What somebody wants written, and where: `-` is standard output; several destinations split a kdump file.
 
-    `level` None keeps all that the source has. `compression` None is the method's usual level.
+    `level` None keeps all that the source has. `compression` None is level 1, zstd's or zlib's.
     """
 
     destinations: tuple[str, ...]
@@ -108,14 +108,13 @@ def dump(source: Source, request: Request, *, dry_run: bool = False) -> Report:
     selection = choose(source, request.level)
     selected = time.monotonic()
     level = request.level or 0
-    usual = 6 if request.method is Method.ZLIB else 1
     task = Task(
         source=source,
         keep=selection.keep,
         memory=_memory(source, selection),
         level=level,
         method=request.method,
-        compression=usual if request.compression is None else request.compression,
+        compression=1 if request.compression is None else request.compression,
         threads=request.threads,
         skip_zeros=bool(level & LEVEL_ZERO),
         progress=request.progress,

@@ -47,7 +47,7 @@ def select(layout: KernelLayout, present: bytes | bytearray, exclude: int) -> Se
         last = min(structs.first + structs.count, selection.end)
         for first in range(structs.first, last, _CHUNK):
             count = min(_CHUNK, last - first)
-            if not any(selection.keep[first // 8 : -(-(first + count) // 8)]):
+            if not int.from_bytes(selection.keep[first // 8 : -(-(first + count) // 8)]):
                 continue
             linear = structs.linear + (first - structs.first) * fields.stride
             data = layout.read(linear, count * fields.stride)
