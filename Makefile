@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 SOURCES := pyproject.toml meson.build $(shell find src examples -type f -not -name '*.pyc' -not -path '*/__pycache__*')
 
 PACKAGES := python3 python3-dev python3-venv gcc binutils make libzstd-dev \
-  qemu-system-x86 seabios busybox-static e2fsprogs util-linux cpio zstd makedumpfile dosfstools xfsprogs \
+  qemu-system-x86 seabios busybox-static e2fsprogs util-linux cpio zstd makedumpfile liblzo2-2 libsnappy1v5 dosfstools xfsprogs \
   linux-source-6.12 linux-source-6.1 flex bison bc xz-utils libelf-dev libssl-dev
 
 KERNELS ?= 6.12 6.1
