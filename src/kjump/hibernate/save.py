@@ -19,7 +19,7 @@ from kjump.formats.superblock import State, Superblock
 from kjump.hibernate import image
 from kjump.hibernate.target import IMAGE_OFFSET, Target, digest
 from kjump.kexec.shadow import ParkedMemory, Shadow, walk
-from kjump.memory import FileMemory, FilePiece
+from kjump.memory import PAGE_SIZE, FileMemory, FilePiece
 from kjump.ranges import RangeSet
 
 VMCORE = "/proc/vmcore"
@@ -109,37 +109,11 @@ def save(
     """
     begun = time.monotonic()
     superblock = target.read_superblock()
-    frames = to_frames(ram)
-    free = RangeSet() if free_pages == "poison" else find_free_pages(parked.layout, frames)
-    keep = image.frames_to_keep(frames, free, parked.shadow)
-    described = keep | free if free_pages == "zero" else keep
-    headers = image.build_headers(described, parked.vmcoreinfo_note, facts, parked.shadow)
-    spans = _vmcore_spans(parked.raw, image.spans(headers, keep, parked.shadow))
+    selection = _select(parked, to_frames(ram), facts, free_pages)
     selected = time.monotonic()
     target.write_superblock(superblock.evolve(state=State.WRITING))
-    seek_tables: list[bytes] = []
-
-    def trailer(entries: bytes) -> bytes:
-        seek_tables.append(seekable.SeekTable(entries).encode())
-        return seek_tables[-1]
-
     try:
-        length, _ = _core.compress(
-            source_fd=parked.raw.fd,
-            spans=image.pack_spans(spans),
-            head=headers.head,
-            stream_length=headers.length,
-            frame_size=image.FRAME_SIZE,
-            level=level,
-            threads=threads,
-            out_fd=target.fd,
-            out_offset=IMAGE_OFFSET,
-            direct=True,
-            limit=target.capacity - IMAGE_OFFSET,
-            trailer=trailer,
-            progress=progress,
-            map_gap=_MAP_GAP,
-        )
+        length, seek_table = _write(parked.raw, selection, target, level=level, threads=threads, progress=progress)
         os.fsync(target.fd)
     except _core.Cancelled:
         target.write_superblock(superblock.evolve(state=State.INVALID, details={"reason": "the save was cancelled"}))
@@ -148,20 +122,66 @@ def save(
         reason = f"writing the image to {target.path} failed: {error.strerror}"
         _note_failure(target, superblock, reason)
         raise TargetError(reason) from None
-    result = SaveResult(keep.size * 4096, length, selected - begun, time.monotonic() - selected)
+    result = SaveResult(selection.kept.size * PAGE_SIZE, length, selected - begun, time.monotonic() - selected)
     target.write_superblock(
         superblock.evolve(
             state=State.COMPLETE,
             image_length=length,
-            stream_length=headers.length,
-            header_length=len(headers.head),
-            seek_table_offset=length - len(seek_tables[0]),
-            seek_table_length=len(seek_tables[0]),
-            digest=digest(headers.head, seek_tables[0]),
+            stream_length=selection.headers.length,
+            header_length=len(selection.headers.head),
+            seek_table_offset=length - len(seek_table),
+            seek_table_length=len(seek_table),
+            digest=digest(selection.headers.head, seek_table),
             details={"saved": result.as_report()},
         )
     )
     return result
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """What goes into an image: the frames that are kept, the headers, and where in /proc/vmcore each span is."""
+
+    kept: RangeSet
+    headers: image.ImageHeaders
+    spans: list[image.Span]
+
+
+def _select(parked: Parked, frames: RangeSet, facts: dict[str, Any], free_pages: str) -> _Selection:
+    free = RangeSet() if free_pages == "poison" else find_free_pages(parked.layout, frames)
+    kept = image.frames_to_keep(frames, free, parked.shadow)
+    described = kept | free if free_pages == "zero" else kept
+    headers = image.build_headers(described, parked.vmcoreinfo_note, facts, parked.shadow)
+    return _Selection(kept, headers, _vmcore_spans(parked.raw, image.spans(headers, kept, parked.shadow)))
+
+
+def _write(
+    raw: FileMemory, selection: _Selection, target: Target, *, level: int, threads: int, progress: Progress | None
+) -> tuple[int, bytes]:
+    """Write the stream behind the superblock; return its length in bytes and the seek table that ends it."""
+    seek_tables: list[bytes] = []
+
+    def trailer(entries: bytes) -> bytes:
+        seek_tables.append(seekable.SeekTable(entries).encode())
+        return seek_tables[-1]
+
+    length, _ = _core.compress(
+        source_fd=raw.fd,
+        spans=image.pack_spans(selection.spans),
+        head=selection.headers.head,
+        stream_length=selection.headers.length,
+        frame_size=image.FRAME_SIZE,
+        level=level,
+        threads=threads,
+        out_fd=target.fd,
+        out_offset=IMAGE_OFFSET,
+        direct=True,
+        limit=target.capacity - IMAGE_OFFSET,
+        trailer=trailer,
+        progress=progress,
+        map_gap=_MAP_GAP,
+    )
+    return length, seek_tables[0]
 
 
 def _note_failure(target: Target, superblock: Superblock, reason: str) -> None:
