@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import mmap
 import os
 import secrets
@@ -200,6 +201,4 @@ def check_digest(target: Target, superblock: Superblock, head: bytes, seek_table
 
 def digest(head: bytes, seek_table: bytes) -> bytes:
     """Return the SHA-256 digest over seek table, then headers, as the superblock keeps it."""
-    import hashlib
-
     return hashlib.sha256(seek_table + head).digest()

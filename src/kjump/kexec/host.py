@@ -10,7 +10,7 @@ import platform
 from pathlib import Path
 
 from kjump.errors import HostError
-from kjump.kexec.plan import ON_CRASH, Plan
+from kjump.kexec.plan import Plan
 from kjump.kexec.refusal import refused_jump, refused_load, refused_unload
 
 _SYS_KEXEC_LOAD = {"x86_64": 246, "i686": 283, "i386": 283}
@@ -108,6 +108,3 @@ def restart() -> None:
     """Restart the machine at once, through its firmware. HostError when nothing happens."""
     _reboot(_CMD_RESTART)
     raise HostError("the machine did not restart")
-
-
-__all__ = ["ON_CRASH", "is_loaded", "jump", "load", "power_off", "restart", "unload"]

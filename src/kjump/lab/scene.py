@@ -1,7 +1,7 @@
 """A scene: one machine's disks, kernel and initramfs, booted as often as the story needs.
 
-`Scene.boot` starts the machine as a boot loader would: the kernel and kjump's initramfs, whose boot role resumes
-from the target disk or mounts A's root file system.
+`Scene.machine` gives the machine, started as a boot loader would: the kernel and kjump's initramfs, whose boot role
+resumes from the target disk or mounts A's root file system.
 """
 
 from __future__ import annotations
