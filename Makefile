@@ -15,6 +15,8 @@ PACKAGES := python3 python3-dev python3-venv gcc binutils make libzstd-dev \
   linux-source-6.12 linux-source-6.1 flex bison bc xz-utils libelf-dev libssl-dev
 
 KERNELS ?= 6.12 6.1
+# Of this one a vmlinux with debugging information is kept, for crash and drgn: Debian's crash is too old for 6.12.
+DEBUG_KERNEL ?= 6.1
 PYTEST ?= $(BIN)/python -m pytest
 
 .PHONY: setup apt kernels demo test lint format bench clean
@@ -40,7 +42,8 @@ $(INSTALLED): $(VENV)/.tools $(SOURCES)
 	touch $@
 
 kernels: setup
-	for version in $(KERNELS); do $(BIN)/kjump lab kernel build --version $$version || exit 1; done
+	for version in $(KERNELS); do $(BIN)/kjump lab kernel build --version $$version \
+	  $$([ $$version = $(DEBUG_KERNEL) ] && echo --debug-info) || exit 1; done
 
 demo: setup
 	$(BIN)/kjump lab demo hibernate

@@ -63,7 +63,7 @@ def test_failures_in_b_bring_a_back_with_the_reason(scene: Scene) -> None:
 
         raised = guest.run("kjump", "hibernate", "--to", TARGET_DEVICE, "--fault", "exception", check=False)
         assert raised.status == 1
-        assert "unexpected RuntimeError in the saver" in raised.stderr and "unharmed" in raised.stderr
+        assert "unexpected RuntimeError in the second kernel" in raised.stderr and "unharmed" in raised.stderr
         assert_unharmed(machine)
 
         armed_before = read_superblock(scene.target_disk).cookie

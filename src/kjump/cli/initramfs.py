@@ -19,7 +19,7 @@ def initramfs_command() -> None:
 @click.option("--kernel", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="bzImage that restores.")
 @click.option("--level", type=int, default=19, show_default=True, help="zstd level.")
 def build(output: Path, kernel: Path | None, level: int) -> None:
-    """Build the initramfs into OUTPUT; the boot role needs --kernel, the saver does not."""
+    """Build the initramfs into OUTPUT; the boot role needs --kernel, the second role does not."""
     from kjump.initramfs.build import build as build_initramfs
 
     data = build_initramfs(kernel, level=level)

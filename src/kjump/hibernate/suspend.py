@@ -119,6 +119,8 @@ def _prepare(request: Request, kcore: running.Kcore, tell: Callable[[str], None]
     kernel = bzimage.parse(request.kernel.read_bytes())
     facts = _facts(around, layout) | {"elf_headers_size": headers_size}
     job = {
+        "do": "save",
+        "then": "power-off",
         "gate": layout.gate,
         "target": request.target,
         "cookie": _arm(request).hex(),
@@ -129,7 +131,7 @@ def _prepare(request: Request, kcore: running.Kcore, tell: Callable[[str], None]
         "level": request.level,
         "fault": request.fault,
     }
-    line = peer.command_line(running.command_line(), "saver", la57=facts["la57"])
+    line = peer.command_line(running.command_line(), "second", la57=facts["la57"])
     second = LinuxPeer(kernel, with_job(request.initrd.read_bytes(), job), line, layout)
     return _Prepared(box, second.plan(around, preserve=True), layout)
 

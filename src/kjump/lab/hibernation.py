@@ -60,7 +60,7 @@ def suspend(machine: Machine, *options: str, timeout: float = 300) -> Suspended:
     begun = guest.event("save-begins", "going-back", timeout=timeout, since=asked)
     saved = guest.event("saved", "going-back", timeout=timeout, since=asked)
     if saved.name == "going-back":
-        raise LabError(f"the saver came back: {_failure(guest.reply(command))}")
+        raise LabError(f"the second kernel came back: {_failure(guest.reply(command))}")
     reason = machine.wait_off(timeout)
     if reason != "guest-shutdown":
         raise LabError(f"the machine did not switch off but ended with {reason}")
@@ -71,9 +71,9 @@ def _saver_or_failure(guest: Guest, command: int, asked: float, timeout: float) 
     """Return B's first sign of life, unless the command ends before, which is a refusal."""
 
     def found() -> Event | Reply | None:
-        return _role(guest, "saver", asked) or guest.finished(command)
+        return _role(guest, "second", asked) or guest.finished(command)
 
-    result = guest.wait(found, "the saver", timeout)
+    result = guest.wait(found, "the second kernel", timeout)
     if isinstance(result, Reply):
         raise LabError(f"kjump hibernate refused: {_failure(result)}")
     assert isinstance(result, Event)

@@ -441,9 +441,14 @@ def _kernels(cache: Path | None) -> Path:
 def cached(
     version: str = "6.12", *, arch: str = "x86_64", debug_info: bool = False, cache: Path | None = None
 ) -> LabKernel | None:
-    """Return the kernel that `build` would return at once; None when it would have to build, or cannot."""
+    """Return the kernel that `build` would return at once; None when it would have to build, or cannot.
+
+    One with debug info serves where none is asked for: the code is the same.
+    """
     try:
-        return _load(_kernels(cache) / _recipe(version, arch, debug_info).name)
+        wanted = dict.fromkeys((debug_info, True))
+        found = (_load(_kernels(cache) / _recipe(version, arch, choice).name) for choice in wanted)
+        return next((kernel for kernel in found if kernel), None)
     except LabError:
         return None
 
@@ -460,6 +465,8 @@ def build(
 
     `progress` is given a fraction of the work done and the file that is at work.
     """
+    if ready := cached(version, arch=arch, debug_info=debug_info, cache=cache):
+        return ready
     report = progress or (lambda _fraction, _what: None)
     recipe = _recipe(version, arch, debug_info)
     folder = _kernels(cache) / recipe.name

@@ -1,1 +1,1 @@
-"""What runs as PID 1 in the initramfs (`init`), and the three roles: boot, saver, restorer."""
+"""What runs as PID 1 in the initramfs (`init`), and the three roles: boot, second, restorer."""

@@ -1,4 +1,4 @@
-"""What runs as PID 1 in the initramfs: the boot, saver and restorer roles, told apart by the command line.
+"""What runs as PID 1 in the initramfs: the boot, second and restorer roles, told apart by the command line.
 
 Nothing here may raise past `main`: PID 1 that ends is a kernel panic. Every role ends in a jump, a power-off,
 a restart, or another init.
@@ -18,14 +18,14 @@ from typing import Any
 from kjump.errors import KjumpError
 from kjump.initramfs.contents import JOB_NAME
 from kjump.kexec import host
-from kjump.roles import boot, restorer, saver, system
+from kjump.roles import boot, restorer, second, system
 from kjump.roles.console import Console
 from kjump.roles.status import Status
 
 JOB_PATH = "/" + JOB_NAME
 _ROLES: dict[str, Callable[[system.Role], None]] = {
     "boot": boot.run,
-    "saver": saver.run,
+    "second": second.run,
     "restorer": restorer.run,
 }
 

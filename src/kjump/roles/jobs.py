@@ -1,0 +1,82 @@
+"""The jobs of a second kernel: each takes its `Work` and returns what A finds in the report.
+
+A job that raises brings A back with the reason; a job that switches the machine off does not return.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kjump.gates import Gate
+from kjump.hibernate import filesystems
+from kjump.hibernate.save import SaveResult, open_parked, save
+from kjump.hibernate.target import find_target
+from kjump.kexec import host
+from kjump.ranges import Range, RangeSet
+from kjump.roles.console import ProgressBar
+from kjump.roles.system import Role
+
+_TARGET_TIMEOUT = 5.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a job is given: its role (with `role.job`, A's words), the gate, and the head of A's indirection list."""
+
+    role: Role
+    gate: Gate
+    head: int
+
+
+def save_job(work: Work) -> dict[str, Any]:
+    """Save A to the target; then switch the machine off, or with `then` = "back" return what was saved."""
+    result = _save(work)
+    role = work.role
+    role.status.send("saved", **result.as_report())
+    if role.job["then"] == "back":
+        return {"saved": result.as_report()}
+    role.console.line(f"kjump: A is saved ({result.image_bytes / 1e6:.1f} MB on the target); switching off")
+    host.power_off()
+    raise AssertionError("the machine went on after it was switched off")
+
+
+def _save(work: Work) -> SaveResult:
+    role, job = work.role, work.role.job
+    if job.get("fault") == "exception":
+        raise RuntimeError("an exception was asked for by the job")
+    parked = open_parked(work.head)
+    role.status.send("save-begins")
+    facts = job["facts"] | {
+        "gate": _gate_facts(work.gate),
+        "saved_at": time.time(),
+        "file_systems": filesystems.record(job["file_systems"]),
+    }
+    with find_target(bytes.fromhex(job["cookie"]), job["target"], timeout=_TARGET_TIMEOUT) as target:
+        bar = ProgressBar("saving", cancellable=True)
+        try:
+            return save(
+                parked,
+                RangeSet(Range(*pair) for pair in job["ram"]),
+                facts,
+                target,
+                free_pages=job["free_pages"],
+                level=int(job["level"]),
+                threads=os.cpu_count() or 1,
+                progress=bar,
+            )
+        finally:
+            bar.close()
+
+
+def _gate_facts(gate: Gate) -> dict[str, Any]:
+    facts = dataclasses.asdict(gate)
+    facts["cookie"] = gate.cookie.hex()
+    return facts
+
+
+JOBS: dict[str, Callable[[Work], dict[str, Any]]] = {"save": save_job}
