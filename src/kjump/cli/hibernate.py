@@ -10,6 +10,7 @@ from kjump.cli.options import SIZE, WINDOW, human, print_json
 from kjump.hibernate import preflight
 from kjump.hibernate.suspend import (
     DEFAULT_LEVEL,
+    DEFAULT_WATCHDOG,
     Hibernation,
     Request,
     default_initrd,
@@ -30,6 +31,10 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--window", type=WINDOW, help="Where the second kernel lives: START,SIZE (default: found).")
 @click.option("--window-size", type=SIZE, default=DEFAULT_SIZE, show_default="128M", help="Size of a window to find.")
 @click.option("--level", type=int, default=DEFAULT_LEVEL, show_default=True, help="zstd level of the image.")
+@click.option(
+    "--time-limit", type=click.FloatRange(0), default=0, help="Seconds it may take (default: by size of RAM)."
+)
+@click.option("--watchdog", type=click.IntRange(1), default=DEFAULT_WATCHDOG, show_default=True, hidden=True)
 @click.option("--force", is_flag=True, help="Overwrite a file system or other signature on the device.")
 @click.option("--json", "as_json", is_flag=True, help="Print what happened as one JSON object.")
 @click.option("--fault", default="", hidden=True)
@@ -40,6 +45,8 @@ def hibernate_command(
     window: Range | None,
     window_size: int,
     level: int,
+    time_limit: float,
+    watchdog: int,
     force: bool,
     as_json: bool,
     fault: str,
@@ -53,6 +60,8 @@ def hibernate_command(
         window_size=window_size,
         level=level,
         force=force,
+        time_limit=time_limit,
+        watchdog=watchdog,
         fault=fault,
     )
     preflight.require(preflight.checks(target=target, window_size=window.size if window else window_size))

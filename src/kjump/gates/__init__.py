@@ -17,6 +17,7 @@ from kjump.ranges import align_up
 GATE_SIZE = 0x2000
 GATE_ENTRY = 0x000
 GATE_WAY_BACK = 0x010
+GATE_CRASH = 0x020
 GATE_MAGIC = b"KJGATE1\0"
 FLAG_INIT_CPUS = 1
 FLAG_RESIDENT = 2
@@ -26,7 +27,7 @@ STATE_FRESH = 0
 STATE_ENTERED = 1
 
 _MAGIC_OFFSET = 0x40
-_FIELDS = struct.Struct("<8s 16Q 16s 2Q")
+_FIELDS = struct.Struct("<8s 16Q 16s 5Q")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class Gate:
     `flags` is FLAG_*; `cr3_4level` and `cr3_5level` are the roots of the identity tables; `peer_entry` and
     `peer_argument` start the peer (a kernel: its 64-bit entry and its boot_params); the `a_*` fields are filled
     by the gate when A comes in, save `a_gdt_base` (a linear address in A) and `a_gdt_limit`, which A gives;
-    `next_entry` is where A jumps next time; `mailbox` and `cookie` say where reports go.
+    `next_entry` is where A jumps next time; `mailbox` and `cookie` say where reports go. `a_apic` is the local APIC
+    id of the CPU that A came in on (filled by the gate), `low_page` a page of the peer's below 1 MiB, on which a
+    CPU that panicked elsewhere has that one started.
     """
 
     flags: int = FLAG_INIT_CPUS
@@ -58,6 +61,9 @@ class Gate:
     cookie: bytes = bytes(16)
     tsc_in: int = 0
     tsc_out: int = 0
+    a_apic: int = 0
+    low_page: int = 0
+    unused: int = 0
 
     def pack(self, code: bytes | None = None) -> bytes:
         """Return the gate, `GATE_SIZE` bytes: `code` (default: x86_64's as built) with these fields put in."""

@@ -13,6 +13,7 @@
 
 #define GATE_ENTRY           0x000 /* A's kernel comes in here, first time and again */
 #define GATE_WAY_BACK        0x010 /* B's or C's kernel comes in here, to leave for A */
+#define GATE_CRASH           0x020 /* B's kernel comes in here when it has panicked, on any of its CPUs */
 
 #define GATE_MAGIC           0x040 /* u64 "KJGATE1\0" */
 #define GATE_FLAGS           0x048 /* u64 GATE_FLAG_* */
@@ -34,6 +35,11 @@
 #define GATE_COOKIE          0x0c8 /* 16 bytes: what the mailbox must begin with */
 #define GATE_TSC_IN          0x0d8 /* u64 time stamp when A came in */
 #define GATE_TSC_OUT         0x0e0 /* u64 time stamp when the way back was taken */
+#define GATE_A_APIC          0x0e8 /* u64 local APIC id of the CPU that A came in on, and must go on on */
+#define GATE_LOW_PAGE        0x0f0 /* u64 a page below 1 MiB that is the peer's: a CPU starts there in real mode */
+#define GATE_UNUSED          0x0f8 /* u64 */
+
+#define GATE_FIELDS_END      0x180 /* the gate's own data begins here */
 
 #define GATE_FLAG_INIT_CPUS  1 /* send INIT to all other CPUs before going on */
 #define GATE_FLAG_RESIDENT   2 /* the peer is there for every entry, not for the first alone: start it each time */
@@ -49,5 +55,6 @@
 
 #define MAILBOX_OUTCOME_NONE 0 /* as A left it */
 #define MAILBOX_OUTCOME_GONE 1 /* A came in, but the peer is not there any more */
+#define MAILBOX_OUTCOME_PANIC 6 /* the peer's kernel panicked (2 to 5 are said by the peer's programs) */
 
 #endif

@@ -29,7 +29,7 @@ _start:
 
 	.org GATE_MAGIC
 	.ascii	"KJGATE1\0"
-	.org GATE_TSC_OUT + 8
+	.org GATE_FIELDS_END
 
 	.balign 16
 gdt:

@@ -9,6 +9,8 @@
  *           Then A is entered exactly as its kernel expects a callee to return: the return address
  *           popped, our next entry pushed in its place. (A plain `ret` would leave RSP one word above the
  *           page on kernels before 6.14, and they then read the next entry from a foreign page.)
+ * crash     B's kernel calls this when it panics: a copy of the gate is loaded in its crash slot. Nothing has been
+ *           quieted then, and it may be any of B's CPUs. A goes on on the CPU it left, with B's devices silenced.
  */
 #include "gate.h"
 
@@ -20,11 +22,37 @@
 #define MSR_KERNEL_GS     0xc0000102
 #define APIC_ICR_LOW      0x300
 #define APIC_ICR_HIGH     0x310
-#define ICR_INIT_OTHERS   0xc4500 /* INIT, level assert, all excluding self */
+#define ICR_INIT          0x04500 /* INIT, level assert, to the CPU named */
+#define ICR_INIT_OTHERS   0xc4500 /* the same to all excluding self */
+#define ICR_STARTUP       0x04600 /* start-up at the page in the low byte */
 #define ICR_BUSY          (1 << 12)
+#define CR0_PE            (1 << 0)
+#define CR0_ET            (1 << 4)
+#define CR0_PG            (1 << 31)
+#define CR4_PAE           (1 << 5)
+#define CR4_LA57          (1 << 12)
 #define CR4_LA57_BIT      12
+#define EFER_LME          (1 << 8)
+#define EFER_LMA          (1 << 10)
 #define BOOT_CS           0x10 /* the selectors that the Linux boot protocol asks for */
 #define BOOT_DS           0x18
+#define FLAT32_CS         0x20
+
+#define PCI_ADDRESS       0xcf8 /* configuration mechanism 1: bit 31, bus 23-16, device 15-11, function 10-8 */
+#define PCI_DATA          0xcfc
+#define PCI_COMMAND       0x04
+#define PCI_COMMAND_MASTER (1 << 2)
+#define PCI_HEADER        0x0c
+#define PCI_MULTIFUNCTION (1 << 23)
+#define I6300ESB_ID       0x25ab8086
+#define I6300ESB_LOCK     0x68 /* its byte that switches the watchdog on (bit 1) */
+
+#define CMOS_INDEX        0x70
+#define CMOS_DATA         0x71
+#define CMOS_SHUTDOWN     0x8f /* the shutdown status byte, NMI disabled meanwhile */
+#define SHUTDOWN_JUMP     0x0a /* the firmware then starts a reset CPU at the far pointer in WARM_RESET */
+#define WARM_RESET        0x467
+#define RESET_PORT        0xcf9
 
 	.code64
 	.section .text, "ax"
@@ -34,10 +62,12 @@ _start:
 	jmp	entry
 	.org GATE_WAY_BACK
 	jmp	way_back
+	.org GATE_CRASH
+	jmp	crash
 
 	.org GATE_MAGIC
 	.ascii	"KJGATE1\0"
-	.org GATE_TSC_OUT + 8
+	.org GATE_FIELDS_END
 
 	.balign 16
 gdt:
@@ -45,6 +75,7 @@ gdt:
 	.quad	0
 	.quad	0x00af9a000000ffff /* 0x10: 64-bit code */
 	.quad	0x00cf92000000ffff /* 0x18: flat data */
+	.quad	0x00cf9a000000ffff /* 0x20: 32-bit code */
 gdt_end:
 	.balign 8
 	.word	0, 0, 0
@@ -105,6 +136,8 @@ entry:
 	orq	%rdx, %rax
 	movq	%rax, GATE_A_EFER(%rbx)
 	call	keep_descriptors
+	call	apic_id
+	movq	%rax, GATE_A_APIC(%rbx)
 
 	call	own_tables
 	leaq	GATE_SIZE(%rbx), %rsp
@@ -145,11 +178,33 @@ way_back:
 	leaq	_start(%rip), %rbx
 	leaq	GATE_SIZE(%rbx), %rsp
 	call	own_tables
+	call	levels_of_a
 	call	note_time
 	movq	%rax, GATE_TSC_OUT(%rbx)
 	testq	$GATE_FLAG_INIT_CPUS, GATE_FLAGS(%rbx)
 	jz	return_to_a
 	call	init_other_cpus
+	jmp	return_to_a
+
+crash:
+	cli
+	cld
+	leaq	_start(%rip), %rbx
+	leaq	GATE_SIZE(%rbx), %rsp
+	call	own_tables
+	call	apic_id
+	cmpq	GATE_A_APIC(%rbx), %rax
+	jne	hand_over
+	call	levels_of_a
+crash_on_cpu_of_a:
+	call	own_tables
+	call	init_other_cpus
+	call	silence_devices
+	call	note_time
+	movq	%rax, GATE_TSC_OUT(%rbx)
+	call	find_mailbox
+	jnz	return_to_a
+	movq	$MAILBOX_OUTCOME_PANIC, MAILBOX_OUTCOME(%rdi)
 
 /*
  * Kernels before 6.13 load SS while the GDT is still the invalid one: #GP, and nobody to take it. GDTR takes
@@ -250,11 +305,229 @@ give_descriptors_back:
 	ret
 
 /*
+ * Give paging the levels that A had: they can be changed only with paging off, so by way of 32-bit code. The
+ * gate lies below 4 GiB. Spoils RAX, RCX, RDX, RBP.
+ */
+levels_of_a:
+	movq	%cr4, %rax
+	xorq	GATE_A_CR4(%rbx), %rax
+	btq	$CR4_LA57_BIT, %rax
+	jc	1f
+	ret
+1:
+	popq	%rbp
+	pushq	$FLAT32_CS
+	leaq	paging_off(%rip), %rax
+	pushq	%rax
+	lretq
+
+	.code32
+paging_off:
+	movl	%cr0, %eax
+	andl	$~CR0_PG, %eax
+	movl	%eax, %cr0
+/* Flat 32-bit mode without paging, EBX = the gate: into 64-bit mode as A had it, to go on at EBP. Spoils EAX, ECX, EDX. */
+long_mode:
+	movl	$MSR_EFER, %ecx
+	movl	GATE_A_EFER(%ebx), %eax
+	movl	GATE_A_EFER + 4(%ebx), %edx
+	andl	$~EFER_LMA, %eax
+	orl	$EFER_LME, %eax
+	wrmsr
+	movl	GATE_A_CR4(%ebx), %eax
+	movl	GATE_CR3_4LEVEL(%ebx), %ecx
+	andl	$CR4_LA57, %eax
+	jz	1f
+	movl	GATE_CR3_5LEVEL(%ebx), %ecx
+1:
+	orl	$CR4_PAE, %eax
+	movl	%eax, %cr4
+	movl	%ecx, %cr3
+	movl	%cr0, %eax
+	orl	$(CR0_PG | CR0_PE), %eax
+	movl	%eax, %cr0
+	pushl	$BOOT_CS
+	leal	(1f - _start)(%ebx), %eax
+	pushl	%eax
+	lretl
+	.code64
+1:
+	movl	%ebx, %ebx /* the upper halves are undefined after the switch */
+	movl	%esp, %esp
+	movl	%ebp, %ebp
+	jmp	*%rbp
+
+/*
+ * A panic on another CPU than A's: have that one started, and wait to be stopped by it. An INIT makes a boot CPU
+ * begin where a reset does, in the firmware, which goes on at WARM_RESET when the CMOS says so; any other CPU
+ * waits for a start-up message, which the boot CPU ignores. A machine that knows neither is reset in the end.
+ */
+hand_over:
+	movq	GATE_LOW_PAGE(%rbx), %rdi
+	testq	%rdi, %rdi
+	jz	reset
+	leaq	real_mode_start(%rip), %rsi
+	movl	$real_mode_end - real_mode_start, %ecx
+	pushq	%rdi
+	rep movsb
+	popq	%rdi
+	leaq	flat_start(%rip), %rax
+	movl	%eax, real_mode_target - real_mode_start(%rdi)
+	leaq	gdt(%rip), %rax
+	movl	%eax, real_mode_gdt + 2 - real_mode_start(%rdi)
+	movl	%ebx, real_mode_gate - real_mode_start(%rdi)
+	movl	%edi, %eax
+	shll	$12, %eax /* segment in the upper half, offset 0 */
+	movl	%eax, WARM_RESET
+	movb	$CMOS_SHUTDOWN, %al
+	outb	%al, $CMOS_INDEX
+	movb	$SHUTDOWN_JUMP, %al
+	outb	%al, $CMOS_DATA
+
+	movq	%rdi, %rsi
+	movl	$ICR_INIT, %eax
+	movl	GATE_A_APIC(%rbx), %edx
+	call	send_message
+	movl	$20000, %ecx /* writing to port 0x80 takes about a microsecond */
+1:
+	outb	%al, $0x80
+	loop	1b
+	movl	%esi, %eax
+	shrl	$12, %eax
+	orl	$ICR_STARTUP, %eax
+	movl	GATE_A_APIC(%rbx), %edx
+	call	send_message
+	movl	$10000000, %ecx
+2:
+	outb	%al, $0x80
+	loop	2b
+reset:
+	movw	$RESET_PORT, %dx
+	movb	$0x06, %al
+	outb	%al, %dx
+3:
+	hlt
+	jmp	3b
+
+	.code16
+real_mode_start:
+	cli
+	movw	%cs, %ax
+	movw	%ax, %ds
+	movl	real_mode_gate - real_mode_start, %ebx
+	lgdtl	real_mode_gdt - real_mode_start
+	movl	$(CR0_PE | CR0_ET), %eax
+	movl	%eax, %cr0
+	.byte	0x66, 0xea /* ljmpl */
+real_mode_target:
+	.long	0
+	.word	FLAT32_CS
+real_mode_gate:
+	.long	0
+real_mode_gdt:
+	.word	gdt_end - gdt - 1
+	.long	0
+real_mode_end:
+
+	.code32
+flat_start:
+	movl	$BOOT_DS, %eax
+	movl	%eax, %ds
+	movl	%eax, %es
+	movl	%eax, %ss
+	leal	GATE_SIZE(%ebx), %esp
+	leal	(crash_on_cpu_of_a - _start)(%ebx), %ebp
+	jmp	long_mode
+
+	.code64
+/*
+ * Take away every PCI device's right to write to memory, which is about to be A's again, and stop the watchdog
+ * that may have brought us here. A's drivers find their devices as after a plain kexec. Spoils RAX, RCX, RDX, RSI, RDI.
+ */
+silence_devices:
+	xorl	%esi, %esi /* bus, device and function as in PCI_ADDRESS */
+1:
+	xorl	%ecx, %ecx
+	call	pci_select
+	inl	%dx, %eax
+	movl	%eax, %edi
+	cmpl	$-1, %eax
+	je	4f
+	movl	$PCI_COMMAND, %ecx
+	call	pci_select
+	inl	%dx, %eax
+	testl	$PCI_COMMAND_MASTER, %eax
+	jz	2f
+	andl	$(0xffff & ~PCI_COMMAND_MASTER), %eax /* ones written to the status half would clear bits */
+	outl	%eax, %dx
+2:
+	cmpl	$I6300ESB_ID, %edi
+	jne	3f
+	movl	$I6300ESB_LOCK, %ecx
+	call	pci_select
+	xorl	%eax, %eax
+	outb	%al, %dx
+3:
+	movl	$PCI_HEADER, %ecx
+	call	pci_select
+	inl	%dx, %eax
+	testl	$PCI_MULTIFUNCTION, %eax
+	jnz	5f
+4:
+	testl	$0x700, %esi
+	jnz	5f
+	addl	$0x700, %esi /* function 0 is absent or alone: no need to ask for the others */
+5:
+	addl	$0x100, %esi
+	cmpl	$0x1000000, %esi
+	jb	1b
+	ret
+
+/* Select register ECX of the function in ESI; DX = the port of its data. Spoils RAX. */
+pci_select:
+	movl	%esi, %eax
+	orl	%ecx, %eax
+	orl	$0x80000000, %eax
+	movw	$PCI_ADDRESS, %dx
+	outl	%eax, %dx
+	movw	$PCI_DATA, %dx
+	ret
+
+/* RAX = this CPU's local APIC id: 32 bits of it where the CPU has leaf 11. Spoils RCX, RDX, RSI. */
+apic_id:
+	movq	%rbx, %rsi
+	xorl	%eax, %eax
+	cpuid
+	cmpl	$11, %eax
+	jb	1f
+	movl	$11, %eax
+	xorl	%ecx, %ecx
+	cpuid
+	testl	%ebx, %ebx
+	jz	1f
+	movl	%edx, %eax
+	jmp	2f
+1:
+	movl	$1, %eax
+	cpuid
+	movl	%ebx, %eax
+	shrl	$24, %eax
+2:
+	movq	%rsi, %rbx
+	ret
+
+/*
  * INIT to every CPU but this one. A CPU parked in MWAIT wakes when the line it watches is written, and then
  * runs whatever now lies where its code was; one that waits for SIPI does not. The kernel that
  * is entered next starts its other CPUs by INIT and SIPI in any case. Spoils RAX, RCX, RDX.
  */
 init_other_cpus:
+	movl	$ICR_INIT_OTHERS, %eax
+	xorl	%edx, %edx
+/* Send what EAX says (the low half of ICR) to the local APIC with id EDX. Spoils RAX, RCX, RDX. */
+send_message:
+	pushq	%rax
+	pushq	%rdx
 	movl	$MSR_APIC_BASE, %ecx
 	rdmsr
 	btl	$11, %eax /* the local APIC is off: no way to send, and nobody to send to */
@@ -264,8 +537,11 @@ init_other_cpus:
 	shlq	$32, %rdx
 	orq	%rdx, %rax
 	andq	$~0xfff, %rax
-	movl	$0, APIC_ICR_HIGH(%rax)
-	movl	$ICR_INIT_OTHERS, APIC_ICR_LOW(%rax)
+	movl	(%rsp), %edx
+	shll	$24, %edx
+	movl	%edx, APIC_ICR_HIGH(%rax)
+	movl	8(%rsp), %edx
+	movl	%edx, APIC_ICR_LOW(%rax)
 	movl	$1000000, %ecx
 1:
 	testl	$ICR_BUSY, APIC_ICR_LOW(%rax)
@@ -276,10 +552,11 @@ init_other_cpus:
 	jmp	3f
 2:
 	movl	$MSR_X2APIC_ICR, %ecx
-	movl	$ICR_INIT_OTHERS, %eax
-	xorl	%edx, %edx
+	movl	8(%rsp), %eax
+	movl	(%rsp), %edx
 	wrmsr
 3:
+	addq	$16, %rsp
 	ret
 
 /* RDI = the mailbox and ZF set when it is there and begins with the cookie; else ZF clear. Spoils RAX. */

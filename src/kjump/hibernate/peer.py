@@ -13,6 +13,9 @@ from kjump.kexec.plan import Plan
 from kjump.kexec.window import find_window, lay_out, low_memory
 from kjump.ranges import Range
 
+CRASH_KERNEL_SIZE = 1 << 20
+"""What B sets aside for its crash slot: a copy of the gate, and what its kernel adds to enter it."""
+
 _PASSED_ON = (
     "console",
     "earlycon",
@@ -34,6 +37,9 @@ _PASSED_ON = (
     "kjump.status",
 )
 
+_BACK_AFTER_PANIC = (f"crashkernel={CRASH_KERNEL_SIZE >> 20}M", "oops=panic", "unknown_nmi_panic")
+"""What is more than a panic (an oops, the watchdog's NMI) shall be one: then the crash slot leads back to A."""
+
 
 def machine_options(own: str) -> str:
     """Return those options of the command line `own` that are about the machine: console, ACPI, PCI, clock."""
@@ -46,8 +52,10 @@ def command_line(own: str, role: str, *, la57: bool) -> str:
     Options about the machine are passed on, those about the system are not. The second kernel must use as many
     levels of page tables as A (`la57`: five), and stay where it was loaded.
     """
-    paging = [] if la57 else ["no5lvl"]
-    return " ".join([machine_options(own), *paging, "nokaslr", "panic=5", f"kjump.role={role}"]).strip()
+    options = [] if la57 else ["no5lvl"]
+    if role == "second":
+        options += _BACK_AFTER_PANIC
+    return " ".join([machine_options(own), *options, "nokaslr", "panic=5", f"kjump.role={role}"]).strip()
 
 
 def describe_machine(gate: Gate, *, vmcoreinfo_note: bytes, low: Range | None = None) -> Surroundings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -9,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kjump.errors import HostError, JumpError
+from kjump.dump import dmesg
+from kjump.errors import HostError, JumpError, KjumpError, TargetError
 from kjump.formats import bzimage
 from kjump.gates import Gate
-from kjump.hibernate import filesystems, peer
+from kjump.hibernate import filesystems, peer, postmortem
 from kjump.hibernate.target import Target
 from kjump.initramfs.contents import with_job
 from kjump.kexec import host, mailbox, running
@@ -22,6 +24,13 @@ from kjump.kexec.window import DEFAULT_SIZE, WindowLayout, find_window, lay_out
 from kjump.ranges import Range, RangeSet
 
 DEFAULT_LEVEL = 1
+DEFAULT_WATCHDOG = 30
+"""Seconds; B feeds it four times as often."""
+
+_LEAST_TIME = 300
+_SLOWEST = 20_000_000
+"""Bytes of RAM that B should save in a second, however slow the target: what is slower hangs."""
+_LAST_LINES = 12
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,8 @@ class Request:
     """What to hibernate to, and with what: the target's device, the second kernel and its initramfs.
 
     `window` is found when None; `window_size` and `level` are bytes and a zstd level. `force` overwrites what the
-    target carries. `fault` provokes a failure in B, for tests: only "exception" so far.
+    target carries. `time_limit` is how long B may take, in seconds (0: by the size of RAM); `watchdog` the timeout, in
+    seconds, of the machine's watchdog while B works. `fault` provokes a failure in B, for tests (see `roles.faults`).
     """
 
     target: str
@@ -39,6 +49,8 @@ class Request:
     window_size: int = DEFAULT_SIZE
     level: int = DEFAULT_LEVEL
     force: bool = False
+    time_limit: float = 0
+    watchdog: int = DEFAULT_WATCHDOG
     fault: str = ""
 
 
@@ -92,11 +104,15 @@ def hibernate(request: Request, *, tell: Callable[[str], None] = lambda _: None)
             os.sync()
             left = time.time()
             host.jump()
+            outcome, report = prepared.box.read()
+            if outcome == mailbox.OUTCOME_PANIC:
+                report |= _last_words(kcore, report)
         finally:
             # What is loaded is worthless now: its pages hold what the other side left behind.
             host.unload(ARCH_X86_64)
     back = time.time()
-    outcome, report = prepared.box.read()
+    if outcome != mailbox.OUTCOME_RESUMED:
+        _make_unusable(request.target)
     result = Hibernation(
         resumed=outcome == mailbox.OUTCOME_RESUMED,
         window_bytes=prepared.layout.window.size,
@@ -129,6 +145,8 @@ def _prepare(request: Request, kcore: running.Kcore, tell: Callable[[str], None]
         "file_systems": filesystems.mounted(),
         "free_pages": running.free_page_policy(kcore),
         "level": request.level,
+        "time_limit": request.time_limit or _LEAST_TIME + around.ram.size / _SLOWEST,
+        "watchdog": request.watchdog,
         "fault": request.fault,
     }
     line = peer.command_line(running.command_line(), "second", la57=facts["la57"])
@@ -168,11 +186,28 @@ def _arm(request: Request) -> bytes:
         return target.arm().cookie
 
 
+def _last_words(kcore: running.Kcore, report: dict[str, Any]) -> dict[str, Any]:
+    """Return what the log of a second kernel that panicked says: the `panic` message and the last lines (`log`)."""
+    try:
+        lines = postmortem.log_of_peer(kcore, *report.get("vmcoreinfo", (0, 0)))
+    except KjumpError as error:
+        return {"panic": "", "log": [f"its log could not be read: {error}"]}
+    return {"panic": dmesg.panic_message(lines) or "", "log": [str(line) for line in lines[-_LAST_LINES:]]}
+
+
+def _make_unusable(path: str) -> None:
+    """This system went on, so a whole image of it, should there be one, must never run."""
+    with contextlib.suppress(TargetError), Target(path, writable=True) as target:
+        target.invalidate("the saved system went on")
+
+
 def _reason(outcome: int, report: dict[str, Any]) -> str:
     if outcome == mailbox.OUTCOME_RESUMED:
         return ""
     if outcome == mailbox.OUTCOME_GONE:
         return "the second kernel is gone"
+    if outcome == mailbox.OUTCOME_PANIC:
+        return f"the second kernel panicked: {report.get('panic') or 'its log could not be read'}"
     if outcome in (mailbox.OUTCOME_FAILED, mailbox.OUTCOME_CANCELLED):
         return str(report.get("reason", "the second kernel gave no reason"))
     return "the second kernel came back without a report"

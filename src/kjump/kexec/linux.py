@@ -13,8 +13,8 @@ from kjump.errors import PlanError
 from kjump.formats import bootparams, elf
 from kjump.formats.bzimage import BzImage
 from kjump.formats.e820 import RAM, RESERVED, E820Entry
-from kjump.gates import GATE_ENTRY, GATE_SIZE, GATE_WAY_BACK, Gate, identity_tables
-from kjump.kexec.plan import ARCH_X86_64, PRESERVE_CONTEXT, Plan, Segment, make_plan
+from kjump.gates import GATE_CRASH, GATE_ENTRY, GATE_SIZE, GATE_WAY_BACK, Gate, identity_tables
+from kjump.kexec.plan import ARCH_X86_64, ON_CRASH, PRESERVE_CONTEXT, Plan, Segment, make_plan
 from kjump.kexec.window import WindowLayout
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet, align_down, align_up
@@ -140,6 +140,7 @@ class LinuxPeer:
             peer_entry=layout.window.start + self.kernel.entry64_offset,
             peer_argument=layout.boot_params,
             next_entry=layout.gate + GATE_ENTRY,
+            low_page=around.low.start,
         )
         content = bytearray(layout.reserved.size)
         pieces = {
@@ -162,3 +163,13 @@ def way_back_plan(gate_at: int, gate: Gate) -> Plan:
     """
     segment = Segment(gate_at, GATE_SIZE, gate.pack(), "gate")
     return make_plan(gate_at + GATE_WAY_BACK, [segment], ARCH_X86_64)
+
+
+def crash_plan(crash_kernel: Range, gate: Gate) -> Plan:
+    """Return the Plan by which a second kernel that panics leaves for the first, from its crash slot.
+
+    `crash_kernel` is the physical range that the second kernel set aside (`crashkernel=`). A copy of the gate lies
+    there with `gate` as its fields; it stands on the same page tables, which no kernel owns.
+    """
+    segment = Segment(crash_kernel.start, GATE_SIZE, gate.pack(), "gate")
+    return make_plan(crash_kernel.start + GATE_CRASH, [segment], ARCH_X86_64 | ON_CRASH)

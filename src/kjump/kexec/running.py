@@ -16,11 +16,16 @@ from kjump.errors import FormatError, HostError
 from kjump.formats import elf, notes
 from kjump.formats.e820 import E820Entry, IomemResource, parse_firmware_memmap, parse_iomem
 from kjump.memory import FileMemory, FilePiece
-from kjump.ranges import RangeSet
+from kjump.ranges import Range, RangeSet
 
 VMCOREINFO_NAME = "VMCOREINFO"
 _GDT_LIMIT = 0x7F
 """Sixteen descriptors of eight bytes (GDT_ENTRIES in arch/x86/include/asm/segment.h)."""
+
+_NO_ADDRESS = 1 << 63
+"""Segments of /proc/kcore that are no RAM have the highest of all physical addresses."""
+_KERNEL_TEXT = 0xFFFF_FFFF_8000_0000
+"""From here on lies the kernel's image, which the direct map has too (Documentation/arch/x86/x86_64/mm.rst)."""
 
 
 def _read_text(path: str) -> str:
@@ -63,6 +68,17 @@ def iomem() -> list[IomemResource]:
 def ram() -> RangeSet:
     """Return the physical ranges (bytes) that the running kernel uses as RAM."""
     return RangeSet(r.range for r in iomem() if r.name == "System RAM" and r.depth == 0)
+
+
+def crash_kernel() -> Range | None:
+    """Return the physical range that the running kernel set aside for a crash image, or None."""
+    return next((r.range for r in iomem() if r.name == "Crash kernel"), None)
+
+
+def vmcoreinfo_place() -> tuple[int, int]:
+    """Return where the running kernel's VMCOREINFO note lies: physical address and size in bytes."""
+    address, size = _read_text("/sys/kernel/vmcoreinfo").split()
+    return int(address, 16), int(size, 16)
 
 
 def cpu_facts() -> tuple[str, frozenset[str]]:
@@ -130,6 +146,12 @@ class Kcore:
     def read_u64(self, linear: int) -> int:
         """Return the little-endian u64 at the kernel's linear address `linear`."""
         return int(struct.unpack("<Q", self.read(linear, 8))[0])
+
+    def physical(self) -> FileMemory:
+        """Return the running kernel's RAM by physical address: its direct map."""
+        loads = [p for p in self.program_headers if p.type == elf.PT_LOAD]
+        ram = [p for p in loads if p.paddr < _NO_ADDRESS and p.vaddr < _KERNEL_TEXT]
+        return FileMemory(self._fd, [FilePiece(p.paddr, p.memsz, p.offset) for p in ram])
 
     def vmcoreinfo_note(self) -> bytes:
         """Return the VMCOREINFO note, complete (header, name, text, padding)."""

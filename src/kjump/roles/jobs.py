@@ -19,6 +19,8 @@ from kjump.hibernate.target import find_target
 from kjump.kexec import host
 from kjump.ranges import Range, RangeSet
 from kjump.roles.console import ProgressBar
+from kjump.roles.faults import Fault
+from kjump.roles.guard import Guard
 from kjump.roles.system import Role
 
 _TARGET_TIMEOUT = 5.0
@@ -26,11 +28,15 @@ _TARGET_TIMEOUT = 5.0
 
 @dataclass(frozen=True)
 class Work:
-    """What a job is given: its role (with `role.job`, A's words), the gate, and the head of A's indirection list."""
+    """What a job is given: its role (with `role.job`, A's words), the gate, and the head of A's indirection list.
+
+    `guard` brings A back when the job takes too long; a job disarms it before what must not be undone.
+    """
 
     role: Role
     gate: Gate
     head: int
+    guard: Guard
 
 
 def save_job(work: Work) -> dict[str, Any]:
@@ -40,6 +46,7 @@ def save_job(work: Work) -> dict[str, Any]:
     role.status.send("saved", **result.as_report())
     if role.job["then"] == "back":
         return {"saved": result.as_report()}
+    work.guard.disarm()
     role.console.line(f"kjump: A is saved ({result.image_bytes / 1e6:.1f} MB on the target); switching off")
     host.power_off()
     raise AssertionError("the machine went on after it was switched off")
@@ -47,8 +54,7 @@ def save_job(work: Work) -> dict[str, Any]:
 
 def _save(work: Work) -> SaveResult:
     role, job = work.role, work.role.job
-    if job.get("fault") == "exception":
-        raise RuntimeError("an exception was asked for by the job")
+    fault = Fault(job["fault"])
     parked = open_parked(work.head)
     role.status.send("save-begins")
     facts = job["facts"] | {
@@ -58,6 +64,12 @@ def _save(work: Work) -> SaveResult:
     }
     with find_target(bytes.fromhex(job["cookie"]), job["target"], timeout=_TARGET_TIMEOUT) as target:
         bar = ProgressBar("saving", cancellable=True)
+
+        def progress(done: int, total: int, written: int) -> bool:
+            fault.due(done / max(total, 1))
+            return bar(done, total, written)
+
+        fault.due(0.0)
         try:
             return save(
                 parked,
@@ -67,7 +79,7 @@ def _save(work: Work) -> SaveResult:
                 free_pages=job["free_pages"],
                 level=int(job["level"]),
                 threads=os.cpu_count() or 1,
-                progress=bar,
+                progress=progress,
             )
         finally:
             bar.close()

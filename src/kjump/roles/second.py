@@ -1,18 +1,21 @@
 """The second role, B's: do the job that A gave, go back to A and say what came of it.
 
-Whatever a job raises ends in A with the reason. What a job may be is in `kjump.roles.jobs`.
+Whatever a job raises ends in A with the reason, and so do a panic, a hang and a job past its time limit. What a job
+may be is in `kjump.roles.jobs`.
 """
 
 from __future__ import annotations
 
+import threading
 import traceback
 from typing import Any
 
 from kjump.errors import KjumpError
 from kjump.gates import GATE_SIZE, Gate
 from kjump.hibernate.save import SaveCancelled
-from kjump.kexec import host, mailbox
-from kjump.kexec.linux import way_back_plan
+from kjump.kexec import host, mailbox, running
+from kjump.kexec.linux import crash_plan, way_back_plan
+from kjump.roles.guard import Guard
 from kjump.roles.jobs import JOBS, Work
 from kjump.roles.system import Role, read_physical, uptime
 
@@ -21,19 +24,50 @@ def run(role: Role) -> None:
     """Do the job; returns only when even the way back is closed."""
     gate_at = int(role.job["gate"])
     gate = Gate.unpack(read_physical(gate_at, GATE_SIZE))
-    box = mailbox.PeerMailbox(gate.mailbox, gate.cookie)
-    outcome, report = mailbox.OUTCOME_FAILED, {"boot_seconds": uptime()}
+    way = _WayBack(role, mailbox.PeerMailbox(gate.mailbox, gate.cookie))
     try:
-        host.load(way_back_plan(gate_at, gate))
-        report |= JOBS[role.job["do"]](Work(role, gate, box.head))
-        outcome = mailbox.OUTCOME_DONE
+        way.open(gate_at, gate)
+        done = JOBS[role.job["do"]](Work(role, gate, way.box.head, way.guard))
+        way.leave(mailbox.OUTCOME_DONE, done)
     except BaseException as error:
-        outcome, why = _account_of(error)
-        report |= why
-    box.report(outcome, report)
-    role.console.line("kjump: going back to A")
-    role.status.send("going-back")
-    host.jump()
+        way.leave(*_account_of(error))
+
+
+class _WayBack:
+    """The ways back to A: taken once, by the job's end or by its time limit."""
+
+    def __init__(self, role: Role, box: mailbox.PeerMailbox) -> None:
+        self.role = role
+        self.box = box
+        self.guard = Guard()
+        self._report: dict[str, Any] = {"boot_seconds": uptime()}
+        self._leaving = threading.Lock()
+
+    def open(self, gate_at: int, gate: Gate) -> None:
+        """Load the program that leads to A, into the crash slot too, and let the guard watch."""
+        host.load(way_back_plan(gate_at, gate))
+        crash_kernel = running.crash_kernel()
+        if crash_kernel is not None:
+            # Should we panic, nobody here can say why: A reads our log, and finds it by this.
+            self.box.report(mailbox.OUTCOME_NONE, self._report | {"vmcoreinfo": running.vmcoreinfo_place()})
+            host.load(crash_plan(crash_kernel, gate))
+            self.guard.start_watchdog(int(self.role.job["watchdog"]))
+        limit = float(self.role.job["time_limit"])
+        self.guard.limit(limit, lambda: self._expired(limit))
+
+    def _expired(self, seconds: float) -> None:
+        reason = f"the job took longer than its time limit of {seconds:.0f} s"
+        self.leave(mailbox.OUTCOME_FAILED, {"reason": reason})
+
+    def leave(self, outcome: int, report: dict[str, Any]) -> None:
+        """Go back to A with `report`; the second caller waits for what the first is doing."""
+        with self._leaving:
+            self.guard.disarm()
+            self.guard.stop_watchdog()
+            self.box.report(outcome, self._report | report)
+            self.role.console.line("kjump: going back to A")
+            self.role.status.send("going-back")
+            host.jump()
 
 
 def _account_of(error: BaseException) -> tuple[int, dict[str, Any]]:
