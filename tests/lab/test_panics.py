@@ -3,32 +3,42 @@
 import pytest
 from test_failures import assert_unharmed, mark
 
-from kjump.formats.superblock import State
-from kjump.lab.faults import WATCHDOG
-from kjump.lab.scene import TARGET_DEVICE, Scene
-from test_failures import read_superblock
+from kjump.lab import kernel as kernels
+from kjump.lab.qemu import WATCHDOG
+from kjump.lab.scene import TARGET_DEVICE, Hardware, Scene
 
-PANIC = "the second kernel panicked: "
+PANICKED = "the second kernel panicked: Kernel panic - not syncing: sysrq triggered crash"
+HUNG = "the second kernel hung, and was ended by the watchdog"
 CASES = {
-    "panic:0": PANIC + "Kernel panic - not syncing: sysrq triggered crash",
-    "panic:1": PANIC + "Kernel panic - not syncing: sysrq triggered crash",
-    "panic:1@0.5": PANIC + "Kernel panic - not syncing: sysrq triggered crash",
+    "panic:0": PANICKED,
+    "panic:1": PANICKED,
+    "panic:1@0.5": PANICKED,
+    "panic:2": PANICKED,
     "hang": "the job took longer than its time limit of 20 s",
-    "hold": PANIC + "Kernel panic - not syncing: NMI: Not continuing",
-    "spin:0": PANIC + "Kernel panic - not syncing: NMI: Not continuing",
-    "spin:1": PANIC + "Kernel panic - not syncing: NMI: Not continuing",
+    "hold": HUNG,
+    "spin:0": HUNG,
+    "spin:1": HUNG,
 }
 
 
-def test_panics_and_hangs_of_b_bring_a_back(scene: Scene) -> None:
+def provoke(scene: Scene, faults: list[str]) -> None:
     with scene.machine(extra=WATCHDOG) as machine:
         machine.guest.event("ready")
         mark(machine)
-        for fault, reason in CASES.items():
-            options = ["--fault", fault, "--watchdog", "8"]
-            if fault == "hang":
-                options += ["--time-limit", "20"]
-            reply = machine.guest.run("kjump", "hibernate", "--to", TARGET_DEVICE, *options, check=False)
+        for fault in faults:
+            limits = ["--watchdog", "8", "--time-limit", "20" if fault == "hang" else "200"]
+            command = ["kjump", "hibernate", "--to", TARGET_DEVICE, "--fault", fault, *limits]
+            reply = machine.guest.run(*command, check=False, timeout=300)
             assert reply.status == 1, fault
-            assert reason in reply.stderr, fault
+            assert CASES[fault] in reply.stderr, fault
             assert_unharmed(machine)
+
+
+def test_panics_and_hangs_of_b_bring_a_back(scene: Scene) -> None:
+    provoke(scene, [fault for fault in CASES if fault != "panic:2"])
+
+
+@pytest.mark.parametrize("cpu", ["max,la57=off", "Skylake-Client"])
+def test_a_panic_on_another_cpu(scene: Scene, cpu: str) -> None:
+    hardware = Hardware(scene.hardware.memory, cpus=3, cpu=cpu)
+    provoke(Scene(scene.folder, kernels.build("6.1"), hardware, scene.target_size).prepare(), ["panic:2"])

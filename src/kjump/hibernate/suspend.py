@@ -31,6 +31,7 @@ _LEAST_TIME = 300
 _SLOWEST = 20_000_000
 """Bytes of RAM that B should save in a second, however slow the target: what is slower hangs."""
 _LAST_LINES = 12
+_PANIC_BY_NMI = "NMI: Not continuing"
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,12 @@ def _arm(request: Request) -> bytes:
         return target.arm().cookie
 
 
+def _why_it_panicked(message: str) -> str:
+    if _PANIC_BY_NMI in message:
+        return f"the second kernel hung, and was ended by the watchdog ({message})"
+    return f"the second kernel panicked: {message or 'its log could not be read'}"
+
+
 def _last_words(kcore: running.Kcore, report: dict[str, Any]) -> dict[str, Any]:
     """Return what the log of a second kernel that panicked says: the `panic` message and the last lines (`log`)."""
     try:
@@ -207,7 +214,7 @@ def _reason(outcome: int, report: dict[str, Any]) -> str:
     if outcome == mailbox.OUTCOME_GONE:
         return "the second kernel is gone"
     if outcome == mailbox.OUTCOME_PANIC:
-        return f"the second kernel panicked: {report.get('panic') or 'its log could not be read'}"
+        return _why_it_panicked(report.get("panic", ""))
     if outcome in (mailbox.OUTCOME_FAILED, mailbox.OUTCOME_CANCELLED):
         return str(report.get("reason", "the second kernel gave no reason"))
     return "the second kernel came back without a report"

@@ -30,6 +30,8 @@ from kjump.errors import LabError
 
 PORT_NAME = "kjump.status"
 QEMU = "qemu-system-x86_64"
+WATCHDOG = ("-device", "i6300esb", "-action", "watchdog=inject-nmi")
+"""More arguments for a machine with a watchdog that ends a hang by an NMI."""
 
 
 class LostMachineError(LabError):
