@@ -14,6 +14,7 @@ CASES = {
     "panic:1": PANICKED,
     "panic:1@0.5": PANICKED,
     "panic:2": PANICKED,
+    "exception": "unexpected RuntimeError in the second kernel",
     "hang": "the job took longer than its time limit of 20 s",
     "hold": HUNG,
     "spin:0": HUNG,
@@ -21,13 +22,13 @@ CASES = {
 }
 
 
-def provoke(scene: Scene, faults: list[str]) -> None:
+def provoke(scene: Scene, faults: list[str], *more: str) -> None:
     with scene.machine(extra=WATCHDOG) as machine:
         machine.guest.event("ready")
         mark(machine)
         for fault in faults:
             limits = ["--watchdog", "8", "--time-limit", "20" if fault == "hang" else "200"]
-            command = ["kjump", "hibernate", "--to", TARGET_DEVICE, "--fault", fault, *limits]
+            command = ["kjump", "hibernate", "--to", TARGET_DEVICE, "--fault", fault, *limits, *more]
             reply = machine.guest.run(*command, check=False, timeout=300)
             assert reply.status == 1, fault
             assert CASES[fault] in reply.stderr, fault
@@ -35,7 +36,11 @@ def provoke(scene: Scene, faults: list[str]) -> None:
 
 
 def test_panics_and_hangs_of_b_bring_a_back(scene: Scene) -> None:
-    provoke(scene, [fault for fault in CASES if fault != "panic:2"])
+    provoke(scene, [fault for fault in CASES if fault not in ("panic:2", "exception")])
+
+
+def test_a_second_kernel_with_fewer_levels_of_paging(scene: Scene) -> None:
+    provoke(scene, ["exception", "panic:1"], "--append", "no5lvl")
 
 
 @pytest.mark.parametrize("cpu", ["max,la57=off", "Skylake-Client"])

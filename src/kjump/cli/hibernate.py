@@ -31,6 +31,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--window", type=WINDOW, help="Where the second kernel lives: START,SIZE (default: found).")
 @click.option("--window-size", type=SIZE, default=DEFAULT_SIZE, show_default="128M", help="Size of a window to find.")
 @click.option("--level", type=int, default=DEFAULT_LEVEL, show_default=True, help="zstd level of the image.")
+@click.option("--append", default="", help="More options for the second kernel's command line.")
 @click.option(
     "--time-limit", type=click.FloatRange(0), default=0, help="Seconds it may take (default: by size of RAM)."
 )
@@ -45,6 +46,7 @@ def hibernate_command(
     window: Range | None,
     window_size: int,
     level: int,
+    append: str,
     time_limit: float,
     watchdog: int,
     force: bool,
@@ -60,6 +62,7 @@ def hibernate_command(
         window_size=window_size,
         level=level,
         force=force,
+        append=append,
         time_limit=time_limit,
         watchdog=watchdog,
         fault=fault,
@@ -70,6 +73,8 @@ def hibernate_command(
         print_json(vars(result))
     elif result.resumed:
         _describe(result)
+    for line in () if as_json else result.report.get("log", ()):
+        click.echo(f"second kernel: {line}", err=True)
     _raise_unless_resumed(result)
 
 

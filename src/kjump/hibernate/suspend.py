@@ -39,8 +39,9 @@ class Request:
     """What to hibernate to, and with what: the target's device, the second kernel and its initramfs.
 
     `window` is found when None; `window_size` and `level` are bytes and a zstd level. `force` overwrites what the
-    target carries. `time_limit` is how long B may take, in seconds (0: by the size of RAM); `watchdog` the timeout, in
-    seconds, of the machine's watchdog while B works. `fault` provokes a failure in B, for tests (see `roles.faults`).
+    target carries. `append` is added to the second kernel's command line. `time_limit` is how long B may take, in
+    seconds (0: by the size of RAM); `watchdog` the timeout, in seconds, of the machine's watchdog while B works.
+    `fault` provokes a failure in B, for tests (see `roles.faults`).
     """
 
     target: str
@@ -50,6 +51,7 @@ class Request:
     window_size: int = DEFAULT_SIZE
     level: int = DEFAULT_LEVEL
     force: bool = False
+    append: str = ""
     time_limit: float = 0
     watchdog: int = DEFAULT_WATCHDOG
     fault: str = ""
@@ -151,6 +153,7 @@ def _prepare(request: Request, kcore: running.Kcore, tell: Callable[[str], None]
         "fault": request.fault,
     }
     line = peer.command_line(running.command_line(), "second", la57=facts["la57"])
+    line = f"{line} {request.append}".rstrip()
     second = LinuxPeer(kernel, with_job(request.initrd.read_bytes(), job), line, layout)
     return _Prepared(box, second.plan(around, preserve=True), layout)
 
