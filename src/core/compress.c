@@ -33,6 +33,7 @@ struct job {
 
     /* The output. All writes are of whole buffers, page-aligned in memory, but for the last. */
     int fd;
+    Py_buffer extents; /* of the output */
     int direct; /* O_DIRECT: offsets and sizes must be aligned too */
     bool seekable;
     uint64_t offset;        /* where the buffer will go */
@@ -50,7 +51,9 @@ static uint64_t frame_length(const struct job *job, uint64_t frame)
 static bool flush(struct job *job, size_t size)
 {
     for (size_t done = 0; done < size;) {
-        ssize_t n = job->seekable ? pwrite(job->fd, job->buffer + done, size - done, (off_t)job->offset)
+        size_t part = size - done;
+        uint64_t at = extents_find(&job->extents, job->offset, &part);
+        ssize_t n = job->seekable ? pwrite(job->fd, job->buffer + done, part, (off_t)at)
                                   : write(job->fd, job->buffer + done, size - done);
         if (n < 0 && errno == EINTR)
             continue;
@@ -257,7 +260,7 @@ static PyObject *conclude(struct job *job, PyObject *trailer)
 PyObject *core_compress(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"source_fd", "spans", "head", "stream_length", "frame_size", "level", "threads",
-                            "out_fd", "out_offset", "direct", "limit", "trailer", "progress", "map_gap", NULL};
+                            "out_fd", "out_offset", "direct", "limit", "trailer", "progress", "map_gap", "extents", NULL};
     struct job *job = calloc(1, sizeof *job);
     PyObject *trailer, *progress = Py_None, *result = NULL;
     Py_buffer spans = {0}, head = {0};
@@ -266,17 +269,17 @@ PyObject *core_compress(PyObject *Py_UNUSED(module), PyObject *args, PyObject *k
     if (job == NULL)
         return PyErr_NoMemory();
     crew_init(&job->crew);
-    if (PyArg_ParseTupleAndKeywords(args, kwargs, "iy*y*O&O&iiiO&pO&O|OO&:compress", names, &source, &spans, &head,
+    if (PyArg_ParseTupleAndKeywords(args, kwargs, "iy*y*O&O&iiiO&pO&O|OO&y*:compress", names, &source, &spans, &head,
                                     to_u64, &job->stream_length, to_u64, &job->frame_size, &job->level, &threads,
                                     &job->fd, to_u64, &job->offset, &job->direct, to_u64, &job->limit, &trailer,
-                                    &progress, to_u64, &gap)) {
+                                    &progress, to_u64, &gap, &job->extents)) {
         job->head = head.buf;
         job->head_length = (uint64_t)head.len;
         job->crew.total = job->stream_length;
         job->seekable = lseek(job->fd, 0, SEEK_CUR) >= 0 || errno != ESPIPE;
         if (job->direct)
             job->limit = page_down(job->limit);
-        if (check_arguments(job, threads) == 0 &&
+        if (check_arguments(job, threads) == 0 && extents_check(&job->extents) == 0 &&
             layout_init(&job->source, source, false, gap, &spans, job->head_length, job->stream_length) == 0 &&
             allocate(job, threads) == 0) {
             crew_start(&job->crew, 1, write_frames);
@@ -286,6 +289,7 @@ PyObject *core_compress(PyObject *Py_UNUSED(module), PyObject *args, PyObject *k
         }
         PyBuffer_Release(&spans);
         PyBuffer_Release(&head);
+        PyBuffer_Release(&job->extents);
     }
     release(job);
     return result;

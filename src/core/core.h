@@ -91,6 +91,14 @@ void layout_free(struct layout *layout);
 /* Return the index of the first span that ends after `stream`. */
 size_t layout_find(const struct layout *layout, uint64_t stream);
 
+/*
+ * The file of an image may hold it in extents (packed native u64 pairs: offset, length), one after the other; without
+ * any it holds it as it is. Check them; 0, or -1 with ValueError.
+ */
+int extents_check(const Py_buffer *extents);
+/* Return where byte `at` lies in the file; `*size` is cut to what follows it there in one piece, 0 past the end. */
+uint64_t extents_find(const Py_buffer *extents, uint64_t at, size_t *size);
+
 #define SLICE ((uint64_t)16 << 20)
 #define SLICES (sizeof(void *) == 4 ? 16 : 64)
 

@@ -26,6 +26,7 @@ struct job {
     struct crew crew;
     struct layout destination;
     int image, direct, threads;
+    Py_buffer extents; /* of the image */
     struct frame *frames;
     size_t count, next;        /* `next`: the first frame that nobody has taken */
     uint64_t longest, largest; /* of a wanted frame: bytes decompressed, and compressed */
@@ -63,7 +64,9 @@ static bool read_frames(struct job *job, size_t first, size_t end, uint8_t *data
 {
     uint64_t needed = job->frames[end - 1].offset + job->frames[end - 1].size - base, size = page_up(needed), got = 0;
     while (got < needed) {
-        ssize_t n = pread(job->image, data + got, size - got, (off_t)(base + got));
+        size_t part = (size_t)(size - got);
+        uint64_t at = extents_find(&job->extents, base + got, &part);
+        ssize_t n = pread(job->image, data + got, part, (off_t)at);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
@@ -202,7 +205,7 @@ static void choose_frames(struct job *job)
 PyObject *core_restore(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"image_fd", "image_offset", "entries", "spans", "dest_fd",
-                            "threads", "direct", "progress", "map_gap", NULL};
+                            "threads", "direct", "progress", "map_gap", "extents", NULL};
     struct job *job = calloc(1, sizeof *job);
     PyObject *progress = Py_None, *result = NULL;
     Py_buffer entries, spans;
@@ -211,12 +214,12 @@ PyObject *core_restore(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kw
     if (job == NULL)
         return PyErr_NoMemory();
     crew_init(&job->crew);
-    if (PyArg_ParseTupleAndKeywords(args, kwargs, "iO&y*y*iip|OO&:restore", names, &job->image, to_u64, &offset,
+    if (PyArg_ParseTupleAndKeywords(args, kwargs, "iO&y*y*iip|OO&y*:restore", names, &job->image, to_u64, &offset,
                                     &entries, &spans, &destination, &job->threads, &job->direct, &progress, to_u64,
-                                    &gap)) {
+                                    &gap, &job->extents)) {
         if (job->threads < 1 || job->threads > MAX_THREADS) {
             PyErr_SetString(PyExc_ValueError, "the number of threads must be 1 to 256");
-        } else if (take_entries(job, &entries, offset, &stream) == 0 &&
+        } else if (extents_check(&job->extents) == 0 && take_entries(job, &entries, offset, &stream) == 0 &&
                    layout_init(&job->destination, destination, true, gap, &spans, 0, stream) == 0) {
             choose_frames(job);
             crew_start(&job->crew, (uint64_t)job->threads + 2, restore_frames);
@@ -225,6 +228,7 @@ PyObject *core_restore(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kw
         }
         PyBuffer_Release(&entries);
         PyBuffer_Release(&spans);
+        PyBuffer_Release(&job->extents);
     }
     free(job->frames);
     layout_free(&job->destination);

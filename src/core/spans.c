@@ -208,3 +208,33 @@ bool mapper_copy(struct mapper *mapper, struct crew *crew, uint64_t offset, uint
     }
     return true;
 }
+
+int extents_check(const Py_buffer *extents)
+{
+    uint64_t pair[2], left = INT64_MAX;
+    bool good = extents->len % (Py_ssize_t)sizeof pair == 0;
+    for (Py_ssize_t i = 0; good && i < extents->len; i += sizeof pair) {
+        memcpy(pair, (const uint8_t *)extents->buf + i, sizeof pair);
+        good = pair[1] <= left && pair[0] <= INT64_MAX - pair[1];
+        left -= pair[1];
+    }
+    if (!good)
+        PyErr_SetString(PyExc_ValueError, "these are not extents of a file");
+    return good ? 0 : -1;
+}
+
+uint64_t extents_find(const Py_buffer *extents, uint64_t at, size_t *size)
+{
+    uint64_t pair[2];
+    if (extents->len == 0)
+        return at;
+    for (Py_ssize_t i = 0; i < extents->len; i += sizeof pair, at -= pair[1]) {
+        memcpy(pair, (const uint8_t *)extents->buf + i, sizeof pair);
+        if (at < pair[1]) {
+            *size = (size_t)MIN(*size, pair[1] - at);
+            return pair[0] + at;
+        }
+    }
+    *size = 0;
+    return 0;
+}

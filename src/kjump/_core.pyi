@@ -61,6 +61,7 @@ def compress(
     trailer: Callable[[bytes], bytes],
     progress: Progress | None = None,
     map_gap: int = 0,
+    extents: Buffer = b"",
 ) -> tuple[int, bytes]:
     """Compress a stream of `stream_length` bytes to frames; return the compressed length and the entries.
 
@@ -76,6 +77,9 @@ def compress(
     with zeros (which the returned length does not count). `limit` is how many bytes there are from `out_offset`
     on; when they do not suffice, it is an OSError ENOSPC whose text says how many were needed so far. Nothing is
     flushed to the medium: call fsync. Other trouble with source or output is an OSError that says where.
+
+    With `extents` (native u64 pairs: offset, length) `out_offset` counts through them, one after the other; nothing
+    outside them is written. Lengths must be multiples of 4096 when `direct`.
 
     `progress(stream bytes done, stream_length, bytes written)` is called some six times a second and once when all
     frames are written, in the calling thread. When it returns False the work stops with Cancelled.
@@ -93,6 +97,7 @@ def restore(
     direct: bool,
     progress: Progress | None = None,
     map_gap: int = 0,
+    extents: Buffer = b"",
 ) -> int:
     """Decompress what `spans` want of an image into `dest_fd`; return how many bytes were written there.
 
@@ -103,8 +108,8 @@ def restore(
     source, with `map_gap`; only the spans' bytes are written, and two spans must not share one.
 
     `threads` decompress at a time; two more keep reading. `direct` tells that `image_fd` is O_DIRECT (reads are
-    page-aligned in any case). `progress(stream bytes done, of wanted frames, compressed bytes done)` is as for
-    `compress`.
+    page-aligned in any case). `image_offset` counts through `extents`, as in `compress`. `progress(stream bytes done,
+    of wanted frames, compressed bytes done)` is as for `compress`.
 
     Memory: for each of threads + 2, a megabyte or the largest compressed frame, one frame, one decompressor.
     """

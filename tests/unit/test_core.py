@@ -217,6 +217,7 @@ class Work:
     limit: int = 1 << 40
     trailer: Callable[[bytes], bytes] = lambda entries: SeekTable(entries).encode()
     map_gap: int = 0
+    extents: bytes = b""
 
     def __post_init__(self) -> None:
         ends = [stream + length for stream, _, length in self.spans]
@@ -260,6 +261,7 @@ class Work:
             self.trailer,
             progress,
             self.map_gap,
+            self.extents,
         )
 
     def restore(
@@ -275,7 +277,16 @@ class Work:
         dest = os.open(destination, flags)
         try:
             return _core.restore(
-                image, self.out_offset, entries, pack(spans), dest, self.threads, self.direct, progress, self.map_gap
+                image,
+                self.out_offset,
+                entries,
+                pack(spans),
+                dest,
+                self.threads,
+                self.direct,
+                progress,
+                self.map_gap,
+                self.extents,
             )
         finally:
             os.close(image)
@@ -455,6 +466,54 @@ def test_direct(tmp_path: Path, size: int) -> None:
     os.truncate(work.out, PAGE_SIZE + SeekTable(entries).compressed_length - 100)
     with pytest.raises(_core.Damaged, match="the file ends before it does"):
         work.restore(entries, work.spans, destination)
+
+
+@few
+@given(st.data(), st.booleans())
+def test_an_image_in_extents(tmp_path: Path, data: st.DataObject, direct: bool) -> None:
+    """The image lies in pieces of a file, in any order; not a byte beside them is touched."""
+    unit = PAGE_SIZE if direct else 1
+    size = 400_000
+    sizes = [*data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=12)), (size + 20_000) // unit]
+    gaps = data.draw(st.lists(st.integers(0, 3), min_size=len(sizes), max_size=len(sizes)))
+    extents, at = [], 0
+    for count, gap in zip(sizes, gaps, strict=True):
+        extents.append((at + gap * unit, count * unit))
+        at += (gap + count) * unit
+    order = data.draw(st.permutations(extents))
+    packed = b"".join(struct.pack("=QQ", *extent) for extent in order)
+    work = Work(tmp_path, os.urandom(size), [(0, 0, size)], frame_size=50_000, out_offset=unit, direct=direct)
+    work.extents = packed
+    try:
+        length, entries = work.compress()
+    except OSError as error:
+        if error.errno == errno.EINVAL and error.filename:
+            pytest.skip(f"no O_DIRECT on {tmp_path}: run with --basetemp on a disk")
+        raise
+    written = work.out.read_bytes().ljust(at, b"\0")
+    image = b"".join(written[start : start + count] for start, count in order)
+    table = SeekTable(entries)
+    assert not any(image[:unit]) and image[unit : unit + length].endswith(table.encode())
+    assert not any(image[unit + length :])
+    beside = bytearray(written)
+    for start, count in extents:
+        beside[start : start + count] = bytes(count)
+    assert not any(beside)
+    destination = tmp_path / "destination"
+    destination.write_bytes(bytes(size))
+    assert work.restore(entries, work.spans, destination) == size
+    assert destination.read_bytes() == work.source
+
+
+def test_extents_that_are_none(tmp_path: Path) -> None:
+    work = Work(tmp_path, SOURCE, [(0, 0, len(SOURCE))])
+    for extents in (b"x", bytes(24), struct.pack("=QQ", 2**63 - 5, 10), struct.pack("=4Q", 0, 2**62, 0, 2**62)):
+        work.extents = extents
+        with pytest.raises(ValueError, match="extents"):
+            work.compress()
+    work.extents = struct.pack("=QQ", 0, 1000)
+    with pytest.raises(OSError, match="cannot write"):
+        work.compress()
 
 
 def test_the_limit(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ superblocks = st.builds(
     seek_table_length=u64,
     digest=st.binary(min_size=32, max_size=32),
     capacity=u64,
+    map_length=u64,
     details=details,
 )
 SAMPLE = Superblock(
@@ -40,6 +41,7 @@ SAMPLE = Superblock(
     seek_table_length=100,
     digest=bytes(range(32)),
     capacity=1 << 20,
+    map_length=4096,
     details={"reason": "größer"},
 )
 
@@ -60,14 +62,14 @@ def test_what_is_written_is_read_back(superblock: Superblock) -> None:
 
 def test_layout() -> None:
     data = SAMPLE.pack()
-    assert data[:24] == b"KJUMPIMG" + struct.pack("<IIQ", 1, 3, 3)
+    assert data[:24] == b"KJUMPIMG" + struct.pack("<IIQ", 2, 3, 3)
     assert data[24:40] == SAMPLE.cookie
     assert struct.unpack_from("<5Q", data, 40) == (1000, 5000, 400, 900, 100)
     assert data[80:112] == SAMPLE.digest
     text = '{"reason":"größer"}'.encode()
-    assert data[112:124] == struct.pack("<QI", 1 << 20, len(text))
-    assert data[124 : 124 + len(text)] == text
-    assert not any(data[124 + len(text) : 4092])
+    assert data[112:132] == struct.pack("<QQI", 1 << 20, 4096, len(text))
+    assert data[132 : 132 + len(text)] == text
+    assert not any(data[132 + len(text) : 4092])
     assert data[4092:] == struct.pack("<I", zlib.crc32(data[:4092]))
 
 
@@ -92,16 +94,17 @@ def test_damage_is_refused(data: bytes) -> None:
         (b"", "no kjump image here"),
         (SAMPLE.pack()[:-1], "has 4096 bytes, not 4095"),
         (SAMPLE.pack()[:-1] + b"!", "bad checksum"),
-        (changed(8, b"\2"), "is of version 2, this kjump knows version 1"),
+        (changed(8, b"\1"), "is of version 1, this kjump knows version 2"),
         (changed(12, b"\7"), r"a state that is not known \(7\)"),
-        (changed(120, struct.pack("<I", MAX_DETAILS + 1)), "details cannot have 3969 bytes"),
-        (changed(124, b"["), "not JSON"),
-        (changed(124, b"\xff"), "not JSON"),
-        (changed(120, struct.pack("<I", 2) + b"[]"), "not a JSON object"),
-        (changed(120, struct.pack("<I", 3000) + b"[" * 3000), "not JSON"),
+        (changed(128, struct.pack("<I", MAX_DETAILS + 1)), "details cannot have 3961 bytes"),
+        (changed(132, b"["), "not JSON"),
+        (changed(132, b"\xff"), "not JSON"),
+        (changed(128, struct.pack("<I", 2) + b"[]"), "not a JSON object"),
+        (changed(128, struct.pack("<I", 3000) + b"[" * 3000), "not JSON"),
         (changed(40, struct.pack("<Q", 999)), "contradict each other"),
         (changed(56, struct.pack("<Q", 5001)), "contradict each other"),
         (changed(112, struct.pack("<Q", 5000)), "contradict each other"),
+        (changed(120, struct.pack("<Q", 1 << 20)), "contradict each other"),
     ],
 )
 def test_what_is_wrong(data: bytes, text: str) -> None:
@@ -113,7 +116,7 @@ def test_what_does_not_fit() -> None:
     room = MAX_DETAILS - len('{"x":""}')
     assert Superblock.unpack(Superblock(details={"x": "a" * room}).pack()).details == {"x": "a" * room}
     for superblock, text in [
-        (Superblock(details={"x": "a" * (room + 1)}), "details take 3969 bytes, at most 3968 fit"),
+        (Superblock(details={"x": "a" * (room + 1)}), "details take 3961 bytes, at most 3960 fit"),
         (Superblock(cookie=b"short"), "must have 16 bytes"),
         (Superblock(digest=b"short"), "its digest 32"),
         (Superblock(generation=2**64), "out of range"),

@@ -23,6 +23,7 @@ _VERBS = {
     "load": "kjump.cli.load",
     "resume": "kjump.cli.hibernate",
     "status": "kjump.cli.load",
+    "target": "kjump.cli.target",
     "unload": "kjump.cli.load",
 }
 

@@ -25,7 +25,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.option("--to", "target", required=True, help="Block device that takes the image; what it holds is lost.")
+@click.option(
+    "--to", "target", required=True, help="Block device, or file of `kjump target create`; what it holds is lost."
+)
 @click.option("--kernel", type=_FILE, help="Second kernel (default: the running one's bzImage in /boot).")
 @click.option("--initrd", type=_FILE, help="kjump's initramfs (default: /boot/kjump-initramfs.img).")
 @click.option("--window", type=WINDOW, help="Where the second kernel lives: START,SIZE (default: found).")
@@ -89,16 +91,20 @@ def _describe(result: Hibernation) -> None:
 
 @click.command()
 @click.option("--from", "target", required=True, help="Block device that holds the image.")
+@click.option("--offset", type=int, default=0, help="First block of a target file on it, as kjump.resume_offset=.")
 @click.option("--kernel", type=_FILE, help="Kernel that restores (default: the running one's bzImage in /boot).")
 @click.option("--initrd", type=_FILE, help="kjump's initramfs (default: /boot/kjump-initramfs.img).")
 @click.option("--dry-run", is_flag=True, help="Only say whether it would work.")
 @click.option("--force", is_flag=True, help="Resume although file systems are mounted here; they may be damaged.")
-def resume_command(target: str, kernel: Path | None, initrd: Path | None, dry_run: bool, force: bool) -> None:
+def resume_command(
+    target: str, offset: int, kernel: Path | None, initrd: Path | None, dry_run: bool, force: bool
+) -> None:
     """Replace this running system by the one saved on a device."""
+    from kjump.formats.extentmap import BLOCK
     from kjump.hibernate.resume import prepare_resume, refuse_if_mounted
-    from kjump.hibernate.target import Target
+    from kjump.hibernate.target import open_at
 
-    with Target(target, writable=not dry_run) as opened:
+    with open_at(target, offset * BLOCK, writable=not dry_run) as opened:
         kernel_bytes = (kernel or default_kernel()).read_bytes()
         prepared = prepare_resume(opened, kernel_bytes, (initrd or default_initrd()).read_bytes())
         prepared.plan({})

@@ -17,7 +17,7 @@ from kjump.dump.files import Pieces, RandomAccess, SeekableStream, plain, unflat
 from kjump.dump.kernel import KernelLayout
 from kjump.errors import FormatError, HostError
 from kjump.formats import elf, flattened, kdump, notes, vmcoreinfo
-from kjump.formats.superblock import State, Superblock
+from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
 from kjump.memory import PAGE_SIZE, FilePiece
 from kjump.ranges import RangeSet
 
@@ -149,15 +149,14 @@ def _stream(file: RandomAccess) -> SeekableStream:
 
 
 def _behind_superblock(file: Pieces) -> Pieces:
-    """Return the image on a target, which begins behind a superblock; any other file as it is."""
-    size = 4096
+    """Return the image on a device or in a target file, which begins behind a superblock; any other file as it is."""
     try:
-        superblock = Superblock.unpack(file.read(0, size))
+        superblock = Superblock.unpack(file.read(0, SUPERBLOCK_SIZE))
     except FormatError:
         return file
     if superblock.state not in (State.COMPLETE, State.ATTEMPTED, State.CONSUMED):
         raise FormatError(f"the target holds no complete image; its state is {superblock.state.name.lower()}")
-    return Pieces(file.fd, _shift(file, size, superblock.image_length))
+    return Pieces(file.fd, _shift(file, superblock.image_offset, superblock.image_length))
 
 
 def _shift(file: Pieces, start: int, length: int) -> list[FilePiece]:

@@ -1,19 +1,20 @@
-"""The superblock in front of an image on a raw target: 4096 bytes that say what is there, and in which state.
+"""The superblock in front of an image on a target: 4096 bytes that say what is there, and in which state.
 
     0     magic               8 bytes, "KJUMPIMG"
-    8     version             4 bytes, 1
+    8     version             4 bytes, 2
     12    state               4 bytes, see `State`
     16    generation          8 bytes, counts up each time the target is armed
     24    cookie              16 bytes, random, written when the target is armed
-    40    image length        8 bytes: of the image, which begins at byte 4096 of the target
+    40    image length        8 bytes: of the image, which begins behind the superblock and the extent map
     48    stream length       8 bytes: of the image, decompressed
     56    header length       8 bytes: of the ELF headers and notes at the start of the stream
     64    seek table offset   8 bytes, from the start of the image
     72    seek table length   8 bytes
-    80    digest              32 bytes, SHA-256 over the seek table, then the headers
+    80    digest              32 bytes, SHA-256 over the seek table, the headers, then the extent map
     112   capacity            8 bytes: of the whole target
-    120   details length      4 bytes
-    124   details             up to 3968 bytes, a JSON object in UTF-8, then zeros
+    120   map length          8 bytes: of the extent map behind the superblock (see `extentmap`); 0 on a raw target
+    128   details length      4 bytes
+    132   details             up to 3960 bytes, a JSON object in UTF-8, then zeros
     4092  checksum            4 bytes, CRC-32 (as zlib's) of all before
 
 All numbers are little endian, all lengths in bytes. Magic and checksum stay where they are in every version.
@@ -32,9 +33,9 @@ from kjump.errors import FormatError
 
 SUPERBLOCK_SIZE = 4096
 MAGIC = b"KJUMPIMG"
-VERSION = 1
+VERSION = 2
 
-_FIELDS = struct.Struct("<8sIIQ16sQQQQQ32sQI")
+_FIELDS = struct.Struct("<8sIIQ16sQQQQQ32sQQI")
 _CHECKSUM = struct.Struct("<I")
 _BODY_SIZE = SUPERBLOCK_SIZE - _CHECKSUM.size
 
@@ -73,7 +74,13 @@ class Superblock:
     seek_table_length: int = 0
     digest: bytes = bytes(32)
     capacity: int = 0
+    map_length: int = 0
     details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def image_offset(self) -> int:
+        """The byte of the target where the image begins."""
+        return SUPERBLOCK_SIZE + self.map_length
 
     def evolve(self, **changes: Any) -> Superblock:
         """Return a copy with the fields named in `changes` exchanged."""
@@ -100,6 +107,7 @@ class Superblock:
                 self.seek_table_length,
                 self.digest,
                 self.capacity,
+                self.map_length,
                 len(details),
             )
         except struct.error as error:
@@ -116,7 +124,9 @@ class Superblock:
             raise FormatError(f"a superblock has {SUPERBLOCK_SIZE} bytes, not {len(data)}")
         if _CHECKSUM.unpack_from(data, _BODY_SIZE)[0] != zlib.crc32(data[:_BODY_SIZE]):
             raise FormatError("the superblock of the kjump image is damaged (bad checksum)")
-        _, version, state, generation, cookie, *lengths, digest, capacity, details_length = _FIELDS.unpack_from(data)
+        _, version, state, generation, cookie, *lengths, digest, capacity, map_length, details_length = (
+            _FIELDS.unpack_from(data)
+        )
         if version != VERSION:
             raise FormatError(f"the superblock is of version {version}, this kjump knows version {VERSION}")
         image_length, stream_length, header_length, seek_table_offset, seek_table_length = lengths
@@ -131,6 +141,7 @@ class Superblock:
             seek_table_length=seek_table_length,
             digest=digest,
             capacity=capacity,
+            map_length=map_length,
             details=_details(data, details_length),
         )
         superblock._check_lengths()
@@ -141,7 +152,7 @@ class Superblock:
         if self.state in (State.COMPLETE, State.ATTEMPTED) and not (
             self.header_length <= self.stream_length
             and self.seek_table_offset + self.seek_table_length <= self.image_length
-            and self.image_length <= self.capacity - SUPERBLOCK_SIZE
+            and self.image_length <= self.capacity - self.image_offset
         ):
             raise FormatError("the lengths in the superblock contradict each other")
 

@@ -2,17 +2,20 @@
 
 A resumed kernel goes on with what it remembers of its disks. If another system has mounted one of them in
 between, that memory is wrong and would destroy the file system. So B records a digest of the start of
-every block device that A has mounted, where superblocks are, and the restorer compares.
+every block device that A has mounted, where superblocks are, and of ext4 the identity of superblock and journal; the
+restorer compares.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from kjump.errors import ImageError, TargetError
+from kjump.errors import FormatError, ImageError, TargetError
+from kjump.formats import ext4
 from kjump.hibernate.target import Target, block_devices
 
 _LENGTH = 0x11000
@@ -32,25 +35,54 @@ def mounted() -> list[dict[str, str]]:
 def digest(device: str) -> str:
     """Return the SHA-256 of the start of `device`, as it is on the medium; TargetError when unreadable."""
     with Target(device, writable=False) as target:
-        return hashlib.sha256(target.read(0, min(_LENGTH, target.capacity // 4096 * 4096))).hexdigest()
+        return _digest(target)
+
+
+def _digest(target: Target) -> str:
+    return hashlib.sha256(target.read(0, min(_LENGTH, target.capacity // 4096 * 4096))).hexdigest()
+
+
+def state(device: str) -> dict[str, Any]:
+    """Return what tells the state of the file system on `device`: {"digest"}, and its "identity" if it is ext4.
+
+    TargetError when it cannot be read.
+    """
+    with Target(device, writable=False) as target:
+        found: dict[str, Any] = {"digest": _digest(target)}
+        with contextlib.suppress(FormatError):
+            found["identity"] = ext4.identity(target.read)
+        return found
 
 
 def record(items: Iterable[dict[str, str]]) -> list[dict[str, Any]]:
-    """Return `items` with the digest of each device added; TargetError when one cannot be read."""
-    return [{**item, "digest": digest(item["device"])} for item in items]
+    """Return `items` with the state of each device added; TargetError when one cannot be read."""
+    return [{**item, **state(item["device"])} for item in items]
 
 
 def check(recorded: Iterable[dict[str, Any]]) -> None:
-    """Raise ImageError naming the file system that is not as it was when the image was saved.
+    """Raise ImageError naming the file system that is not as it was when the image was saved, and how it differs.
 
-    A disk that has got another name since is found by its digest.
+    A disk that has got another name since is found by its state.
     """
     for item in recorded:
-        if not any(_matches(device, item["digest"]) for device in _candidates(item["device"])):
+        wanted = {name: item[name] for name in ("digest", "identity") if name in item}
+        if not any(_state_or_none(device) == wanted for device in _candidates(item["device"])):
             raise ImageError(
                 f"the {item['type']} file system on {item['device']} (mounted at {item['where']}) has changed since "
-                "the image was saved: resuming would destroy it"
+                f"the image was saved{_how(item)}: resuming would destroy it"
             )
+
+
+def _how(item: dict[str, Any]) -> str:
+    """Return in words, in brackets, how an ext4 differs from what was recorded of it; empty when that says nothing."""
+    if "identity" not in item:
+        return ""
+    for device in _candidates(item["device"]):
+        now = (_state_or_none(device) or {}).get("identity")
+        if now and now["superblock"]["uuid"] == item["identity"]["superblock"]["uuid"]:
+            words = ext4.difference(item["identity"], now)
+            return f" ({words})" if words else ""
+    return " (no device has it any more)"
 
 
 def _candidates(first: str) -> Iterable[str]:
@@ -58,8 +90,8 @@ def _candidates(first: str) -> Iterable[str]:
     yield from (device for device in block_devices() if device != first)
 
 
-def _matches(device: str, wanted: str) -> bool:
+def _state_or_none(device: str) -> dict[str, Any] | None:
     try:
-        return digest(device) == wanted
+        return state(device)
     except TargetError:
-        return False
+        return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kjump.errors import HostError, KjumpError
-from kjump.hibernate.target import IMAGE_OFFSET, Target
+from kjump.hibernate.filetarget import open_for_image
 from kjump.kexec import running
 from kjump.kexec.window import find_window, low_memory
 
@@ -24,6 +24,9 @@ _NEEDED = (
 )
 _SLACK = 16 << 20
 """Memory that a load takes beside the window: low memory, lists, page tables."""
+
+_LEAST_TARGET = 4 << 20
+"""No image of a Linux is as small as this."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,13 @@ def checks(*, target: str | None, window_size: int) -> list[Check]:
         _guard("paging", _paging, "run on x86_64"),
     ]
     if target is not None:
-        found.append(_guard("target", lambda: _target(target), "name a partition or disk that nothing else uses"))
+        found.append(
+            _guard(
+                "target",
+                lambda: _target(target),
+                "name a partition or disk that nothing else uses, or a file of `kjump target create`",
+            )
+        )
     return found
 
 
@@ -142,7 +151,9 @@ def _paging() -> str:
 
 
 def _target(path: str) -> str:
-    with Target(path, writable=True) as target:
-        if target.capacity <= IMAGE_OFFSET:
+    with open_for_image(path) as target:
+        if target.capacity <= _LEAST_TARGET:
             raise HostError(f"{path} has only {target.capacity} bytes")
-        return f"{path}, {target.capacity >> 20} MiB"
+        extents = len(target.place.extents)
+        where = f", in {extents} extents on {target.place.device}" if extents else ""
+        return f"{path}, {target.capacity >> 20} MiB{where}"

@@ -14,7 +14,7 @@ from kjump.formats.e820 import E820Entry, difference
 from kjump.formats.superblock import State, Superblock
 from kjump.hibernate import image
 from kjump.hibernate.save import Progress
-from kjump.hibernate.target import IMAGE_OFFSET, Target, check_digest, why_not_resumable
+from kjump.hibernate.target import Target, check_digest, why_not_resumable
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
 
@@ -40,7 +40,9 @@ def open_image(target: Target, *, states: tuple[State, ...]) -> OpenImage:
     if superblock.state not in states:
         raise ImageError(f"{target.path}: {why_not_resumable(superblock) or 'the image is in another state'}")
     try:
-        table = target.read(IMAGE_OFFSET + superblock.seek_table_offset, superblock.seek_table_length)
+        if bool(superblock.map_length) != bool(target.extents):
+            raise FormatError("a file target and a whole device have been mistaken for each other")
+        table = target.read(superblock.image_offset + superblock.seek_table_offset, superblock.seek_table_length)
         frames = seekable.SeekTable.decode(table)
         head = _read_head(target, superblock, frames)
         check_digest(target, superblock, head, table)
@@ -57,7 +59,7 @@ def _read_head(target: Target, superblock: Superblock, frames: seekable.SeekTabl
     for frame in frames:
         if len(head) >= superblock.header_length:
             break
-        data = target.read(IMAGE_OFFSET + frame.compressed_offset, frame.compressed_size)
+        data = target.read(superblock.image_offset + frame.compressed_offset, frame.compressed_size)
         head += _core.decompress_frame(data, frame.size, frame.checksum)
     if len(head) < superblock.header_length:
         raise FormatError("its stream is shorter than its headers")
@@ -96,13 +98,14 @@ def restore(
     try:
         _core.restore(
             image_fd=target.fd,
-            image_offset=IMAGE_OFFSET,
+            image_offset=opened.superblock.image_offset,
             entries=opened.seek_table.entries,
             spans=image.pack_spans(spans),
             dest_fd=fd,
             threads=threads,
             direct=True,
             progress=progress,
+            extents=target.packed_extents(),
         )
     except _core.Damaged as error:
         raise ImageError(f"the image on {target.path} is damaged: {error}") from None

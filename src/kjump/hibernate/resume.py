@@ -46,7 +46,7 @@ class PreparedResume:
         job = {
             "gate": layout.gate,
             "cookie": self.opened.superblock.cookie.hex(),
-            "target": self.target.path,
+            "target": self.target.place.as_json(),
             "report": report,
         }
         line = peer.command_line(running.command_line(), "restorer", la57=facts["la57"])

@@ -17,7 +17,7 @@ from kjump.errors import FormatError, KjumpError, TargetError
 from kjump.formats import elf, notes, seekable, vmcoreinfo
 from kjump.formats.superblock import State, Superblock
 from kjump.hibernate import image
-from kjump.hibernate.target import IMAGE_OFFSET, Target, digest
+from kjump.hibernate.target import Target, digest
 from kjump.kexec.shadow import ParkedMemory, Shadow, walk
 from kjump.memory import PAGE_SIZE, FileMemory, FilePiece
 from kjump.ranges import RangeSet
@@ -113,7 +113,8 @@ def save(
     selected = time.monotonic()
     target.write_superblock(superblock.evolve(state=State.WRITING))
     try:
-        length, seek_table = _write(parked.raw, selection, target, level=level, threads=threads, progress=progress)
+        output = _Output(target, superblock.image_offset, level, threads, progress)
+        length, seek_table = _write(parked.raw, selection, output)
         os.fsync(target.fd)
     except _core.Cancelled:
         target.write_superblock(superblock.evolve(state=State.INVALID, details={"reason": "the save was cancelled"}))
@@ -131,7 +132,7 @@ def save(
             header_length=len(selection.headers.head),
             seek_table_offset=length - len(seek_table),
             seek_table_length=len(seek_table),
-            digest=digest(selection.headers.head, seek_table),
+            digest=digest(selection.headers.head, seek_table, target.extent_map(superblock.cookie)),
             details={"saved": result.as_report()},
         )
     )
@@ -155,9 +156,18 @@ def _select(parked: Parked, frames: RangeSet, facts: dict[str, Any], free_pages:
     return _Selection(kept, headers, _vmcore_spans(parked.raw, image.spans(headers, kept, parked.shadow)))
 
 
-def _write(
-    raw: FileMemory, selection: _Selection, target: Target, *, level: int, threads: int, progress: Progress | None
-) -> tuple[int, bytes]:
+@dataclass(frozen=True)
+class _Output:
+    """Where the stream goes (from byte `offset` of the target on), and how."""
+
+    target: Target
+    offset: int
+    level: int
+    threads: int
+    progress: Progress | None
+
+
+def _write(raw: FileMemory, selection: _Selection, output: _Output) -> tuple[int, bytes]:
     """Write the stream behind the superblock; return its length in bytes and the seek table that ends it."""
     seek_tables: list[bytes] = []
 
@@ -171,15 +181,16 @@ def _write(
         head=selection.headers.head,
         stream_length=selection.headers.length,
         frame_size=image.FRAME_SIZE,
-        level=level,
-        threads=threads,
-        out_fd=target.fd,
-        out_offset=IMAGE_OFFSET,
+        level=output.level,
+        threads=output.threads,
+        out_fd=output.target.fd,
+        out_offset=output.offset,
         direct=True,
-        limit=target.capacity - IMAGE_OFFSET,
+        limit=output.target.capacity - output.offset,
         trailer=trailer,
-        progress=progress,
+        progress=output.progress,
         map_gap=_MAP_GAP,
+        extents=output.target.packed_extents(),
     )
     return length, seek_tables[0]
 

@@ -15,7 +15,8 @@ from kjump.errors import HostError, JumpError, KjumpError, TargetError
 from kjump.formats import bzimage
 from kjump.gates import Gate
 from kjump.hibernate import filesystems, peer, postmortem
-from kjump.hibernate.target import Target
+from kjump.hibernate.filetarget import open_for_image
+from kjump.hibernate.target import Place
 from kjump.initramfs.contents import with_job
 from kjump.kexec import host, mailbox, running
 from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size
@@ -36,7 +37,7 @@ _PANIC_BY_NMI = "NMI: Not continuing"
 
 @dataclass(frozen=True)
 class Request:
-    """What to hibernate to, and with what: the target's device, the second kernel and its initramfs.
+    """What to hibernate to, and with what: the target (a device or a file), the second kernel and its initramfs.
 
     `window` is found when None; `window_size` and `level` are bytes and a zstd level. `force` overwrites what the
     target carries. `append` is added to the second kernel's command line. `time_limit` is how long B may take, in
@@ -137,12 +138,13 @@ def _prepare(request: Request, kcore: running.Kcore, tell: Callable[[str], None]
     tell(f"window {window}, {window.size >> 20} MiB")
     kernel = bzimage.parse(request.kernel.read_bytes())
     facts = _facts(around, layout) | {"elf_headers_size": headers_size}
+    place, cookie = _arm(request)
     job = {
         "do": "save",
         "then": "power-off",
         "gate": layout.gate,
-        "target": request.target,
-        "cookie": _arm(request).hex(),
+        "target": place.as_json(),
+        "cookie": cookie.hex(),
         "ram": [(r.start, r.end) for r in around.ram],
         "facts": facts,
         "file_systems": filesystems.mounted(),
@@ -182,12 +184,14 @@ def _facts(around: Surroundings, layout: WindowLayout) -> dict[str, Any]:
     }
 
 
-def _arm(request: Request) -> bytes:
-    """Write a cookie to the target and return it; TargetError when the target must not be overwritten."""
-    with Target(request.target, writable=True) as target:
+def _arm(request: Request) -> tuple[Place, bytes]:
+    """Write a cookie to the target; return where B finds it, and it. TargetError when that must not be overwritten."""
+    with open_for_image(request.target) as target:
         if not request.force:
             target.refuse_if_it_carries_something()
-        return target.arm().cookie
+        cookie = target.arm().cookie
+        target.check_on_device()
+        return target.place, cookie
 
 
 def _why_it_panicked(message: str) -> str:
@@ -207,7 +211,7 @@ def _last_words(kcore: running.Kcore, report: dict[str, Any]) -> dict[str, Any]:
 
 def _make_unusable(path: str) -> None:
     """This system went on, so a whole image of it, should there be one, must never run."""
-    with contextlib.suppress(TargetError), Target(path, writable=True) as target:
+    with contextlib.suppress(TargetError), open_for_image(path) as target:
         target.invalidate("the saved system went on")
 
 

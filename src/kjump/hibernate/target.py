@@ -1,4 +1,7 @@
-"""Targets: the block device that keeps an image, behind a 4 KiB superblock.
+"""Targets: what keeps an image, behind a 4 KiB superblock: a block device, or the blocks of a file on one.
+
+To all readers and writers a target is one run of bytes. On a block device that is the device; of a file target it is
+the file's extents on the device, laid end to end, so that kernels which must not mount the file system reach them.
 
 All access is direct (O_DIRECT), so neither A's cached blocks nor B's can hide what the disk holds, and every
 change of state is flushed before the next step. The device is opened exclusively, which Linux refuses while
@@ -14,26 +17,51 @@ import mmap
 import os
 import secrets
 import stat
+import struct
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from kjump.errors import FormatError, ImageError, TargetError
-from kjump.formats import signatures
+from kjump.formats import extentmap, signatures
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
+from kjump.ranges import Range
 
-IMAGE_OFFSET = SUPERBLOCK_SIZE
 _BLKGETSIZE64 = 0x80081272
 _BLOCK = 4096
 
 
-class Target:
-    """An open target; `capacity` is the size of the device in bytes."""
+@dataclass(frozen=True)
+class Place:
+    """Where a target is: a block `device`, and the byte ranges of it that the target is made of (none: all of it)."""
 
-    def __init__(self, path: str | Path, *, writable: bool) -> None:
-        """Open the device; TargetError when it is missing, in use, or not a block device."""
+    device: str
+    extents: tuple[Range, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for a job."""
+        return {"device": self.device, "extents": [(e.start, e.end) for e in self.extents]}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Place:
+        """Read it from a job."""
+        return cls(str(value["device"]), tuple(Range(*pair) for pair in value["extents"]))
+
+
+class Target:
+    """An open target; `capacity` is its size in bytes, `place` where another kernel finds it.
+
+    `extents` is how the bytes of the target lie in `fd`; empty when they lie there as they are.
+    """
+
+    def __init__(self, path: str | Path, *, writable: bool, extents: tuple[Range, ...] = ()) -> None:
+        """Open a block device, or `extents` of it; TargetError when it is missing, in use, or not a block device."""
         self.path = str(path)
+        self.place = Place(self.path, extents)
+        self.extents = extents
         flags = os.O_DIRECT | os.O_CLOEXEC | (os.O_RDWR | os.O_EXCL if writable else os.O_RDONLY)
         try:
             self.fd = os.open(self.path, flags)
@@ -41,10 +69,13 @@ class Target:
             why = "it is mounted, or in use as swap" if error.errno == errno.EBUSY else error.strerror
             raise TargetError(f"target {self.path} cannot be opened: {why}") from None
         try:
-            self.capacity = _device_size(self.fd, self.path)
+            size = _device_size(self.fd, self.path)
+            if any(e.end > size for e in extents):
+                raise TargetError(f"{self.path} has only {size} bytes, too few to hold the target")
         except BaseException:
             os.close(self.fd)
             raise
+        self.capacity = sum(e.size for e in extents) or size
 
     def close(self) -> None:
         """Close the device."""
@@ -60,23 +91,61 @@ class Target:
         """Close the device."""
         self.close()
 
+    def _pieces(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Go through (offset in `fd`, length) of `length` bytes of the target; what lies beyond its end is left out."""
+        if not self.extents:
+            yield offset, length
+        at = 0
+        for extent in self.extents:
+            part = Range(at, at + extent.size).intersection(Range.of_size(offset, length))
+            if part.size:
+                yield extent.start + part.start - at, part.size
+            at += extent.size
+
+    def packed_extents(self) -> bytes:
+        """Return `extents` as the native core takes them: native u64 pairs (offset, length)."""
+        return b"".join(struct.pack("=QQ", e.start, e.size) for e in self.extents)
+
     def read(self, offset: int, length: int) -> bytes:
-        """Return `length` bytes from byte `offset` of the device; TargetError on an I/O error or past its end."""
+        """Return `length` bytes from byte `offset` of the target; TargetError on an I/O error or past its end."""
         start = offset // _BLOCK * _BLOCK
         size = -(-(offset + length - start) // _BLOCK) * _BLOCK
         buffer = mmap.mmap(-1, max(size, _BLOCK))
+        done = 0
         try:
-            done = 0
-            while done < size:
-                count = os.preadv(self.fd, [memoryview(buffer)[done:size]], start + done)
-                if count == 0:
-                    break
-                done += count
+            for at, count in self._pieces(start, size):
+                done += self._read_piece(memoryview(buffer)[done : done + count], at)
         except OSError as error:
             raise TargetError(f"reading {self.path} at byte {offset} failed: {error.strerror}") from None
         if done < offset + length - start:
             raise TargetError(f"{self.path} ends before byte {offset + length}")
         return bytes(buffer[offset - start : offset - start + length])
+
+    def _read_piece(self, view: memoryview, at: int) -> int:
+        done = 0
+        while done < len(view):
+            count = os.preadv(self.fd, [view[done:]], at + done)
+            if count == 0:
+                break
+            done += count
+        return done
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write `data`, whole blocks, at byte `offset`, and flush it to the medium; TargetError on an I/O error."""
+        buffer = mmap.mmap(-1, len(data))
+        buffer[:] = data
+        done = 0
+        try:
+            for at, count in self._pieces(offset, len(data)):
+                end = done + count
+                while done < end:
+                    written = os.pwritev(self.fd, [memoryview(buffer)[done:end]], at)
+                    at, done = at + written, done + written
+            os.fsync(self.fd)
+        except OSError as error:
+            raise TargetError(f"writing {self.path} at byte {offset} failed: {error.strerror}") from None
+        if done != len(data):
+            raise TargetError(f"{self.path} ends before byte {offset + len(data)}")
 
     def read_superblock(self) -> Superblock:
         """Return the superblock; FormatError when there is none, or it is damaged."""
@@ -84,15 +153,11 @@ class Target:
 
     def write_superblock(self, superblock: Superblock) -> None:
         """Write `superblock` and flush it to the medium; TargetError on an I/O error."""
-        buffer = mmap.mmap(-1, SUPERBLOCK_SIZE)
-        buffer[:] = superblock.pack()
-        try:
-            written = os.pwritev(self.fd, [buffer], 0)
-            os.fsync(self.fd)
-        except OSError as error:
-            raise TargetError(f"writing the superblock of {self.path} failed: {error.strerror}") from None
-        if written != SUPERBLOCK_SIZE:
-            raise TargetError(f"writing the superblock of {self.path} stopped after {written} bytes")
+        self.write(0, superblock.pack())
+
+    def extent_map(self, cookie: bytes) -> bytes:
+        """Return the extent map that stands behind a superblock with `cookie`; empty on a whole device."""
+        return extentmap.pack(self.place.extents, cookie) if self.place.extents else b""
 
     def refuse_if_it_carries_something(self) -> None:
         """Raise TargetError when the device carries a file system, swap space or the like, by its signature."""
@@ -110,8 +175,19 @@ class Target:
             generation = self.read_superblock().generation + 1
         except FormatError:
             generation = 1
+        return self.write_fresh(State.ARMED, generation)
+
+    def check_on_device(self) -> None:
+        """Raise TargetError unless other kernels will find what was written here; a device itself needs no proof."""
+
+    def write_fresh(self, state: State, generation: int) -> Superblock:
+        """Write and return a superblock with a new cookie, and before it the extent map that goes with it."""
+        cookie = secrets.token_bytes(16)
+        extent_map = self.extent_map(cookie)
+        if extent_map:
+            self.write(SUPERBLOCK_SIZE, extent_map)
         superblock = Superblock(
-            state=State.ARMED, generation=generation, cookie=secrets.token_bytes(16), capacity=self.capacity
+            state=state, generation=generation, cookie=cookie, capacity=self.capacity, map_length=len(extent_map)
         )
         self.write_superblock(superblock)
         return superblock
@@ -146,30 +222,54 @@ def block_devices() -> Iterator[str]:
         yield "/dev/" + name.replace("!", "/")
 
 
-def find_target(cookie: bytes, hint: str, *, timeout: float) -> Target:
-    """Return, open for writing, the device whose superblock carries `cookie`; `hint` is tried first.
+def open_at(path: str, offset: int, *, writable: bool) -> Target:
+    """Open the target whose superblock is at byte `offset` of a block device: 0 for the device, else a file target.
+
+    ImageError when there is none, TargetError when the device cannot be used.
+    """
+    if not offset:
+        return Target(path, writable=writable)
+    with Target(path, writable=False) as device:
+        try:
+            superblock = Superblock.unpack(device.read(offset, SUPERBLOCK_SIZE))
+            length = superblock.map_length
+            if not 0 < length <= extentmap.MAX_LENGTH:
+                raise FormatError("the superblock is not that of a file target")
+            extents = extentmap.unpack(device.read(offset + SUPERBLOCK_SIZE, length), superblock.cookie)
+            if extents[0].start != offset:
+                raise FormatError("this is a copy of a target file, not where the file was when it was written")
+        except FormatError as error:
+            raise ImageError(f"{path}, block {offset // extentmap.BLOCK}: {error}") from None
+    return Target(path, writable=writable, extents=extents)
+
+
+def find_target(cookie: bytes, place: Place, *, timeout: float) -> Target:
+    """Return, open for writing, the target whose superblock carries `cookie`; the device of `place` is tried first.
 
     Device names need not be the same in another kernel; the cookie is. TargetError when none appears within
     `timeout` seconds.
     """
     deadline = time.monotonic() + timeout
     while True:
-        for path in [hint, *(d for d in block_devices() if d != hint)]:
-            found = _try_target(path, cookie)
+        for path in [place.device, *(d for d in block_devices() if d != place.device)]:
+            found = _try_target(Place(path, place.extents), cookie)
             if found is not None:
                 return found
         if time.monotonic() > deadline:
-            raise TargetError(f"no block device carries the cookie that was written to {hint}: was the disk exchanged?")
+            raise TargetError(
+                f"no block device carries the cookie that was written to {place.device}: was the disk exchanged?"
+            )
         time.sleep(0.02)
 
 
-def _try_target(path: str, cookie: bytes) -> Target | None:
+def _try_target(place: Place, cookie: bytes) -> Target | None:
     try:
-        target = Target(path, writable=True)
+        target = Target(place.device, writable=True, extents=place.extents)
     except TargetError:
         return None
     try:
-        if target.read_superblock().cookie == cookie:
+        superblock = target.read_superblock()
+        if superblock.cookie == cookie and superblock.map_length == len(target.extent_map(cookie)):
             return target
     except (FormatError, TargetError):
         pass
@@ -192,13 +292,13 @@ def why_not_resumable(superblock: Superblock) -> str | None:
 
 
 def check_digest(target: Target, superblock: Superblock, head: bytes, seek_table: bytes) -> None:
-    """Compare the digest over seek table and headers with the superblock's; ImageError when they differ."""
-    if superblock.digest != digest(head, seek_table):
+    """Compare the digest over seek table, headers and extent map with the superblock's; ImageError when they differ."""
+    if superblock.digest != digest(head, seek_table, target.extent_map(superblock.cookie)):
         raise ImageError(
             f"the image on {target.path} is damaged: its headers or seek table do not match the superblock"
         )
 
 
-def digest(head: bytes, seek_table: bytes) -> bytes:
-    """Return the SHA-256 digest over seek table, then headers, as the superblock keeps it."""
-    return hashlib.sha256(seek_table + head).digest()
+def digest(head: bytes, seek_table: bytes, extent_map: bytes) -> bytes:
+    """Return the SHA-256 digest over seek table, headers and extent map, as the superblock keeps it."""
+    return hashlib.sha256(seek_table + head + extent_map).digest()

@@ -6,10 +6,12 @@ of the disks is no longer true from then on.
 
 from __future__ import annotations
 
-from kjump.errors import KjumpError, TargetError
+from kjump.errors import ImageError, KjumpError, TargetError
+from kjump.formats.superblock import SUPERBLOCK_SIZE
 from kjump.hibernate.resume import prepare_resume
-from kjump.hibernate.target import Target
+from kjump.hibernate.target import Target, open_at
 from kjump.initramfs.contents import KERNEL, own_initrd
+from kjump.ranges import Range
 from kjump.roles.system import Role, mount, switch_root, uptime, wait_for_device
 
 _DEVICE_TIMEOUT = 5.0
@@ -33,7 +35,7 @@ def _try_to_resume(role: Role, path: str) -> None:
     why = "the boot was told not to resume"
     if "kjump.noresume" not in role.options:
         try:
-            with Target(path, writable=True) as target:
+            with open_at(path, _offset(role), writable=True) as target:
                 prepared = prepare_resume(target, KERNEL.read_bytes(), own_initrd())
                 role.status.send("resuming", uptime=uptime())
                 role.console.line(f"kjump: resuming from {path}")
@@ -45,12 +47,23 @@ def _try_to_resume(role: Role, path: str) -> None:
     _invalidate(role, path, why)
 
 
+def _offset(role: Role) -> int:
+    """Return the byte where the superblock is: `kjump.resume_offset` counts blocks of 4096, as `resume_offset` does."""
+    text = role.options.get("kjump.resume_offset", "0")
+    if not text.isdecimal():
+        raise ImageError(f"kjump.resume_offset={text} is not a number of blocks")
+    return int(text) * SUPERBLOCK_SIZE
+
+
 def _invalidate(role: Role, path: str, why: str) -> None:
     try:
-        with Target(path, writable=True) as target:
+        # Of a file target the superblock is enough, and all that can be relied on if its extent map is damaged.
+        offset = _offset(role)
+        extents = (Range.of_size(offset, SUPERBLOCK_SIZE),) if offset else ()
+        with Target(path, writable=True, extents=extents) as target:
             if target.invalidate(f"a boot did not resume it ({why})"):
                 role.console.line(f"kjump: the image on {path} is now invalid")
-    except TargetError as error:
+    except (ImageError, TargetError) as error:
         role.console.line(f"kjump: could not invalidate the image on {path}: {error}")
 
 

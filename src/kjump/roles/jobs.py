@@ -15,7 +15,7 @@ from typing import Any
 from kjump.gates import Gate
 from kjump.hibernate import filesystems
 from kjump.hibernate.save import SaveResult, open_parked, save
-from kjump.hibernate.target import find_target
+from kjump.hibernate.target import Place, find_target
 from kjump.kexec import host
 from kjump.ranges import Range, RangeSet
 from kjump.roles.console import ProgressBar
@@ -62,7 +62,8 @@ def _save(work: Work) -> SaveResult:
         "saved_at": time.time(),
         "file_systems": filesystems.record(job["file_systems"]),
     }
-    with find_target(bytes.fromhex(job["cookie"]), job["target"], timeout=_TARGET_TIMEOUT) as target:
+    place = Place.from_json(job["target"])
+    with find_target(bytes.fromhex(job["cookie"]), place, timeout=_TARGET_TIMEOUT) as target:
         bar = ProgressBar("saving", cancellable=True)
 
         def progress(done: int, total: int, written: int) -> bool:

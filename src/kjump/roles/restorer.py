@@ -14,7 +14,7 @@ from kjump.errors import KjumpError
 from kjump.formats.superblock import State
 from kjump.gates import STATE_ENTERED, Gate
 from kjump.hibernate.restore import OpenImage, open_image, own_memory, restore
-from kjump.hibernate.target import Target, find_target
+from kjump.hibernate.target import Place, Target, find_target
 from kjump.kexec import host, mailbox
 from kjump.kexec.linux import way_back_plan
 from kjump.ranges import Range
@@ -27,7 +27,8 @@ _TARGET_TIMEOUT = 5.0
 def run(role: Role) -> None:
     """Restore A and jump to it; raises when that is impossible, after saying so in the superblock."""
     report: dict[str, Any] = {"boot_seconds": uptime()}
-    with find_target(bytes.fromhex(role.job["cookie"]), role.job["target"], timeout=_TARGET_TIMEOUT) as target:
+    place = Place.from_json(role.job["target"])
+    with find_target(bytes.fromhex(role.job["cookie"]), place, timeout=_TARGET_TIMEOUT) as target:
         try:
             opened = open_image(target, states=(State.ATTEMPTED,))
             _restore(role, target, opened, report)
