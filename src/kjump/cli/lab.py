@@ -84,6 +84,9 @@ def demo() -> None:
 @click.option("--fill", type=SIZE, default=0, help="Bytes of random memory more than the usual workload.")
 @click.option("--rounds", type=click.IntRange(1), default=1, show_default=True, help="Hibernations in a row.")
 @click.option("--options", default="", help="Kernel options for Linux A.")
+@click.option(
+    "--target", type=click.Choice(["disk", "file"]), default="disk", show_default=True, help="Where the image goes."
+)
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Keep disks and console log there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def demo_hibernate(
@@ -94,6 +97,7 @@ def demo_hibernate(
     fill: int,
     rounds: int,
     options: str,
+    target: str,
     keep: Path | None,
     as_json: bool,
 ) -> None:
@@ -116,6 +120,7 @@ def demo_hibernate(
             fill=fill,
             rounds=rounds,
             options=options,
+            to_file=target == "file",
             tell=tell,
         )
     if as_json:

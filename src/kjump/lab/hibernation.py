@@ -11,9 +11,11 @@ from typing import Any
 
 from kjump.errors import LabError
 from kjump.lab import kernel as kernels
+from kjump.lab import rootfs
 from kjump.lab.qemu import Event, Guest, Machine, Reply
 from kjump.lab.scene import TARGET_DEVICE, Hardware, Scene
 
+TARGET_FILE = "/var/hibernate.img"
 PHASES = ("prepare", "jump", "boot_b", "save", "off", "boot", "boot_c", "restore", "back")
 
 
@@ -51,11 +53,11 @@ class Suspended:
     off: float
 
 
-def suspend(machine: Machine, *options: str, timeout: float = 300) -> Suspended:
-    """Hibernate the running `machine` and wait until it is off; LabError when it comes back instead."""
+def suspend(machine: Machine, *options: str, target: str = TARGET_DEVICE, timeout: float = 300) -> Suspended:
+    """Hibernate the running `machine` to `target` and wait until it is off; LabError when it comes back instead."""
     guest = machine.guest
     asked = time.monotonic()
-    command = guest.start("kjump", "hibernate", "--to", TARGET_DEVICE, "--json", *options)
+    command = guest.start("kjump", "hibernate", "--to", target, "--json", *options)
     role = _saver_or_failure(guest, command, asked, timeout)
     begun = guest.event("save-begins", "going-back", timeout=timeout, since=asked)
     saved = guest.event("saved", "going-back", timeout=timeout, since=asked)
@@ -153,15 +155,19 @@ def run(
     fill: int = 0,
     rounds: int = 1,
     options: str = "",
+    to_file: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Demo:
     """Play the whole story in `folder`, `rounds` times with one machine; LabError when a step cannot be done.
 
-    `fill` bytes of random memory are added to the workload; `options` are kernel options for A.
+    `fill` bytes of random memory are added to the workload; `options` are kernel options for A. With `to_file` the
+    image goes to a file on A's root file system.
     """
     kernel = kernels.build(version)
     tell("making the disks")
-    scene = Scene(folder, kernel, hardware, target_size=hardware.memory + (64 << 20), options=options).prepare()
+    target_size = hardware.memory + (64 << 20)
+    root_size = rootfs.SIZE + (target_size if to_file else 0)
+    scene = Scene(folder, kernel, hardware, target_size, options=options, root_size=root_size).prepare()
     demo = Demo(kernel.release, hardware.memory)
     tell("starting Linux A")
     machine = scene.machine()
@@ -169,21 +175,40 @@ def run(
         machine.guest.event("ready", timeout=120)
         tell("starting its work")
         demo.checks["workload_before"] = all(start_workload(machine.guest, fill)["checks"].values())
+        target, boot_options = TARGET_DEVICE, ""
+        if to_file:
+            tell("making the target file")
+            target, boot_options = TARGET_FILE, make_target_file(machine.guest, target_size)
         tell("hibernating")
-        suspended = suspend(machine)
+        suspended = suspend(machine, target=target)
     for round_number in range(1, rounds + 1):
         tell("off; starting the machine again")
-        with scene.machine() as machine:
+        with scene.machine(boot_options) as machine:
             resumed = resume(machine, suspended.command)
             tell("resumed; looking at its work")
             _account(demo, suspended, machine, resumed, round_number, rounds)
             if round_number < rounds:
-                suspended = suspend(machine)
+                suspended = suspend(machine, target=target)
                 continue
+            if to_file:
+                demo.checks |= _check_target_file(machine.guest)
             machine.guest.start("python3", "-c", "from kjump.lab.guest import power_off; power_off()")
             demo.checks["powered_off"] = machine.wait_off() == "guest-shutdown"
     demo.checks["disk"] = scene.check_root_disk()[0]
     return demo
+
+
+def make_target_file(guest: Guest, size: int) -> str:
+    """Make TARGET_FILE of `size` bytes in the guest; return the kernel options that find it."""
+    reply = guest.run("kjump", "target", "create", "--json", TARGET_FILE, str(size), timeout=300)
+    return str(json.loads(reply.stdout)["options"])
+
+
+def _check_target_file(guest: Guest) -> dict[str, bool]:
+    """Look at the file after its image has been run, and take it away, as anyone may."""
+    shown = json.loads(guest.run("kjump", "target", "show", "--json", TARGET_FILE).stdout)
+    guest.run("rm", TARGET_FILE)
+    return {"target_consumed": shown["state"] == "consumed"}
 
 
 def _account(

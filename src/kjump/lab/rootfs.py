@@ -27,7 +27,11 @@ _INIT = "#!/usr/bin/python3\nfrom kjump.lab.guest import main\n\nmain()\n"
 _COMMAND = "#!/usr/bin/python3\nfrom kjump.cli import main\n\nmain()\n"
 
 
-def build(image: Path, *, kernel: Path, release: str, initramfs: bytes, size: int = 640 << 20) -> None:
+SIZE = 640 << 20
+"""Bytes of the file system, unless more is asked for."""
+
+
+def build(image: Path, *, kernel: Path, release: str, initramfs: bytes, size: int = SIZE) -> None:
     """Write an ext4 file system of `size` bytes to `image`, with `kernel` (of that `release`) and `initramfs` in /boot.
 
     LabError when busybox or mke2fs is missing, or the contents do not fit.

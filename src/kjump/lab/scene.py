@@ -42,6 +42,7 @@ class Scene:
     hardware: Hardware
     target_size: int
     options: str = ""
+    root_size: int = rootfs.SIZE
 
     @property
     def root_disk(self) -> Path:
@@ -67,7 +68,13 @@ class Scene:
         """Make the disks and the initramfs; LabError when a tool is missing."""
         data = cached_initramfs(self.kernel)
         self.initramfs.write_bytes(data)
-        rootfs.build(self.root_disk, kernel=self.kernel.image, release=self.kernel.release, initramfs=data)
+        rootfs.build(
+            self.root_disk,
+            kernel=self.kernel.image,
+            release=self.kernel.release,
+            initramfs=data,
+            size=self.root_size,
+        )
         make_disk(self.target_disk, self.target_size)
         return self
 
