@@ -99,7 +99,7 @@ def test_a_journal_in_many_pieces(tmp_path: Path) -> None:
     data[free * 1024 : free * 1024 + 60] = data[root : root + 60]
     data[root : root + 24] = struct.pack("<4HI IIHH", 0xF30A, 1, 4, 1, 0, 0, free, 0, 0)
     path.write_bytes(data)
-    assert "1/ 1" in tool("debugfs", "-R", "ex <8>", str(path))
+    assert f"0/ 1   1/  1     0 -  4095 {free}" in tool("debugfs", "-R", "ex <8>", str(path))
     assert ext4.identity(reader(path)) == whole
 
 
