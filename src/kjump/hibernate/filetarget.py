@@ -33,6 +33,7 @@ from kjump.hibernate.target import Place, Target
 from kjump.ranges import Range, align_up
 
 BLOCK = extentmap.BLOCK
+MOUNTINFO = Path("/proc/self/mountinfo")
 _AT_A_TIME = 256
 _CHUNK = 1 << 20
 _START_OF_DEVICE = 0x11000
@@ -230,7 +231,7 @@ def _device_of(fd: int, path: str) -> str:
     """Return the block device that holds the file, which must be a disk or partition with ext4."""
     number = os.fstat(fd).st_dev
     name = f"{os.major(number)}:{os.minor(number)}"
-    kind, options = _mount_of(name, Path("/proc/self/mountinfo").read_text())
+    kind, options = _mount_of(name, MOUNTINFO.read_text())
     if kind != "ext4":
         raise TargetError(f"{path} is on {kind or 'an unknown file system'}: a target file must be on ext4")
     if "data=journal" in options:
