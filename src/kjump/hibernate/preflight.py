@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kjump.errors import HostError, KjumpError
-from kjump.hibernate.filetarget import open_for_image
+from kjump.hibernate.filetarget import FileTarget, open_for_image
 from kjump.kexec import running
 from kjump.kexec.window import find_window, low_memory
 
@@ -152,6 +152,8 @@ def _paging() -> str:
 
 def _target(path: str) -> str:
     with open_for_image(path) as target:
+        if isinstance(target, FileTarget):
+            target.refuse_if_it_carries_something()
         if target.capacity <= _LEAST_TARGET:
             raise HostError(f"{path} has only {target.capacity} bytes")
         extents = len(target.place.extents)
