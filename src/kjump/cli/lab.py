@@ -130,6 +130,42 @@ def demo_hibernate(
     sys.exit(0 if result.ok else 1)
 
 
+@demo.command("faults")
+@click.option("--kernel", "version", default="6.12", show_default=True, help="Kernel version.")
+@click.option("--only", multiple=True, metavar="NAME", help="Only this fault; may be given more than once.")
+@click.option("--quick", is_flag=True, help="Few losses of power and flipped bits instead of 60 and 100.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the random moments and bits.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Machines at a time.")
+@click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Keep disks and console logs there.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def demo_faults(
+    version: str, only: tuple[str, ...], quick: bool, seed: int, jobs: int, keep: Path | None, as_json: bool
+) -> None:
+    """Provoke all that may go wrong in a hibernation, and say what came of it."""
+    from kjump.lab import faults
+
+    begun = time.monotonic()
+
+    def tell(text: str) -> None:
+        click.echo(f"[{time.monotonic() - begun:6.1f} s] {text}", err=True)
+
+    findings = []
+    size = faults.QUICK if quick else faults.Size()
+    with tempfile.TemporaryDirectory(prefix="kjump-faults-") as temporary:
+        folder = keep or Path(temporary)
+        with faults.Campaign(folder, version=version, seed=seed, size=size, jobs=jobs, tell=tell) as campaign:
+            for finding in faults.run(campaign, only):
+                findings.append(finding)
+                if not as_json:
+                    click.echo(f"{'ok  ' if finding.ok else 'FAIL'} {finding.name}: {finding.expected}: {finding.seen}")
+                else:
+                    tell(f"{'ok' if finding.ok else 'FAIL'}: {finding.seen}")
+    ok = all(finding.ok for finding in findings)
+    if as_json:
+        print_json({"ok": ok, "seed": seed, "faults": [vars(finding) for finding in findings]})
+    sys.exit(0 if ok else 1)
+
+
 @demo.command("call")
 @click.option("--kernel", "version", default="6.12", show_default=True, help="Kernel version.")
 @click.option("--memory", type=SIZE, default="512M", show_default=True, help="RAM of the machine.")

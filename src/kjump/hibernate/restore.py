@@ -18,6 +18,8 @@ from kjump.hibernate.target import Target, check_digest, why_not_resumable
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
 
+PHYSICAL_MEMORY = "/dev/mem"
+
 
 @dataclass(frozen=True)
 class OpenImage:
@@ -82,9 +84,15 @@ def check_machine(
 
 
 def restore(
-    target: Target, opened: OpenImage, own: RangeSet, *, threads: int, progress: Progress | None = None
+    target: Target,
+    opened: OpenImage,
+    own: RangeSet,
+    *,
+    threads: int,
+    progress: Progress | None = None,
+    memory: str = PHYSICAL_MEMORY,
 ) -> dict[str, Any]:
-    """Write A's pages into physical memory; return sizes and times as a report.
+    """Write A's pages into physical memory (or a file `memory` in its place); return sizes and times as a report.
 
     `own` is the running kernel's own RAM (physical ranges): the image must not name any of it. ImageError when
     a frame is damaged; A's memory is then incomplete, and nobody may jump to it.
@@ -94,7 +102,7 @@ def restore(
     clash = RangeSet(Range.of_size(s.address, s.length) for s in spans) & own
     if clash:
         raise ImageError(f"the image would overwrite the restoring kernel at {next(iter(clash))}")
-    fd = os.open("/dev/mem", os.O_RDWR | os.O_CLOEXEC)
+    fd = os.open(memory, os.O_RDWR | os.O_CLOEXEC)
     try:
         _core.restore(
             image_fd=target.fd,

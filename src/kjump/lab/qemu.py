@@ -12,6 +12,7 @@ import functools
 import itertools
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -39,10 +40,26 @@ class LostMachineError(LabError):
 
 
 @dataclass(frozen=True)
+class IoError:
+    """A disk that fails: each `operation` ("read", "write") of the block with `byte` of disk number `disk` is an EIO."""
+
+    disk: int
+    operation: str
+    byte: int
+
+    def drive(self, path: Path) -> str:
+        """Return the words of a -drive that has the disk `path` fail so."""
+        rule = {"event": "none", "iotype": self.operation, "errno": "5", "sector": str(self.byte // 512), "once": "off"}
+        words = [f"file.inject-error.0.{name}={value}" for name, value in rule.items()]
+        return ",".join(["file.driver=blkdebug", "file.image.driver=file", f"file.image.filename={path}", *words])
+
+
+@dataclass(frozen=True)
 class MachineConfig:
     """A machine to start: sizes in bytes, `disks` raw image files in the order vda, vdb, ...
 
     `cpu` is a QEMU CPU model; `extra` more QEMU arguments; `accelerator` one found by `accelerator()`.
+    `incoming` is a state that `Machine.save_state` wrote, for a machine that goes on from there.
     """
 
     kernel: Path
@@ -54,6 +71,8 @@ class MachineConfig:
     disks: tuple[Path, ...] = ()
     extra: tuple[str, ...] = ()
     accelerator: str = "tcg"
+    io_errors: tuple[IoError, ...] = ()
+    incoming: Path | None = None
 
     def arguments(self, folder: Path) -> list[str]:
         """Return QEMU's command line; sockets and the console log lie in `folder`."""
@@ -72,11 +91,15 @@ class MachineConfig:
         machine += ["-kernel", str(self.kernel), "-append", self.command_line]
         if self.initrd is not None:
             machine += ["-initrd", str(self.initrd)]
+        if self.incoming is not None:
+            machine += ["-incoming", f"exec:cat {shlex.quote(str(self.incoming))}"]
         return [*machine, *_channels(folder), *self._disks(), "-device", "virtio-rng-pci", *self.extra]
 
     def _disks(self) -> Iterator[str]:
         for index, path in enumerate(self.disks):
-            yield from ("-drive", f"file={path},format=raw,if=none,id=disk{index},cache=none,aio=threads")
+            failing = [error.drive(path) for error in self.io_errors if error.disk == index]
+            file = failing[0] if failing else f"file={path}"
+            yield from ("-drive", f"{file},format=raw,if=none,id=disk{index},cache=none,aio=threads")
             yield from ("-device", f"virtio-blk-pci,drive=disk{index}")
 
 
@@ -309,6 +332,28 @@ class Machine:
     def execute(self, command: str, **arguments: object) -> Any:
         """Run a QMP command and return its result."""
         return self._qmp.execute(command, arguments or None)
+
+    def save_state(self, path: Path) -> None:
+        """Stop the machine and write its state to `path`; `go_on` lets it run again. Copy its disks before that."""
+        self.execute("stop")
+        self.execute("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
+        self.execute("migrate", uri=f"exec:cat > {shlex.quote(str(path))}")
+        self._wait_while(lambda: self.execute("query-migrate")["status"] in ("setup", "active"), "state to be written")
+        status = self.execute("query-migrate")["status"]
+        if status != "completed":
+            raise LabError(f"the state of the machine could not be written: {status}")
+
+    def go_on(self) -> None:
+        """Let a stopped machine run, or one that was started from a state once that has been read."""
+        self._wait_while(lambda: self.execute("query-status")["status"] == "inmigrate", "state to be read")
+        self.execute("cont")
+
+    def _wait_while(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + 120
+        while condition():
+            if time.monotonic() > deadline:
+                raise LostMachineError(f"waiting for the {what}: nothing came within 120 s")
+            time.sleep(0.02)
 
     def kill(self) -> None:
         """Take the power away."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kjump.errors import LabError
 from kjump.initramfs.build import build as build_initramfs
 from kjump.lab import rootfs
 from kjump.lab.kernel import LabKernel, cache_root
-from kjump.lab.qemu import PORT_NAME, Machine, MachineConfig, accelerator
+from kjump.lab.qemu import PORT_NAME, IoError, Machine, MachineConfig, accelerator
 
 ROOT_DEVICE = "/dev/vda"
 TARGET_DEVICE = "/dev/vdb"
@@ -78,8 +78,30 @@ class Scene:
         make_disk(self.target_disk, self.target_size)
         return self
 
-    def machine(self, options: str = "", *, hardware: Hardware | None = None, extra: tuple[str, ...] = ()) -> Machine:
-        """Return the machine, not yet started, with more kernel `options` and other `hardware` if wanted."""
+    def fork(self, folder: Path, disks: Path | None = None) -> Scene:
+        """Return this machine with disks of its own in `folder`: copies of those here, or of those in `disks`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        forked = replace(self, folder=folder)
+        for disk in (forked.root_disk, forked.target_disk):
+            copy_disk((disks or self.folder) / disk.name, disk)
+        forked.initramfs.unlink(missing_ok=True)
+        forked.initramfs.symlink_to(self.initramfs.resolve())
+        return forked
+
+    def machine(
+        self,
+        options: str = "",
+        *,
+        hardware: Hardware | None = None,
+        extra: tuple[str, ...] = (),
+        more_disks: tuple[Path, ...] = (),
+        io_errors: tuple[IoError, ...] = (),
+        state: Path | None = None,
+    ) -> Machine:
+        """Return the machine, not yet started, with more kernel `options`, other `hardware` or `more_disks` if wanted.
+
+        `io_errors` come from its disks; with `state` it goes on where that was saved, once it is let.
+        """
         hardware = hardware or self.hardware
         config = MachineConfig(
             kernel=self.kernel.image,
@@ -88,8 +110,10 @@ class Scene:
             memory=hardware.memory,
             cpus=hardware.cpus,
             cpu=hardware.cpu,
-            disks=(self.root_disk, self.target_disk),
+            disks=(self.root_disk, self.target_disk, *more_disks),
             extra=extra,
+            io_errors=io_errors,
+            incoming=state,
             accelerator=accelerator(self.kernel.image),
         )
         return Machine(config, log=self.console_log)
@@ -98,6 +122,12 @@ class Scene:
         """Run `e2fsck -fn` on A's disk; return whether it is clean, and what it printed."""
         done = subprocess.run(["/sbin/e2fsck", "-fn", str(self.root_disk)], capture_output=True, text=True, check=False)
         return done.returncode == 0, done.stdout + done.stderr
+
+
+def copy_disk(source: Path, target: Path) -> Path:
+    """Copy a disk, holes and all."""
+    subprocess.run(["cp", "--sparse=always", str(source), str(target)], check=True)
+    return target
 
 
 def make_disk(path: Path, size: int) -> None:
