@@ -41,7 +41,7 @@ class LostMachineError(LabError):
 
 @dataclass(frozen=True)
 class IoError:
-    """A disk that fails: each `operation` ("read", "write") of the block with `byte` of disk number `disk` is an EIO."""
+    """A disk that fails: each `operation` ("read", "write") of the block with `byte` of disk `disk` is an EIO."""
 
     disk: int
     operation: str
