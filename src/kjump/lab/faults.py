@@ -32,7 +32,7 @@ HARDWARE = Hardware(memory=640 * MIB, cpus=2)
 SMALL_DEVICE = "/dev/vdc"
 FAILING_DEVICE = "/dev/vdd"
 _SMALL = 8 * MIB
-_FAILS_AT = 64 * MIB
+_FAILS_AT = 20 * MIB
 _OTHER_CPU = "Skylake-Client"
 
 
@@ -165,7 +165,7 @@ def _last_line(text: str) -> str:
 
 _fault("target-missing", "refused before the jump", "/dev/nowhere cannot be opened")(_hibernate("/dev/nowhere"))
 _fault("target-mounted", "refused before the jump", "it is mounted")(_hibernate(ROOT_DEVICE))
-_fault("target-too-small", "A is back with the reason", "No space left")(_hibernate(SMALL_DEVICE))
+_fault("target-too-small", "A is back with the reason", "the output is too small")(_hibernate(SMALL_DEVICE))
 _fault("write-error", "A is back with the reason", f"writing the image to {FAILING_DEVICE} failed: Input/output error")(
     _hibernate(FAILING_DEVICE)
 )

@@ -41,7 +41,7 @@ class LostMachineError(LabError):
 
 @dataclass(frozen=True)
 class IoError:
-    """A disk that fails: each `operation` ("read", "write") of the block with `byte` of disk `disk` is an EIO."""
+    """A bad block: each `operation` ("read", "write") of the block with `byte` of disk `disk` (0: vda) fails."""
 
     disk: int
     operation: str
