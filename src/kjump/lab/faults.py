@@ -7,6 +7,7 @@ of an image on copies of one image, losses of power from kept states of the mach
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 import time
@@ -309,10 +310,10 @@ def _boot_flipped(campaign: Campaign, flip: flips.Flip) -> str:
 
 def _kills(campaign: Campaign, moments: Iterable[tuple[str, float]]) -> str:
     story = campaign.story
-    lock = iter(range(1 << 20))
+    numbers = itertools.count()
 
     def one(point_and_moment: tuple[str, float]) -> stories.Kill:
-        number = next(lock)
+        number = next(numbers)
         result = stories.kill(story, *point_and_moment, campaign.folder / f"kill-{number}")
         campaign.tell(f"  power lost {result.moment:.2f} s after {result.point}: {result.state}; {result.outcome}")
         return result
@@ -338,7 +339,9 @@ _TWO_ENDS = "A is back with all its work, or an ordinary boot; the root file sys
 @_fault("killed-while-saving", _TWO_ENDS, "; 0 bad")
 def _kill_save(campaign: Campaign) -> str:
     generator = random.Random(campaign.seed)
-    return _kills(campaign, _moments("saving", campaign.story.saving.length, campaign.size.save_kills, generator))
+    # A little further than it took: some shall find the image complete.
+    length = campaign.story.saving.length * 1.1
+    return _kills(campaign, _moments("saving", length, campaign.size.save_kills, generator))
 
 
 @_fault("killed-while-restoring", _TWO_ENDS, "; 0 bad")
