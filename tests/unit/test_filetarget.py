@@ -93,6 +93,15 @@ def test_a_file_is_made_armed_and_used(file: Path) -> None:
     assert data[map_end:].rstrip(b"\0") == noise.rstrip(b"\0")
 
 
+def test_a_file_that_is_held_stays_as_it_is(file: Path) -> None:
+    with FileTarget(file) as held:
+        held.hold()
+        with pytest.raises(BlockingIOError):
+            os.open(file, os.O_WRONLY | os.O_TRUNC | os.O_NONBLOCK)
+    with file.open("rb"), FileTarget(file) as other, pytest.raises(TargetError, match="open in another program"):
+        other.hold()
+
+
 def test_a_copy_is_not_taken_for_the_file(file: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     copy.write_bytes(file.read_bytes())

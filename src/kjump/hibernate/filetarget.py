@@ -8,10 +8,11 @@ contents, as they are, and stay where they are:
 - nothing lies between its blocks and the disk: no encryption, compression, journalled data, no device that maps blocks;
 - it is looked up again at each hibernation, and must still begin where the boot loader was told.
 
-The file is not made immutable. A swap file in use is guarded by the kernel; the attribute would guard this one, but
-the kernel then refuses our own write of the cookie as well, and between that write and the jump nobody else runs for
-long enough to matter. What happens to the file while the machine is off, by another system, changes the file system's
-identity, and the image is refused. A file that moved in between is noticed before the jump.
+The kernel guards a swap file in use. A target file is guarded while it matters, from the write of the cookie to the
+jump: it stays open (so its blocks are nobody else's even if it is removed) and under a write lease (so whoever would
+truncate or defragment it waits). It is not made immutable: the kernel would refuse our own write too, and a file that
+has moved between two hibernations is noticed. What another system does to it while the machine is off changes the
+file system's identity, and the image is refused.
 
 Linux A writes through the file (recent kernels forbid writing to a mounted device), directly, and then looks on
 the device whether it is there.
@@ -23,6 +24,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+import signal
 import stat
 from pathlib import Path
 
@@ -92,6 +94,15 @@ class FileTarget(Target):
                 f"{self.path} has moved on its device since it was made (block {then[0].start // BLOCK} -> "
                 f"{self.first_block}): remove it, {make} again, and give the kernel its new options"
             )
+
+    def hold(self) -> None:
+        """Take a lease, for which nobody else may have it open, and look anew where it is; TargetError otherwise."""
+        try:
+            fcntl.fcntl(self.fd, fcntl.F_SETSIG, signal.SIGURG)  # which is ignored, when somebody wants it back
+            fcntl.fcntl(self.fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        except OSError as error:
+            raise TargetError(f"{self.path} is open in another program, or cannot be kept: {error.strerror}") from None
+        self.place = _locate(self.fd, self.path)
 
     def check_on_device(self) -> None:
         """Raise TargetError unless the device shows at the file's first block what was written to the file."""

@@ -16,7 +16,7 @@ from kjump.formats import bzimage
 from kjump.gates import Gate
 from kjump.hibernate import filesystems, peer, postmortem
 from kjump.hibernate.filetarget import open_for_image
-from kjump.hibernate.target import Place
+from kjump.hibernate.target import Target
 from kjump.initramfs.contents import with_job
 from kjump.kexec import host, mailbox, running
 from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size
@@ -98,8 +98,8 @@ def hibernate(request: Request, *, tell: Callable[[str], None] = lambda _: None)
     `tell` gets one line for each step. HostError, PlanError or TargetError before the jump, nothing lost then.
     """
     begun = time.monotonic()
-    with running.Kcore() as kcore:
-        prepared = _prepare(request, kcore, tell)
+    with running.Kcore() as kcore, _claim(request) as target:
+        prepared = _prepare(request, kcore, target, tell)
         host.load(prepared.plan)
         try:
             prepared.box.post(running.image_list_head(kcore))
@@ -128,7 +128,7 @@ def hibernate(request: Request, *, tell: Callable[[str], None] = lambda _: None)
     return result
 
 
-def _prepare(request: Request, kcore: running.Kcore, tell: Callable[[str], None]) -> _Prepared:
+def _prepare(request: Request, kcore: running.Kcore, target: Target, tell: Callable[[str], None]) -> _Prepared:
     """Decide everything about B, arm the target, and return the Plan with B's job in its initrd."""
     note = kcore.vmcoreinfo_note()
     window = request.window or find_window(running.iomem(), request.window_size)
@@ -138,12 +138,13 @@ def _prepare(request: Request, kcore: running.Kcore, tell: Callable[[str], None]
     tell(f"window {window}, {window.size >> 20} MiB")
     kernel = bzimage.parse(request.kernel.read_bytes())
     facts = _facts(around, layout) | {"elf_headers_size": headers_size}
-    place, cookie = _arm(request)
+    cookie = target.arm().cookie
+    target.check_on_device()
     job = {
         "do": "save",
         "then": "power-off",
         "gate": layout.gate,
-        "target": place.as_json(),
+        "target": target.place.as_json(),
         "cookie": cookie.hex(),
         "ram": [(r.start, r.end) for r in around.ram],
         "facts": facts,
@@ -184,14 +185,17 @@ def _facts(around: Surroundings, layout: WindowLayout) -> dict[str, Any]:
     }
 
 
-def _arm(request: Request) -> tuple[Place, bytes]:
-    """Write a cookie to the target; return where B finds it, and it. TargetError when that must not be overwritten."""
-    with open_for_image(request.target) as target:
+def _claim(request: Request) -> Target:
+    """Open the target so that nobody else gets at it before the jump; TargetError when it must not be overwritten."""
+    target = open_for_image(request.target)
+    try:
+        target.hold()
         if not request.force:
             target.refuse_if_it_carries_something()
-        cookie = target.arm().cookie
-        target.check_on_device()
-        return target.place, cookie
+    except BaseException:
+        target.close()
+        raise
+    return target
 
 
 def _why_it_panicked(message: str) -> str:

@@ -177,6 +177,9 @@ class Target:
             generation = 1
         return self.write_fresh(State.ARMED, generation)
 
+    def hold(self) -> None:
+        """Keep others from it while it is open, or raise TargetError; a device is opened exclusively in any case."""
+
     def check_on_device(self) -> None:
         """Raise TargetError unless other kernels will find what was written here; a device itself needs no proof."""
 
