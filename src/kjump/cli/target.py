@@ -71,9 +71,6 @@ def _describe(target: Target) -> dict[str, Any]:
     except FormatError as error:
         superblock, state, reason = Superblock(), "none", str(error)
     extents = target.place.extents
-    options = f"kjump.resume={target.place.device}"
-    if extents:
-        options += f" kjump.resume_offset={extents[0].start // BLOCK}"
     return {
         "path": target.path,
         "device": target.place.device,
@@ -85,5 +82,5 @@ def _describe(target: Target) -> dict[str, Any]:
         "resumable": superblock.state is State.COMPLETE,
         "generation": superblock.generation,
         "image_bytes": superblock.image_length,
-        "options": options,
+        "options": " ".join(target.place.boot_options()),
     }

@@ -138,6 +138,9 @@ def _prepare(request: Request, kcore: running.Kcore, target: Target, tell: Calla
     tell(f"window {window}, {window.size >> 20} MiB")
     kernel = bzimage.parse(request.kernel.read_bytes())
     facts = _facts(around, layout) | {"elf_headers_size": headers_size}
+    options = target.place.boot_options()
+    if not set(options) <= set(running.command_line().split()):
+        tell(f"this boot did not have `{' '.join(options)}`: the next one needs it to find the image")
     cookie = target.arm().cookie
     target.check_on_device()
     job = {

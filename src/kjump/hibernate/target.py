@@ -41,6 +41,11 @@ class Place:
     device: str
     extents: tuple[Range, ...] = ()
 
+    def boot_options(self) -> tuple[str, ...]:
+        """Return the kernel options with which a boot finds an image here."""
+        resume = f"kjump.resume={self.device}"
+        return (resume, f"kjump.resume_offset={self.extents[0].start // _BLOCK}") if self.extents else (resume,)
+
     def as_json(self) -> dict[str, Any]:
         """Return it for a job."""
         return {"device": self.device, "extents": [(e.start, e.end) for e in self.extents]}

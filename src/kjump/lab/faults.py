@@ -167,7 +167,7 @@ def _last_line(text: str) -> str:
 _fault("target-missing", "refused before the jump", "/dev/nowhere cannot be opened")(_hibernate("/dev/nowhere"))
 _fault("target-mounted", "refused before the jump", "it is mounted")(_hibernate(ROOT_DEVICE))
 _fault("target-too-small", "A is back with the reason", "the output is too small")(_hibernate(SMALL_DEVICE))
-_fault("write-error", "A is back with the reason", f"writing the image to {FAILING_DEVICE} failed: Input/output error")(
+_fault("write-error", "A is back with the reason", "Input/output error; this system went on unharmed")(
     _hibernate(FAILING_DEVICE)
 )
 _fault("exception", "A is back with the reason", "unexpected RuntimeError in the second kernel")(
@@ -261,7 +261,7 @@ def _failed_once(campaign: Campaign) -> str:
     return provoke.refusal_at_boot(scene)
 
 
-@_fault("read-error", "a restart and an ordinary boot, with the reason", "failed: Input/output error")
+@_fault("read-error", "a restart and an ordinary boot, with the reason", "Input/output error")
 def _read_error(campaign: Campaign) -> str:
     middle = SUPERBLOCK_SIZE + campaign.story.image().image_length // 2
     return provoke.failing_restore(campaign.saved(), IoError(disk=1, operation="read", byte=middle))
