@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -277,10 +277,10 @@ def _flips(campaign: Campaign) -> str:
     for flip in chosen:
         if flip not in booted:
             provoke.flip(disk, flip.offset, flip.bit)
-            campaign.runs.append(_tried("code", flip, lambda: judge.verdict(disk)))
+            campaign.runs.append(_tried("code", flip, partial(judge.verdict, disk)))
             provoke.flip(disk, flip.offset, flip.bit)
     for flip in booted:
-        campaign.runs.append(_tried("boot", flip, lambda flip=flip: _boot_flipped(campaign, flip)))  # type: ignore[misc]
+        campaign.runs.append(_tried("boot", flip, partial(_boot_flipped, campaign, flip)))
     how = Counter(run["by"] for run in campaign.runs)
     harmless = sum(run["seen"] == "no difference" for run in campaign.runs)
     taken = sum(not run["ok"] for run in campaign.runs)
