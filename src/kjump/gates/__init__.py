@@ -18,16 +18,22 @@ GATE_SIZE = 0x2000
 GATE_ENTRY = 0x000
 GATE_WAY_BACK = 0x010
 GATE_CRASH = 0x020
+GATE_SWITCH = 0x030
+DOOR_SIZE = 0x1000
 GATE_MAGIC = b"KJGATE1\0"
 FLAG_INIT_CPUS = 1
 FLAG_RESIDENT = 2
 FLAG_DESCRIPTORS = 4
 FLAG_PAE = 8
+FLAG_CHOOSE = 32
 STATE_FRESH = 0
 STATE_ENTERED = 1
+STATE_PARKED = 2
 
 _MAGIC_OFFSET = 0x40
-_FIELDS = struct.Struct("<8s 16Q 16s 5Q")
+_FIELDS = struct.Struct("<8s 16Q 16s 11Q")
+_DOOR_OFFSET = 0x40
+_DOOR_FIELDS = struct.Struct("<5Q")
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class Gate:
     `next_entry` is where A jumps next time; `mailbox` and `cookie` say where reports go. `a_apic` is the local APIC
     id of the CPU that A came in on (filled by the gate), `low_page` a page of the peer's below 1 MiB, on which a
     CPU that panicked elsewhere has that one started.
+    The `b_*` fields are filled when a resident B leaves by its door; `switches` counts how often the peer was entered.
     """
 
     flags: int = FLAG_INIT_CPUS
@@ -64,6 +71,12 @@ class Gate:
     a_apic: int = 0
     low_page: int = 0
     unused: int = 0
+    b_entry: int = 0
+    b_stack: int = 0
+    b_gdt_base: int = 0
+    b_gdt_limit: int = 0
+    b_next_entry: int = 0
+    switches: int = 0
 
     def pack(self, code: bytes | None = None) -> bytes:
         """Return the gate, `GATE_SIZE` bytes: `code` (default: x86_64's as built) with these fields put in."""
@@ -86,6 +99,32 @@ class Gate:
 def gate_binary(bits: int = 64) -> bytes:
     """Return the x86_64 gate (`bits` 64) or the i386 one (32) as the build made it: `GATE_SIZE` bytes, fields zero."""
     return (Path(__file__).parent / f"gate{bits}.bin").read_bytes()
+
+
+def door_binary() -> bytes:
+    """Return the x86_64 door as the build made it: `DOOR_SIZE` bytes, fields zero."""
+    return (Path(__file__).parent / "door64.bin").read_bytes()
+
+
+@dataclass(frozen=True)
+class Door:
+    """The door's fields, in the order of gate.h.
+
+    `cr3_4level` and `cr3_5level` are the roots of the gate's tables, `gate` the physical address of GATE_SWITCH;
+    `gdt_base` (a linear address in B) and `gdt_limit` are B's.
+    """
+
+    cr3_4level: int
+    cr3_5level: int
+    gate: int
+    gdt_base: int
+    gdt_limit: int
+
+    def pack(self) -> bytes:
+        """Return the door, `DOOR_SIZE` bytes."""
+        binary = bytearray(door_binary())
+        _DOOR_FIELDS.pack_into(binary, _DOOR_OFFSET, *(getattr(self, f.name) for f in fields(self)))
+        return bytes(binary)
 
 
 _PRESENT_WRITABLE = 0x3

@@ -11,6 +11,11 @@
  *           page on kernels before 6.14, and they then read the next entry from a foreign page.)
  * crash     B's kernel calls this when it panics: a copy of the gate is loaded in its crash slot. Nothing has been
  *           quieted then, and it may be any of B's CPUs. A goes on on the CPU it left, with B's devices silenced.
+ * switch    B's kernel calls this, through the door, as A's kernel calls entry: with the return address on a
+ *           stack of one page. We note how B wants to be re-entered and go to A; entry then goes back to B.
+ *
+ * Several peers have a gate each in one loaded image. A always enters the first, which passes on to the one
+ * that the mailbox names.
  */
 #include "gate.h"
 
@@ -64,6 +69,8 @@ _start:
 	jmp	way_back
 	.org GATE_CRASH
 	jmp	crash
+	.org GATE_SWITCH
+	jmp	switch
 
 	.org GATE_MAGIC
 	.ascii	"KJGATE1\0"
@@ -84,7 +91,7 @@ gdt_pointer:
 	.quad	0 /* filled in when it is known where we are */
 	.balign 8
 	.word	0, 0, 0
-a_gdt_pointer:
+kernel_gdt_pointer:
 	.word	0
 	.quad	0
 	.balign 8
@@ -112,12 +119,27 @@ entry:
 	cli
 	cld
 	leaq	_start(%rip), %rbx
+	testq	$GATE_FLAG_CHOOSE, GATE_FLAGS(%rbx)
+	jz	1f
+	call	find_mailbox
+	jnz	1f
+	movq	MAILBOX_WANTED(%rdi), %rax
+	testq	%rax, %rax
+	jz	1f
+	cmpq	%rbx, %rax
+	je	1f
+	jmp	*%rax /* GATE_ENTRY of the gate that is wanted; all is as A left it */
+1:
+	movq	GATE_STATE(%rbx), %r12
+	cmpq	$GATE_STATE_PARKED, %r12
+	je	1f
 	testq	$GATE_FLAG_RESIDENT, GATE_FLAGS(%rbx)
 	jnz	1f
-	cmpq	$GATE_STATE_FRESH, GATE_STATE(%rbx)
+	cmpq	$GATE_STATE_FRESH, %r12
 	jne	nobody_there
 1:
 	movq	$GATE_STATE_ENTERED, GATE_STATE(%rbx)
+	incq	GATE_SWITCHES(%rbx)
 
 	call	note_time
 	movq	%rax, GATE_TSC_IN(%rbx)
@@ -145,6 +167,8 @@ entry:
 	jz	1f
 	call	init_other_cpus
 1:
+	cmpq	$GATE_STATE_PARKED, %r12
+	je	return_to_b
 	/* The peer gets what the Linux 64-bit boot protocol promises: selectors 0x10/0x18, RSI, IF clear. */
 	movq	GATE_PEER_ENTRY(%rbx), %rdi
 	movq	GATE_PEER_ARGUMENT(%rbx), %rsi
@@ -172,10 +196,23 @@ nobody_there:
 	movq	%rax, GATE_A_ENTRY(%rbx)
 	jmp	return_to_a
 
+/* By the door: our tables are in force already, R8 and R9 are B's GDT, R10 is the door. RSP and [RSP] are B's. */
+switch:
+	leaq	_start(%rip), %rbx
+	movq	%rsp, GATE_B_STACK(%rbx)
+	movq	(%rsp), %rax
+	movq	%rax, GATE_B_ENTRY(%rbx)
+	movq	%r8, GATE_B_GDT_BASE(%rbx)
+	movq	%r9, GATE_B_GDT_LIMIT(%rbx)
+	movq	%r10, GATE_B_NEXT_ENTRY(%rbx)
+	movq	$GATE_STATE_PARKED, GATE_STATE(%rbx)
+	jmp	leave
+
 way_back:
+	leaq	_start(%rip), %rbx
+leave:
 	cli
 	cld
-	leaq	_start(%rip), %rbx
 	leaq	GATE_SIZE(%rbx), %rsp
 	call	own_tables
 	call	levels_of_a
@@ -206,26 +243,39 @@ crash_on_cpu_of_a:
 	jnz	return_to_a
 	movq	$MAILBOX_OUTCOME_PANIC, MAILBOX_OUTCOME(%rdi)
 
-/*
- * Kernels before 6.13 load SS while the GDT is still the invalid one: #GP, and nobody to take it. GDTR takes
- * a linear address that means something only under A's page tables, which is when it is used. Harmless on
- * kernels that load their own GDT first, so it is always done.
- */
 return_to_a:
 	call	give_descriptors_back
 	movq	GATE_A_GDT_BASE(%rbx), %rax
+	movq	GATE_A_GDT_LIMIT(%rbx), %rcx
+	movq	GATE_A_STACK(%rbx), %rsi
+	movq	GATE_NEXT_ENTRY(%rbx), %rdi
+	movq	GATE_A_ENTRY(%rbx), %rdx
+	jmp	return_to_kernel
+
+return_to_b:
+	movq	GATE_B_GDT_BASE(%rbx), %rax
+	movq	GATE_B_GDT_LIMIT(%rbx), %rcx
+	movq	GATE_B_STACK(%rbx), %rsi
+	movq	GATE_B_NEXT_ENTRY(%rbx), %rdi
+	movq	GATE_B_ENTRY(%rbx), %rdx
+
+/*
+ * Enter a kernel at RDX as if what it called returned, RSI being its stack then, with RDI as its next entry.
+ *
+ * Kernels before 6.13 load SS while the GDT is still the invalid one: #GP, and nobody to take it. GDTR (RAX, limit
+ * RCX) takes a linear address that means something only under the kernel's own page tables, which is when it is
+ * used. Harmless on kernels that load their own GDT first, so it is always done.
+ */
+return_to_kernel:
 	testq	%rax, %rax
 	jz	1f
-	movq	%rax, a_gdt_pointer + 2(%rip)
-	movq	GATE_A_GDT_LIMIT(%rbx), %rax
-	movw	%ax, a_gdt_pointer(%rip)
-	lgdt	a_gdt_pointer(%rip)
+	movq	%rax, kernel_gdt_pointer + 2(%rip)
+	movw	%cx, kernel_gdt_pointer(%rip)
+	lgdt	kernel_gdt_pointer(%rip)
 1:
-	movq	GATE_A_STACK(%rbx), %rsp
-	addq	$8, %rsp
-	pushq	GATE_NEXT_ENTRY(%rbx)
-	movq	GATE_A_ENTRY(%rbx), %rax
-	jmp	*%rax
+	leaq	8(%rsi), %rsp
+	pushq	%rdi
+	jmp	*%rdx
 
 /* Load our page tables (as many levels as the CPU is using), GDT, no IDT, flat data segments. Spoils RAX, RCX. */
 own_tables:

@@ -18,7 +18,7 @@ from pathlib import Path
 from kjump import _core
 from kjump.errors import HostError
 from kjump.formats import cpio
-from kjump.gates import gate_binary
+from kjump.gates import door_binary, gate_binary
 from kjump.initramfs.contents import FILE_LIST, KERNEL
 
 ENTRY_MODULE = "kjump.roles.init"
@@ -150,8 +150,11 @@ def _library_entry(path: Path) -> cpio.Entry:
 
 
 def _package_data() -> list[cpio.Entry]:
-    library = _library()
-    return [cpio.regular(f"{library}/kjump/gates/gate64.bin", gate_binary())]
+    folder = f"{_library()}/kjump/gates"
+    return [
+        cpio.regular(f"{folder}/gate64.bin", gate_binary()),
+        cpio.regular(f"{folder}/door64.bin", door_binary()),
+    ]
 
 
 def build(kernel: Path | None, *, level: int = 19) -> bytes:

@@ -7,6 +7,7 @@ Layout (little endian; gate.h has the part that the gate knows):
     0x018  u64       head of the kernel's indirection list for the loaded image (a list entry, with flags)
     0x020  u32       length of the report
     0x024  ...       report, UTF-8 JSON
+    0xff8  u64       physical address of the gate that A wants to go through; 0: the first one
 
 A allocates it as ordinary locked memory of its process; the other side finds it by physical address.
 """
@@ -35,15 +36,17 @@ OUTCOME_PANIC = 6
 
 COOKIE_SIZE = 16
 _HEADER = struct.Struct("<16sQQI")
-REPORT_LIMIT = PAGE_SIZE - _HEADER.size
+_WANTED = struct.Struct("<Q")
+_WANTED_AT = 0xFF8
+REPORT_LIMIT = _WANTED_AT - _HEADER.size
 
 
-def encode(cookie: bytes, outcome: int, head: int, report: dict[str, Any]) -> bytes:
+def encode(cookie: bytes, outcome: int, head: int, report: dict[str, Any], wanted: int = 0) -> bytes:
     """Return a mailbox page; ValueError when the report's JSON is longer than REPORT_LIMIT bytes."""
     text = json.dumps(report, separators=(",", ":")).encode()
     if len(text) > REPORT_LIMIT:
         raise ValueError(f"a report has at most {REPORT_LIMIT} bytes, not {len(text)}")
-    return (_HEADER.pack(cookie, outcome, head, len(text)) + text).ljust(PAGE_SIZE, b"\0")
+    return (_HEADER.pack(cookie, outcome, head, len(text)) + text).ljust(_WANTED_AT, b"\0") + _WANTED.pack(wanted)
 
 
 def decode(page: bytes) -> tuple[bytes, int, int, dict[str, Any]]:

@@ -1,0 +1,32 @@
+/*
+ * The x86_64 door: through it a resident second kernel leaves. gate.h has its fields and why it is a page of its own.
+ *
+ * B's kernel calls it as any kexec target with preserved context: on B's identity tables, which map this page and B's
+ * RAM, with the return address on a stack of one page. Only the tables are changed here; RSP and [RSP] go on to the
+ * gate as they are.
+ */
+#include "gate.h"
+
+#define CR4_LA57_BIT      12
+
+	.code64
+	.section .text, "ax"
+	.globl _start
+_start:
+	cli
+	cld
+	leaq	_start(%rip), %r10
+	movq	DOOR_CR3_4LEVEL(%r10), %rcx
+	movq	%cr4, %rax
+	btq	$CR4_LA57_BIT, %rax
+	jnc	1f
+	movq	DOOR_CR3_5LEVEL(%r10), %rcx
+1:
+	movq	%rcx, %cr3
+	movq	DOOR_GDT_BASE(%r10), %r8
+	movq	DOOR_GDT_LIMIT(%r10), %r9
+	jmp	*DOOR_GATE(%r10)
+	.org DOOR_CR3_4LEVEL
+	.org DOOR_SIZE
+
+	.section .note.GNU-stack, "", @progbits
