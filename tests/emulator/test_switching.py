@@ -1,4 +1,4 @@
-"""The gate between two kernels that both stay: A, and a peer that leaves by its door and is re-entered where it left."""
+"""The gate between two kernels that both stay: A, and a peer that leaves by its door and is re-entered there."""
 
 import struct
 import subprocess

@@ -13,8 +13,10 @@ from kjump.errors import KjumpError
 
 _VERBS = {
     "bios": "kjump.cli.bios",
+    "boot-peer": "kjump.cli.peers",
     "call": "kjump.cli.call",
     "doctor": "kjump.cli.doctor",
+    "drop": "kjump.cli.peers",
     "dump": "kjump.cli.dump",
     "exec": "kjump.cli.load",
     "hibernate": "kjump.cli.hibernate",
@@ -23,6 +25,7 @@ _VERBS = {
     "load": "kjump.cli.load",
     "resume": "kjump.cli.hibernate",
     "status": "kjump.cli.load",
+    "switch": "kjump.cli.peers",
     "target": "kjump.cli.target",
     "unload": "kjump.cli.load",
 }
@@ -37,7 +40,7 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _VERBS:
             return None
-        command = getattr(importlib.import_module(_VERBS[cmd_name]), f"{cmd_name}_command")
+        command = getattr(importlib.import_module(_VERBS[cmd_name]), f"{cmd_name.replace('-', '_')}_command")
         assert isinstance(command, click.Command)
         return command
 

@@ -53,7 +53,7 @@ def command_line(own: str, role: str, *, la57: bool) -> str:
     levels of page tables as A (`la57`: five), and stay where it was loaded.
     """
     options = [] if la57 else ["no5lvl"]
-    if role == "second":
+    if role != "restorer":
         options += _BACK_AFTER_PANIC
     return " ".join([machine_options(own), *options, "nokaslr", "panic=5", f"kjump.role={role}"]).strip()
 

@@ -6,12 +6,17 @@ of the loaded image, until that is unloaded. B's log is found there by B's VMCOR
 
 from __future__ import annotations
 
+from typing import Any
+
 from kjump.dump import dmesg
 from kjump.dump.kernel import KernelLayout
-from kjump.errors import FormatError
+from kjump.errors import FormatError, KjumpError
 from kjump.formats import notes, vmcoreinfo
 from kjump.kexec import running
 from kjump.kexec.shadow import ParkedMemory, Shadow, walk
+
+_LAST_LINES = 12
+_PANIC_BY_NMI = "NMI: Not continuing"
 
 
 def peer_memory(kcore: running.Kcore) -> ParkedMemory:
@@ -30,3 +35,22 @@ def log_of_peer(kcore: running.Kcore, vmcoreinfo_address: int, vmcoreinfo_size: 
         if note.name == running.VMCOREINFO_NAME:
             return list(dmesg.records(KernelLayout(memory, vmcoreinfo.parse(note.desc))))
     raise FormatError("the second kernel left no VMCOREINFO note")
+
+
+def last_words(kcore: running.Kcore, report: dict[str, Any]) -> dict[str, Any]:
+    """Return what the log of a second kernel that panicked says: the `panic` message and the last lines (`log`).
+
+    `report` is what B noted when its job began.
+    """
+    try:
+        lines = log_of_peer(kcore, *report.get("vmcoreinfo", (0, 0)))
+    except KjumpError as error:
+        return {"panic": "", "log": [f"its log could not be read: {error}"]}
+    return {"panic": dmesg.panic_message(lines) or "", "log": [str(line) for line in lines[-_LAST_LINES:]]}
+
+
+def why_it_panicked(message: str) -> str:
+    """Return the reason to give for a panic whose message is `message` (empty: not known)."""
+    if _PANIC_BY_NMI in message:
+        return f"the second kernel hung, and was ended by the watchdog ({message})"
+    return f"the second kernel panicked: {message or 'its log could not be read'}"

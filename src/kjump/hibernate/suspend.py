@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kjump.dump import dmesg
-from kjump.errors import HostError, JumpError, KjumpError, TargetError
+from kjump.errors import HostError, JumpError, TargetError
 from kjump.formats import bzimage
 from kjump.gates import Gate
 from kjump.hibernate import filesystems, peer, postmortem
@@ -31,8 +30,6 @@ DEFAULT_WATCHDOG = 30
 _LEAST_TIME = 300
 _SLOWEST = 20_000_000
 """Bytes of RAM that B should save in a second, however slow the target: what is slower hangs."""
-_LAST_LINES = 12
-_PANIC_BY_NMI = "NMI: Not continuing"
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ def hibernate(request: Request, *, tell: Callable[[str], None] = lambda _: None)
             host.jump()
             outcome, report = prepared.box.read()
             if outcome == mailbox.OUTCOME_PANIC:
-                report |= _last_words(kcore, report)
+                report |= postmortem.last_words(kcore, report)
         finally:
             # What is loaded is worthless now: its pages hold what the other side left behind.
             host.unload(ARCH_X86_64)
@@ -201,21 +198,6 @@ def _claim(request: Request) -> Target:
     return target
 
 
-def _why_it_panicked(message: str) -> str:
-    if _PANIC_BY_NMI in message:
-        return f"the second kernel hung, and was ended by the watchdog ({message})"
-    return f"the second kernel panicked: {message or 'its log could not be read'}"
-
-
-def _last_words(kcore: running.Kcore, report: dict[str, Any]) -> dict[str, Any]:
-    """Return what the log of a second kernel that panicked says: the `panic` message and the last lines (`log`)."""
-    try:
-        lines = postmortem.log_of_peer(kcore, *report.get("vmcoreinfo", (0, 0)))
-    except KjumpError as error:
-        return {"panic": "", "log": [f"its log could not be read: {error}"]}
-    return {"panic": dmesg.panic_message(lines) or "", "log": [str(line) for line in lines[-_LAST_LINES:]]}
-
-
 def _make_unusable(path: str) -> None:
     """This system went on, so a whole image of it, should there be one, must never run."""
     with contextlib.suppress(TargetError), open_for_image(path) as target:
@@ -228,7 +210,7 @@ def _reason(outcome: int, report: dict[str, Any]) -> str:
     if outcome == mailbox.OUTCOME_GONE:
         return "the second kernel is gone"
     if outcome == mailbox.OUTCOME_PANIC:
-        return _why_it_panicked(report.get("panic", ""))
+        return postmortem.why_it_panicked(report.get("panic", ""))
     if outcome in (mailbox.OUTCOME_FAILED, mailbox.OUTCOME_CANCELLED):
         return str(report.get("reason", "the second kernel gave no reason"))
     return "the second kernel came back without a report"

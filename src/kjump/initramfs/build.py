@@ -22,7 +22,7 @@ from kjump.gates import door_binary, gate_binary
 from kjump.initramfs.contents import FILE_LIST, KERNEL
 
 ENTRY_MODULE = "kjump.roles.init"
-_EXTRA_MODULES = ("encodings.ascii", "encodings.latin_1", "encodings.utf_8", "traceback", "os")
+_EXTRA_MODULES = ("kjump.roles.home", "encodings.ascii", "encodings.latin_1", "encodings.utf_8", "traceback", "os")
 # hashlib prefers OpenSSL, five megabytes for one digest; without it it falls back to its own code.
 _LEFT_OUT = ("_hashlib", "_ssl", "_bz2", "_lzma", "_decimal")
 

@@ -7,13 +7,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kjump.errors import PlanError
 from kjump.formats import bootparams, elf
 from kjump.formats.bzimage import BzImage
 from kjump.formats.e820 import RAM, RESERVED, E820Entry
-from kjump.gates import GATE_CRASH, GATE_ENTRY, GATE_SIZE, GATE_WAY_BACK, Gate, identity_tables
+from kjump.gates import (
+    DOOR_SIZE,
+    GATE_CRASH,
+    GATE_ENTRY,
+    GATE_SIZE,
+    GATE_SWITCH,
+    GATE_WAY_BACK,
+    Door,
+    Gate,
+    identity_tables,
+)
 from kjump.kexec.plan import ARCH_X86_64, ON_CRASH, PRESERVE_CONTEXT, Plan, Segment, make_plan
 from kjump.kexec.window import WindowLayout
 from kjump.memory import PAGE_SIZE
@@ -27,7 +37,8 @@ class Surroundings:
     `memory_map` is the firmware's; `ram` what the first kernel uses of it (physical ranges, bytes);
     `low` the low memory lent to the second kernel; `vmcoreinfo_note` the first kernel's VMCOREINFO as a
     complete ELF note, empty when /proc/vmcore is not wanted; `rsdp` the ACPI root pointer or 0; `huge` whether
-    the CPU has 1 GiB pages; `gate` the gate's fields that the first kernel knows (its GDT, the mailbox).
+    the CPU has 1 GiB pages; `gate` the gate's fields that the first kernel knows (its GDT, the mailbox);
+    `lent` all memory lent to second kernels, this one and those beside it.
     """
 
     memory_map: tuple[E820Entry, ...]
@@ -37,6 +48,7 @@ class Surroundings:
     rsdp: int
     huge: bool
     gate: Gate
+    lent: RangeSet = field(default_factory=RangeSet)
 
     @property
     def memory_end(self) -> int:
@@ -44,10 +56,12 @@ class Surroundings:
         return max(4 << 30, *(r.end for r in self.ram))
 
 
-def elf_headers_size(ram: RangeSet, note: bytes) -> int:
-    """Return an upper bound in bytes for the headers that describe `ram` to the second kernel's /proc/vmcore."""
-    # Taking the window and low memory out can split two ranges more.
-    return elf.kdump_headers_size(len(ram) + 2, note) if note else 0
+def elf_headers_size(ram: RangeSet, note: bytes, lent: int = 2) -> int:
+    """Return an upper bound in bytes for the headers that describe `ram` to the second kernel's /proc/vmcore.
+
+    `lent` is how many ranges (a window, low memory) are taken out of it; each can split one more.
+    """
+    return elf.kdump_headers_size(len(ram) + lent, note) if note else 0
 
 
 def second_kernel_map(memory_map: Sequence[E820Entry], layout: WindowLayout, low: Range) -> tuple[E820Entry, ...]:
@@ -66,6 +80,11 @@ def second_kernel_map(memory_map: Sequence[E820Entry], layout: WindowLayout, low
     return tuple(sorted(entries, key=lambda e: e.range.start))
 
 
+def low_memory_segment(low: Range) -> Segment:
+    """Return the segment that lends `low` to a second kernel: it has no data, and is swapped out and back."""
+    return Segment(low.start, low.size, b"", "low memory")
+
+
 @dataclass(frozen=True)
 class LinuxPeer:
     """A second Linux: `kernel` (a bzImage), `initrd` and `command_line`, to live in the window of `layout`."""
@@ -80,8 +99,20 @@ class LinuxPeer:
 
         PlanError when the window is too small for kernel and initrd together, or the command line too long.
         """
+        segments = self.segments(around, self.layout.gate)
+        flags = ARCH_X86_64
+        if preserve:
+            flags |= PRESERVE_CONTEXT
+            segments.append(low_memory_segment(around.low))
+        return make_plan(self.layout.gate + GATE_ENTRY, segments, flags)
+
+    def segments(self, around: Surroundings, first_gate: int) -> list[Segment]:
+        """Return what goes into the window; `first_gate` is the gate that A enters the next time.
+
+        PlanError as `plan`.
+        """
         layout = self.layout
-        vmcore_ram = around.ram - RangeSet([layout.window, around.low])
+        vmcore_ram = around.ram - RangeSet([layout.window, around.low]) - around.lent
         headers = b""
         command_line = self.command_line
         if around.vmcoreinfo_note:
@@ -90,6 +121,7 @@ class LinuxPeer:
             )
             command_line += f" elfcorehdr={layout.elf_headers:#x}"
         initrd_at = self._place_initrd()
+        around = dataclasses.replace(around, gate=dataclasses.replace(around.gate, next_entry=first_gate + GATE_ENTRY))
         reserved = self._reserved(around, headers, command_line, initrd_at)
         segments = [
             Segment(
@@ -101,12 +133,7 @@ class LinuxPeer:
             Segment(initrd_at, layout.gate - initrd_at, self.initrd, "initrd"),
             Segment(layout.gate, layout.reserved.size, reserved, "gate"),
         ]
-        segments = [s for s in segments if s.memory_size]
-        flags = ARCH_X86_64
-        if preserve:
-            flags |= PRESERVE_CONTEXT
-            segments.append(Segment(around.low.start, around.low.size, b"", "low memory"))
-        return make_plan(layout.gate + GATE_ENTRY, segments, flags)
+        return [s for s in segments if s.memory_size]
 
     def _place_initrd(self) -> int:
         layout = self.layout
@@ -139,7 +166,6 @@ class LinuxPeer:
             cr3_4level=layout.tables + PAGE_SIZE,
             peer_entry=layout.window.start + self.kernel.entry64_offset,
             peer_argument=layout.boot_params,
-            next_entry=layout.gate + GATE_ENTRY,
             low_page=around.low.start,
         )
         content = bytearray(layout.reserved.size)
@@ -163,6 +189,17 @@ def way_back_plan(gate_at: int, gate: Gate) -> Plan:
     """
     segment = Segment(gate_at, GATE_SIZE, gate.pack(), "gate")
     return make_plan(gate_at + GATE_WAY_BACK, [segment], ARCH_X86_64)
+
+
+def door_plan(gate_at: int, gate: Gate, gdt: tuple[int, int]) -> Plan:
+    """Return the Plan by which a resident second kernel leaves for the first and is re-entered later.
+
+    Its one segment is the door, behind the gate at physical `gate_at`; `gdt` is (linear address, limit) of the second
+    kernel's CPU 0.
+    """
+    door_at = gate_at + GATE_SIZE
+    door = Door(gate.cr3_4level, gate.cr3_5level, gate_at + GATE_SWITCH, *gdt)
+    return make_plan(door_at, [Segment(door_at, DOOR_SIZE, door.pack(), "door")], ARCH_X86_64 | PRESERVE_CONTEXT)
 
 
 def crash_plan(crash_kernel: Range, gate: Gate) -> Plan:

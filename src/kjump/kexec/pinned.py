@@ -61,7 +61,7 @@ class HostPages:
         self.addresses = tuple(self._find())
 
     def _find(self) -> list[int]:
-        return [_physical_addresses(chunk)[offset // PAGE_SIZE] for chunk, offset in self._pages]
+        return [physical_addresses(chunk)[offset // PAGE_SIZE] for chunk, offset in self._pages]
 
     def write(self, index: int, data: bytes) -> None:
         """Put `data` at the beginning of page `index`."""
@@ -101,7 +101,7 @@ class HugePage:
         for offset in range(0, _HUGE_PAGE, PAGE_SIZE):
             self._memory[offset] = 0
         _lock(self._memory, 0, _HUGE_PAGE)
-        self.address = _physical_addresses(self._memory)[0]
+        self.address = physical_addresses(self._memory)[0]
 
     def write(self, offset: int, data: bytes) -> None:
         """Put `data` at byte `offset`."""
@@ -130,7 +130,7 @@ def _pages_outside(count: int, avoid: RangeSet) -> list[tuple[mmap.mmap, int]]:
         kept_away.append(chunk)
         for offset in range(0, _CHUNK_SIZE, PAGE_SIZE):
             chunk[offset] = 1  # a page exists only when it has been written
-        for index, address in enumerate(_physical_addresses(chunk)):
+        for index, address in enumerate(physical_addresses(chunk)):
             if address not in avoid and len(found) < count:
                 _lock(chunk, index * PAGE_SIZE, PAGE_SIZE)
                 found.append((chunk, index * PAGE_SIZE))
@@ -149,7 +149,7 @@ def _lock(memory: mmap.mmap, offset: int, length: int) -> None:
         raise HostError(f"cannot lock the mailbox in memory: {os.strerror(ctypes.get_errno())}")
 
 
-def _physical_addresses(memory: mmap.mmap) -> list[int]:
+def physical_addresses(memory: mmap.mmap) -> list[int]:
     """Return the physical address of each page of `memory`, from /proc/self/pagemap; HostError when hidden."""
     first, count = _linear(memory) // PAGE_SIZE, len(memory) // PAGE_SIZE
     with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:  # noqa: PTH123

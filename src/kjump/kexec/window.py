@@ -3,8 +3,8 @@
 ```
 window.start                                                            window.end
 | kernel, unpacked in place |  free for the kernel  | initrd | reserved |
-                                                             gate, boot_params, command line, elfcorehdr,
-                                                             notes, identity tables: nobody's RAM
+                                                             gate, door, boot_params, command line,
+                                                             elfcorehdr, notes, identity tables: nobody's RAM
 ```
 
 The reserved part is told to the second kernel as not usable, so what lies there outlives its boot.
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from kjump.errors import PlanError
 from kjump.formats.e820 import IomemResource
-from kjump.gates import GATE_SIZE, identity_tables_size
+from kjump.gates import DOOR_SIZE, GATE_SIZE, identity_tables_size
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet, align_down, align_up
 
@@ -39,6 +39,7 @@ class WindowLayout:
 
     window: Range
     gate: int
+    door: int
     boot_params: int
     command_line: int
     elf_headers: int
@@ -68,28 +69,29 @@ def lay_out(window: Range, *, elf_headers_size: int, memory_end: int, huge: bool
         raise PlanError(f"window {window} must not begin below {LOWEST:#x}: kernels move themselves above it")
     elf_size = align_up(elf_headers_size, PAGE_SIZE)
     tables_size = identity_tables_size(memory_end, huge=huge)
-    total = GATE_SIZE + PAGE_SIZE + _COMMAND_LINE_SIZE + elf_size + tables_size
+    total = GATE_SIZE + DOOR_SIZE + PAGE_SIZE + _COMMAND_LINE_SIZE + elf_size + tables_size
     gate = align_down(window.end - total, 64 << 10)
     if gate < window.start + 16 * MIB:
         raise PlanError(f"window {window} is too small for a kernel: give at least 64 MiB")
-    boot_params = gate + GATE_SIZE
+    door = gate + GATE_SIZE
+    boot_params = door + DOOR_SIZE
     command_line = boot_params + PAGE_SIZE
     elf_headers = command_line + _COMMAND_LINE_SIZE
     return WindowLayout(
-        window, gate, boot_params, command_line, elf_headers, elf_size, elf_headers + elf_size, tables_size
+        window, gate, door, boot_params, command_line, elf_headers, elf_size, elf_headers + elf_size, tables_size
     )
 
 
-def find_window(iomem: Iterable[IomemResource], size: int = DEFAULT_SIZE) -> Range:
+def find_window(iomem: Iterable[IomemResource], size: int = DEFAULT_SIZE, taken: Iterable[Range] = ()) -> Range:
     """Return the lowest place for a window of `size` bytes in the running kernel's RAM; PlanError if none.
 
-    Clear of the running kernel's own text and data and of a crash kernel's memory. The lowest, because
+    Clear of the running kernel's own text and data, of a crash kernel's memory, and of `taken`. The lowest, because
     kernels keep page tables, per-CPU data and memory maps near the top, and those are best left in place.
     """
     resources = list(iomem)
     ram = RangeSet(r.range for r in resources if r.name == "System RAM")
     fixed = RangeSet(r.range.aligned_outside(ALIGNMENT) for r in resources if r.name.startswith(_MUST_NOT_MOVE))
-    free = ((ram & RangeSet([Range(LOWEST, HIGHEST)])) - fixed).aligned_inside(ALIGNMENT)
+    free = ((ram & RangeSet([Range(LOWEST, HIGHEST)])) - fixed - RangeSet(taken)).aligned_inside(ALIGNMENT)
     window = free.lowest_fit(size, ALIGNMENT)
     if window is None:
         largest = max((r.size for r in free), default=0)
@@ -110,3 +112,11 @@ def low_memory(ram: RangeSet) -> Range:
     if largest.size < 64 << 10:
         raise PlanError("less than 64 KiB of RAM lie below 640 KiB: a second kernel cannot start its CPUs")
     return largest
+
+
+def split_low_memory(low: Range, count: int) -> list[Range]:
+    """Return `low` in `count` equal parts, one for each second kernel; PlanError when they become too small."""
+    size = align_down(low.size // count, PAGE_SIZE)
+    if size < 64 << 10:
+        raise PlanError(f"{low.size >> 10} KiB of low memory are too little for {count} second kernels")
+    return [Range.of_size(low.start + i * size, size) for i in range(count)]

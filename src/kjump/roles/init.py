@@ -1,4 +1,4 @@
-"""What runs as PID 1 in the initramfs: the boot, second and restorer roles, told apart by the command line.
+"""What runs as PID 1 in the initramfs: the boot, second, resident and restorer roles, told apart by the command line.
 
 Nothing here may raise past `main`: PID 1 that ends is a kernel panic. Every role ends in a jump, a power-off,
 a restart, or another init.
@@ -18,7 +18,7 @@ from typing import Any
 from kjump.errors import KjumpError
 from kjump.initramfs.contents import JOB_NAME
 from kjump.kexec import host
-from kjump.roles import boot, restorer, second, system
+from kjump.roles import boot, resident, restorer, second, system
 from kjump.roles.console import Console
 from kjump.roles.status import Status
 
@@ -26,6 +26,7 @@ JOB_PATH = "/" + JOB_NAME
 _ROLES: dict[str, Callable[[system.Role], None]] = {
     "boot": boot.run,
     "second": second.run,
+    "resident": resident.run,
     "restorer": restorer.run,
 }
 

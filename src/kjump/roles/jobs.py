@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from kjump.errors import HostError, UsageError
 from kjump.gates import Gate
 from kjump.hibernate import filesystems
 from kjump.hibernate.save import SaveResult, open_parked, save
@@ -30,13 +31,15 @@ _TARGET_TIMEOUT = 5.0
 class Work:
     """What a job is given: its role (with `role.job`, A's words), the gate, and the head of A's indirection list.
 
-    `guard` brings A back when the job takes too long; a job disarms it before what must not be undone.
+    `guard` brings A back when the job takes too long; a job disarms it before what must not be undone. `message` is
+    bytes that A sent along; what a job returns as `message` (bytes) a resident peer sends back.
     """
 
     role: Role
     gate: Gate
     head: int
     guard: Guard
+    message: bytes = b""
 
 
 def save_job(work: Work) -> dict[str, Any]:
@@ -92,4 +95,55 @@ def _gate_facts(gate: Gate) -> dict[str, Any]:
     return facts
 
 
-JOBS: dict[str, Callable[[Work], dict[str, Any]]] = {"save": save_job}
+def none_job(work: Work) -> dict[str, Any]:
+    """Go back at once; what A sent is sent back."""
+    return {"message": work.message}
+
+
+def command_job(work: Work) -> dict[str, Any]:
+    """Run `argv`; what A sent is its standard input. Its output is sent back, its exit `status` is in the report.
+
+    With `background` it is started and left alone, and its `pid` is in the report.
+    """
+    argv = [str(word) for word in work.role.job["argv"]]
+    if not argv:
+        raise UsageError("the job `command` was given no command")
+    if work.role.job.get("background"):
+        with open(os.devnull, "r+b") as null:  # noqa: PTH123
+            return {"pid": _start(argv, null.fileno(), null.fileno())}
+    with os.fdopen(os.memfd_create("given"), "r+b") as given, os.fdopen(os.memfd_create("output"), "r+b") as output:
+        given.write(work.message)
+        given.flush()
+        given.seek(0)
+        _, status = os.waitpid(_start(argv, given.fileno(), output.fileno()), 0)
+        output.seek(0)
+        return {"status": os.waitstatus_to_exitcode(status), "message": output.read()}
+
+
+def _start(argv: list[str], stdin: int, output: int) -> int:
+    actions = [(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
+    try:
+        return os.posix_spawnp(argv[0], argv, os.environ, file_actions=actions, setpgroup=0)
+    except OSError as error:
+        raise HostError(f"the second kernel cannot run {argv[0]}: {error.strerror}") from None
+
+
+def shell_job(work: Work) -> dict[str, Any]:
+    """Run a shell on the console until somebody leaves it; HostError when the initramfs has none."""
+    shell = next((path for path in _SHELLS if os.access(path[0], os.X_OK)), None)
+    if shell is None:
+        raise HostError("the second kernel's initramfs has no shell: add one with a further --initrd")
+    work.role.console.line("kjump: a shell of the second kernel; `exit` goes back to A")
+    pid = os.posix_spawn(shell[0], shell, os.environ)
+    _, status = os.waitpid(pid, 0)
+    return {"status": os.waitstatus_to_exitcode(status)}
+
+
+_SHELLS = (["/bin/sh"], ["/bin/busybox", "sh"], ["/usr/bin/python3", "-q"])
+
+JOBS: dict[str, Callable[[Work], dict[str, Any]]] = {
+    "save": save_job,
+    "none": none_job,
+    "command": command_job,
+    "shell": shell_job,
+}

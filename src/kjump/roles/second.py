@@ -30,7 +30,7 @@ def run(role: Role) -> None:
         done = JOBS[role.job["do"]](Work(role, gate, way.box.head, way.guard))
         way.leave(mailbox.OUTCOME_DONE, done)
     except BaseException as error:
-        way.leave(*_account_of(error))
+        way.leave(*account_of(error))
 
 
 class _WayBack:
@@ -70,7 +70,7 @@ class _WayBack:
             host.jump()
 
 
-def _account_of(error: BaseException) -> tuple[int, dict[str, Any]]:
+def account_of(error: BaseException) -> tuple[int, dict[str, Any]]:
     """Return the outcome that A finds in the mailbox when a job raised `error`, and what to say of it."""
     if isinstance(error, SaveCancelled):
         return mailbox.OUTCOME_CANCELLED, {"reason": str(error)}

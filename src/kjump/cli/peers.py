@@ -1,0 +1,172 @@
+"""boot-peer, switch, drop: second kernels that stay."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kjump.cli.options import SIZE, WINDOW, print_json
+from kjump.errors import UsageError
+from kjump.kexec.window import DEFAULT_SIZE
+from kjump.ranges import Range
+
+if TYPE_CHECKING:
+    from kjump.resident.peers import Order, Visit
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_OUT = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
+
+
+def _job_options(command: Any) -> Any:
+    """Add the options that say what the peer is to do."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print what happened as one JSON object."),
+        click.option("--watchdog", type=click.IntRange(1), default=30, hidden=True),
+        click.option("--time-limit", type=click.FloatRange(0), default=0, help="Seconds the job may take (0: any)."),
+        click.option("--receive", type=_OUT, help="Write the message that comes back to a file (-: standard output)."),
+        click.option(
+            "--send", type=click.Path(allow_dash=True, path_type=Path), help="Send a file (-: standard input)."
+        ),
+        click.option("--background", is_flag=True, help="Start COMMAND and come back at once."),
+        click.option(
+            "--job", help="What the peer does: none, shell, ... (default: command if one is given, else none)."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _order(
+    command: tuple[str, ...], job: str | None, background: bool, send: Path | None, time_limit: float, watchdog: int
+) -> Order:
+    from kjump.resident.peers import Order
+
+    name = job or ("command" if command else "none")
+    words: dict[str, Any] = {"argv": list(command)} if command else {}
+    if background:
+        words["background"] = True
+    message = b"" if send is None else sys.stdin.buffer.read() if str(send) == "-" else send.read_bytes()
+    return Order(name, words, message, time_limit, watchdog)
+
+
+def _tell(visit: Visit, receive: Path | None, as_json: bool) -> None:
+    """Print what came of a switch, and put its message where it shall go."""
+    if receive is not None and str(receive) != "-":
+        receive.write_bytes(visit.message)
+    elif visit.message and not as_json:
+        sys.stdout.buffer.write(visit.message)
+        sys.stdout.buffer.flush()
+    if as_json:
+        text = visit.message.decode(errors="replace") if receive is None else ""
+        print_json(vars(visit) | {"message": text, "message_bytes": len(visit.message)})
+    else:
+        click.echo(f"kjump: {visit.peer} came back after {visit.away:.2f} s", err=True)
+    visit.raise_unless_done()
+    status = visit.report.get("status", 0)
+    if status:
+        raise SystemExit(status if 0 < status < 256 else 1)
+
+
+@click.command("boot-peer")
+@click.argument("kernel", type=_FILE, required=False)
+@click.argument("command", nargs=-1)
+@click.option(
+    "--initrd", type=_FILE, multiple=True, help="Initial RAM disk; several are joined (default: kjump's own)."
+)
+@click.option("--name", help="What the peer is called from now on (default: B).")
+@click.option("--append", default="", help="More for the command line of its kernel.")
+@click.option("--window", type=WINDOW, help="Where it lives: START,SIZE (default: found).")
+@click.option("--window-size", type=SIZE, default=DEFAULT_SIZE, show_default="128M", help="Size of a window to find.")
+@click.option("--declared", type=_FILE, help="A TOML file that declares several peers, in place of KERNEL.")
+@_job_options
+def boot_peer_command(
+    kernel: Path | None,
+    command: tuple[str, ...],
+    initrd: tuple[Path, ...],
+    name: str | None,
+    append: str,
+    window: Range | None,
+    window_size: int,
+    declared: Path | None,
+    job: str | None,
+    background: bool,
+    send: Path | None,
+    receive: Path | None,
+    time_limit: float,
+    watchdog: int,
+    as_json: bool,
+) -> None:
+    """Start KERNEL (default: the running one's bzImage) beside this system, to be switched to again and again.
+
+    It does its first job (COMMAND, or --job) and comes back; then `kjump switch` goes to it and returns.
+    """
+    from kjump.hibernate.suspend import default_initrd, default_kernel
+    from kjump.resident.declare import Declared, read_declaration
+    from kjump.resident.peers import Peers
+
+    if declared is not None:
+        if kernel or name or window:
+            raise UsageError("with --declared the peers' kernels, names and windows are in the file")
+        wanted = read_declaration(declared.read_text(), kernel=default_kernel(), initrd=default_initrd())
+    else:
+        image, initrds = kernel or default_kernel(), initrd or (default_initrd(),)
+        wanted = [Declared(name or "B", image, tuple(initrds), append, window, window_size)]
+    with Peers() as peers:
+        visits = peers.boot(wanted, _order(command, job, background, send, time_limit, watchdog))
+        for visit in visits:
+            _tell(visit, receive, as_json)
+
+
+@click.command("switch")
+@click.argument("name", required=False)
+@click.argument("command", nargs=-1)
+@_job_options
+def switch_command(
+    name: str | None,
+    command: tuple[str, ...],
+    job: str | None,
+    background: bool,
+    send: Path | None,
+    receive: Path | None,
+    time_limit: float,
+    watchdog: int,
+    as_json: bool,
+) -> None:
+    """Go to the resident peer NAME (default: the only one) and return when it comes back.
+
+    The peer does its job meanwhile: COMMAND, if one is given, with what is sent as its input. In a peer, this goes
+    back to the first kernel, and returns when that has switched here again.
+    """
+    from kjump.resident.peers import Peers
+    from kjump.roles.residence import is_resident
+
+    if is_resident():
+        _switch_home(send, receive)
+        return
+    with Peers() as peers:
+        visit = peers.switch(name, _order(command, job, background, send, time_limit, watchdog))
+    _tell(visit, receive, as_json)
+
+
+def _switch_home(send: Path | None, receive: Path | None) -> None:
+    from kjump.roles.home import switch_home
+
+    message = b"" if send is None else sys.stdin.buffer.read() if str(send) == "-" else send.read_bytes()
+    received = switch_home(message)
+    if receive is not None and str(receive) != "-":
+        receive.write_bytes(received)
+    elif received:
+        sys.stdout.buffer.write(received)
+
+
+@click.command("drop")
+def drop_command() -> None:
+    """Let all resident peers go, and give their memory back."""
+    from kjump.resident.peers import Peers
+
+    with Peers() as peers:
+        names = peers.drop()
+    click.echo(f"dropped {', '.join(names)}" if names else "there was no resident peer")

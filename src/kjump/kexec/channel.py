@@ -1,0 +1,144 @@
+"""The channel between A and its resident peers: the mailbox's page, and a parcel each way behind it.
+
+Layout of its 2 MiB (little endian; offsets in bytes):
+
+    0x000000  4 KiB             the mailbox (see mailbox.py)
+    0x001000  1 MiB less 4 KiB  the parcel from A to the peer: what to do
+    0x100000  1 MiB less 4 KiB  the parcel from the peer to A: what came of it
+
+A parcel:
+
+    0x00  8 bytes  magic "KJPARCL1"
+    0x08  u64      sequence number of A's order; the answer repeats it
+    0x10  u32      length of the words
+    0x14  u32      length of the message
+    0x18  ...      words, UTF-8 JSON; behind them the message, any bytes
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+from dataclasses import dataclass, field
+from typing import Any
+
+from kjump.errors import FormatError, UsageError
+from kjump.kexec import mailbox
+from kjump.memory import PAGE_SIZE
+
+SIZE = 2 << 20
+_ORDER_AT = 0x1000
+_ANSWER_AT = 0x100000
+_ROOM = 0xFF000
+_MAGIC = b"KJPARCL1"
+_HEADER = struct.Struct("<8sQII")
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """`words` (a JSON object) and a `message` of bytes; `sequence` says which order they belong to."""
+
+    sequence: int
+    words: dict[str, Any] = field(default_factory=dict)
+    message: bytes = b""
+
+    def pack(self) -> bytes:
+        """Return it as bytes; UsageError when it is more than the channel carries."""
+        text = json.dumps(self.words, separators=(",", ":")).encode()
+        room = _ROOM - _HEADER.size - len(text)
+        if len(self.message) > room:
+            raise UsageError(f"a message of {len(self.message)} bytes is too long: {max(room, 0)} go into one switch")
+        return _HEADER.pack(_MAGIC, self.sequence, len(text), len(self.message)) + text + self.message
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Parcel:
+        """Read what `pack` wrote, from the beginning of `data`; FormatError when it is damaged."""
+        if len(data) < _HEADER.size:
+            raise FormatError(f"a parcel has at least {_HEADER.size} bytes, not {len(data)}")
+        magic, sequence, text_length, length = _HEADER.unpack_from(data)
+        end = _HEADER.size + text_length + length
+        if magic != _MAGIC or end > len(data):
+            raise FormatError("there is no parcel in the channel (no magic, or longer than its room)")
+        text = data[_HEADER.size : _HEADER.size + text_length]
+        try:
+            words = json.loads(text)
+        except ValueError:
+            raise FormatError("the words of the parcel in the channel are not JSON") from None
+        if not isinstance(words, dict):
+            raise FormatError("the words of the parcel in the channel are no JSON object")
+        return cls(sequence, words, data[end - length : end])
+
+
+class Channel:
+    """Either end of the channel, on memory that both reach."""
+
+    def __init__(self, memory: mmap.mmap | bytearray, cookie: bytes) -> None:
+        """Use `memory`, SIZE bytes; `cookie` is what its mailbox begins with once it has been posted."""
+        self._memory = memory
+        self.cookie = cookie
+
+    @classmethod
+    def at_physical(cls, address: int, cookie: bytes) -> Channel:
+        """Reach A's channel from a peer, through /dev/mem; FormatError unless it begins with `cookie`."""
+        fd = os.open("/dev/mem", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            memory = mmap.mmap(fd, SIZE, offset=address)
+        finally:
+            os.close(fd)
+        if memory[: mailbox.COOKIE_SIZE] != cookie:
+            raise FormatError(f"there is no channel of ours at physical address {address:#x}")
+        return cls(memory, cookie)
+
+    # --- A's end ---
+
+    def post(self, order: Parcel, *, head: int, wanted: int) -> None:
+        """Leave `order` for the peer whose gate is at physical `wanted`; `head` is the indirection list's."""
+        packed = order.pack()
+        self._put(_ORDER_AT, packed)
+        self._put(_ANSWER_AT, bytes(_HEADER.size))
+        self._put(0, mailbox.encode(self.cookie, mailbox.OUTCOME_NONE, head, {}, wanted))
+
+    def answer(self, sequence: int) -> tuple[int, Parcel]:
+        """Return (outcome, parcel) as the peer left them for order `sequence`.
+
+        A peer that could not speak for itself has left no parcel: then there is what its mailbox says, and no message.
+        FormatError when the mailbox is damaged.
+        """
+        cookie, outcome, _, noted = mailbox.decode(self._take(0, PAGE_SIZE))
+        if cookie != self.cookie:
+            raise FormatError("the mailbox was overwritten during the jump")
+        try:
+            parcel = Parcel.unpack(self._take(_ANSWER_AT, _ROOM))
+        except FormatError:
+            parcel = Parcel(0)
+        if parcel.sequence != sequence or outcome not in mailbox.OUTCOMES_OF_JOBS:
+            return outcome, Parcel(sequence, noted)
+        return outcome, Parcel(sequence, noted | parcel.words, parcel.message)
+
+    # --- the peer's end ---
+
+    @property
+    def head(self) -> int:
+        """The head of the indirection list that A left."""
+        return mailbox.decode(self._take(0, PAGE_SIZE))[2]
+
+    def order(self) -> Parcel:
+        """Return what A wants; FormatError when there is no order."""
+        return Parcel.unpack(self._take(_ORDER_AT, _ROOM))
+
+    def note(self, words: dict[str, Any], outcome: int = mailbox.OUTCOME_NONE) -> None:
+        """Leave `words` (at most mailbox.REPORT_LIMIT bytes of JSON) in the mailbox, where they outlive a panic."""
+        self._put(0, mailbox.encode(self.cookie, outcome, self.head, words))
+
+    def report(self, outcome: int, answer: Parcel) -> None:
+        """Leave `outcome` and `answer` for A; UsageError when the answer is too long."""
+        self._put(_ANSWER_AT, answer.pack())
+        self.note({}, outcome)
+
+    def _put(self, at: int, data: bytes) -> None:
+        self._memory[at : at + len(data)] = data
+
+    def _take(self, at: int, length: int) -> bytes:
+        return bytes(self._memory[at : at + length])

@@ -1,0 +1,1 @@
+"""Second kernels that stay: A's side of booting them once and switching to and from them as often as wanted."""

@@ -1,0 +1,170 @@
+"""From a declaration of peers to one Plan: windows and low memory shared out, a gate and a door for each."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kjump.errors import PlanError, UsageError
+from kjump.formats import bzimage, cpio
+from kjump.gates import FLAG_CHOOSE, FLAG_INIT_CPUS, GATE_ENTRY, Gate
+from kjump.hibernate import peer as described
+from kjump.kexec import mailbox, running, standing
+from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size, low_memory_segment
+from kjump.kexec.plan import ARCH_X86_64, PRESERVE_CONTEXT, Plan, make_plan
+from kjump.kexec.window import DEFAULT_SIZE, WindowLayout, find_window, lay_out, split_low_memory
+from kjump.ranges import Range, RangeSet
+from kjump.resident.state import Peer
+
+ROLE = "resident"
+_KEYS = {"name", "kernel", "initrd", "append", "window_size"}
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A peer as somebody wants it: `initrds` are joined, `append` is added to its kernel's command line.
+
+    `window` is found when None, with `window_size` bytes.
+    """
+
+    name: str
+    kernel: Path
+    initrds: tuple[Path, ...]
+    append: str = ""
+    window: Range | None = None
+    window_size: int = DEFAULT_SIZE
+
+
+def read_declaration(text: str, *, kernel: Path | None = None, initrd: Path | None = None) -> list[Declared]:
+    """Read a TOML file with a table `[[peer]]` for each peer; `kernel` and `initrd` are the defaults.
+
+    UsageError says what is wrong in it.
+    """
+    try:
+        tables = tomllib.loads(text).get("peer", [])
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"the declaration of peers is not TOML: {error}") from None
+    if not isinstance(tables, list) or not tables:
+        raise UsageError("the declaration has no [[peer]]")
+    declared = [_declared(number, table, kernel, initrd) for number, table in enumerate(tables, 1)]
+    if len({d.name for d in declared}) < len(declared):
+        raise UsageError("two peers in the declaration have the same name")
+    return declared
+
+
+def _declared(number: int, table: dict[str, Any], kernel: Path | None, initrd: Path | None) -> Declared:
+    name = table.get("name", f"B{number}")
+    if unknown := set(table) - _KEYS:
+        raise UsageError(f"peer {name}: unknown key {', '.join(sorted(unknown))}; known are {', '.join(sorted(_KEYS))}")
+    initrds = table.get("initrd", [initrd] if initrd else [])
+    initrds = [initrds] if isinstance(initrds, str) else initrds
+    image = table.get("kernel", kernel)
+    if image is None or not initrds:
+        raise UsageError(f"peer {name}: give its kernel and initrd")
+    size = table.get("window_size", DEFAULT_SIZE)
+    if not isinstance(size, int) or not isinstance(name, str):
+        raise UsageError(f"peer {name}: the name must be a string, window_size a number of bytes")
+    return Declared(name, Path(image), tuple(map(Path, initrds)), str(table.get("append", "")), window_size=size)
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """Peers with their places: `plan` loads them all, `page` and `cookie` are the channel's."""
+
+    plan: Plan
+    peers: list[Peer]
+    page: standing.StandingPage
+    cookie: bytes
+
+
+def arrange(declared: Sequence[Declared], channel: Path) -> Arrangement:
+    """Decide everything about the peers, and make the channel's page at `channel`.
+
+    KjumpError when it cannot be done; nothing is left then.
+    """
+    with running.Kcore() as kcore:
+        note = kcore.vmcoreinfo_note()
+        gdt = running.boot_cpu_gdt(kcore)
+    around = described.describe_machine(Gate(), vmcoreinfo_note=note)
+    windows = _windows(declared)
+    lows = split_low_memory(around.low, len(declared))
+    cookie = secrets.token_bytes(mailbox.COOKIE_SIZE)
+    page = standing.create(channel, RangeSet([*windows, *lows]))
+    try:
+        fields = Gate(
+            flags=FLAG_INIT_CPUS | FLAG_CHOOSE,
+            mailbox=page.address,
+            cookie=cookie,
+            a_gdt_base=gdt[0],
+            a_gdt_limit=gdt[1],
+        )
+        around = dataclasses.replace(around, gate=fields, lent=RangeSet([*windows, *lows]))
+        layouts = [_layout(window, around, len(windows)) for window in windows]
+        plan = _plan(declared, layouts, lows, around)
+    except BaseException:
+        page.close()
+        standing.remove(channel)
+        raise
+    peers = [
+        Peer(
+            d.name,
+            str(d.kernel),
+            [str(i) for i in d.initrds],
+            d.append,
+            (layout.window.start, layout.window.end),
+            (low.start, low.end),
+            layout.gate,
+        )
+        for d, layout, low in zip(declared, layouts, lows, strict=True)
+    ]
+    return Arrangement(plan, peers, page, cookie)
+
+
+def _windows(declared: Sequence[Declared]) -> list[Range]:
+    """Return a window for each: those that are asked for first, the rest around them."""
+    iomem = running.iomem()
+    taken = [d.window for d in declared if d.window is not None]
+    windows = []
+    for d in declared:
+        window = d.window
+        if window is None:
+            window = find_window(iomem, d.window_size, taken)
+            taken.append(window)
+        windows.append(window)
+    if RangeSet(windows).size < sum(w.size for w in windows):
+        raise PlanError("the windows of two peers overlap")
+    return windows
+
+
+def _layout(window: Range, around: Surroundings, peers: int) -> WindowLayout:
+    size = elf_headers_size(around.ram, around.vmcoreinfo_note, 2 * peers)
+    return lay_out(window, elf_headers_size=size, memory_end=around.memory_end, huge=around.huge)
+
+
+def _plan(
+    declared: Sequence[Declared], layouts: Sequence[WindowLayout], lows: Sequence[Range], around: Surroundings
+) -> Plan:
+    first = layouts[0].gate
+    segments = []
+    for d, layout, low in zip(declared, layouts, lows, strict=True):
+        segments += linux_peer(d, layout).segments(dataclasses.replace(around, low=low), first)
+        segments.append(low_memory_segment(low))
+    return make_plan(first + GATE_ENTRY, segments, ARCH_X86_64 | PRESERVE_CONTEXT)
+
+
+def linux_peer(declared: Declared, layout: WindowLayout) -> LinuxPeer:
+    """Return the peer's kernel with its files, to live in `layout`; KjumpError when they cannot be read."""
+    try:
+        kernel = bzimage.parse(declared.kernel.read_bytes())
+        initrd = cpio.join([path.read_bytes() for path in declared.initrds])
+    except OSError as error:
+        raise UsageError(f"peer {declared.name}: cannot read {error.filename}: {error.strerror}") from None
+    _, flags = running.cpu_facts()
+    line = described.command_line(running.command_line(), ROLE, la57="la57" in flags)
+    options = [line, f"kjump.gate={layout.gate:#x}", f"kjump.peer={declared.name}", declared.append]
+    return LinuxPeer(kernel, initrd, " ".join(filter(None, options)), layout)

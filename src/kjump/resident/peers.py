@@ -1,0 +1,212 @@
+"""Resident peers as A has them: boot, switch, look, drop."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from kjump.errors import HostError, JumpError, KjumpError, UsageError
+from kjump.gates import GATE_SIZE, STATE_PARKED, Gate
+from kjump.hibernate import postmortem
+from kjump.kexec import host, mailbox, running, standing
+from kjump.kexec.channel import Channel, Parcel
+from kjump.kexec.plan import ARCH_X86_64
+from kjump.resident.declare import Declared, arrange
+from kjump.resident.state import FOLDER, Ledger, Peer, State, boot_id
+
+DEFAULT_WATCHDOG = 30
+"""Seconds; a peer that has a job and does not feed the machine's watchdog for so long is brought back."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a peer is to do: `job` is a name in `kjump.roles.jobs`, `words` its arguments, `message` any bytes."""
+
+    job: str = "none"
+    words: dict[str, Any] = field(default_factory=dict)
+    message: bytes = b""
+    time_limit: float = 0
+    watchdog: int = DEFAULT_WATCHDOG
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What came of a switch: seconds `away` (as far as the kernel's clock knows), the peer's `report` and `message`.
+
+    `outcome` is mailbox.OUTCOME_*; `resident` whether the peer can be entered again; `reason` why the job failed.
+    """
+
+    peer: str
+    outcome: int
+    resident: bool
+    reason: str
+    away: float
+    report: dict[str, Any]
+    message: bytes
+
+    def raise_unless_done(self) -> None:
+        """Raise JumpError with the reason when the job did not come to its end."""
+        if self.outcome != mailbox.OUTCOME_DONE:
+            raise JumpError(f"{self.peer}: {self.reason}; this system went on unharmed")
+
+
+class Peers:
+    """The resident peers of the running kernel; use as a context manager, which locks them."""
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        """Keep what is remembered in `folder`."""
+        self._ledger = Ledger(folder)
+        self.state: State | None = None
+
+    def __enter__(self) -> Peers:
+        """Look what there is; HostError when another command is at work."""
+        self._ledger.__enter__()
+        try:
+            self.state = self._ledger.read()
+        except KjumpError:
+            self._ledger.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let others in."""
+        self._ledger.__exit__(kind, error, trace)
+
+    def boot(self, declared: Sequence[Declared], order: Order | None = None) -> list[Visit]:
+        """Load `declared` and start each once, with `order` as its first; returns when all have come back.
+
+        UsageError when peers are resident already; KjumpError and nothing loaded when one cannot be started.
+        """
+        if self.state is not None and not self._lost():
+            known = ", ".join(p.name for p in self.state.peers)
+            raise UsageError(f"there are resident peers already ({known}): `kjump drop` lets them go")
+        self.drop()
+        arrangement = arrange(declared, self._ledger.channel_path)
+        arrangement.page.close()
+        try:
+            os.sync()
+            host.load(arrangement.plan)
+            symbol, head = _loaded_image()
+            self.state = State(
+                boot_id(), arrangement.cookie.hex(), arrangement.page.address, head, symbol, peers=arrangement.peers
+            )
+            self._ledger.write(self.state)
+            visits = []
+            for peer in arrangement.peers:
+                visits.append(self.switch(peer.name, order or Order()))
+                visits[-1].raise_unless_done()
+            return visits
+        except BaseException:
+            self.drop()
+            raise
+
+    def switch(self, name: str | None, order: Order) -> Visit:
+        """Go to the peer called `name` (None: the only one) with `order`; returns when somebody comes back."""
+        state = self._require()
+        peer = state.find(name)
+        if not peer.alive:
+            raise UsageError(f"{peer.name} is gone ({peer.why_not}): `kjump drop`, then start it again")
+        state.sequence += 1
+        page = standing.StandingPage(self._ledger.channel_path)
+        try:
+            if page.address != state.channel:
+                raise HostError("the channel is not where the peers know it: `kjump drop`, then start them again")
+            channel = Channel(page.memory, bytes.fromhex(state.cookie))
+            words = order.words | {"do": order.job, "time_limit": order.time_limit, "watchdog": order.watchdog}
+            channel.post(Parcel(state.sequence, words, order.message), head=state.head, wanted=peer.gate)
+            self._ledger.write(state)
+            os.sync()
+            left = time.clock_gettime(time.CLOCK_BOOTTIME)
+            host.jump()
+            away = time.clock_gettime(time.CLOCK_BOOTTIME) - left
+            outcome, answer = channel.answer(state.sequence)
+        finally:
+            page.close()
+        return self._account(state, peer, outcome, answer, away)
+
+    def _account(self, state: State, peer: Peer, outcome: int, answer: Parcel, away: float) -> Visit:
+        words = dict(answer.words)
+        resident = bool(words.pop("resident", False))
+        if outcome == mailbox.OUTCOME_PANIC:
+            words |= _last_words(words)
+        reason = _reason(outcome, words)
+        peer.switches += 1
+        peer.alive = resident
+        peer.why_not = "" if resident else reason or "it left for good"
+        peer.release = words.get("release", peer.release)
+        peer.boot_seconds = peer.boot_seconds or float(words.get("boot_seconds", 0))
+        self._ledger.write(state)
+        return Visit(peer.name, outcome, resident, reason, round(away, 4), words, answer.message)
+
+    def drop(self) -> list[str]:
+        """Let all peers go and give their memory back; returns their names. HostError when the kernel refuses."""
+        state, self.state = self.state, None
+        names = [p.name for p in state.peers] if state else []
+        if state is not None and not _is_other_image(state):
+            host.unload(ARCH_X86_64)
+        self._ledger.forget()
+        standing.remove(self._ledger.channel_path)
+        return names
+
+    def gates(self) -> dict[str, Gate]:
+        """Return the peers' gates as they stand, out of the source pages of the loaded image."""
+        with running.Kcore() as kcore:
+            memory = postmortem.peer_memory(kcore)
+            return {p.name: Gate.unpack(memory.read(p.gate, GATE_SIZE)) for p in self._require().peers}
+
+    def parked(self) -> dict[str, bool]:
+        """Tell of each peer whether its gate says that it can be re-entered."""
+        return {name: gate.state == STATE_PARKED for name, gate in self.gates().items()}
+
+    def _require(self) -> State:
+        if self.state is None:
+            raise UsageError("there is no resident peer: `kjump boot-peer` starts one")
+        if self._lost():
+            raise HostError(
+                "the resident peers are gone: something else was loaded or unloaded, or this system was resumed "
+                "from an image; `kjump drop` clears up"
+            )
+        return self.state
+
+    def _lost(self) -> bool:
+        return self.state is not None and (not host.is_loaded() or _is_other_image(self.state))
+
+
+def _loaded_image() -> tuple[int, int]:
+    """Return the address of kexec_image and the head of the loaded image's indirection list."""
+    symbol = running.symbols(("kexec_image",)).get("kexec_image")
+    if symbol is None:
+        raise HostError("/proc/kallsyms has no kexec_image: CONFIG_KALLSYMS_ALL is needed")
+    with running.Kcore() as kcore:
+        return symbol, kcore.read_u64(kcore.read_u64(symbol))
+
+
+def _is_other_image(state: State) -> bool:
+    """Whether an image is loaded that is not the peers'."""
+    with running.Kcore() as kcore:
+        image = kcore.read_u64(state.image_symbol)
+        return bool(image) and kcore.read_u64(image) != state.head
+
+
+def _last_words(words: dict[str, Any]) -> dict[str, Any]:
+    with running.Kcore() as kcore:
+        return postmortem.last_words(kcore, words)
+
+
+def _reason(outcome: int, words: dict[str, Any]) -> str:
+    if outcome == mailbox.OUTCOME_DONE:
+        return ""
+    if outcome == mailbox.OUTCOME_GONE:
+        return "it is gone"
+    if outcome == mailbox.OUTCOME_PANIC:
+        return postmortem.why_it_panicked(words.get("panic", ""))
+    if outcome in mailbox.OUTCOMES_OF_JOBS:
+        return str(words.get("reason", "it gave no reason"))
+    return "it came back without a report"

@@ -1,0 +1,56 @@
+"""`kjump switch` inside a resident peer: back to A, and on from there when A switches here again."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from kjump.errors import KjumpError, UsageError
+from kjump.kexec import mailbox
+from kjump.kexec.channel import Parcel
+from kjump.roles.residence import Residence, words_of_this_kernel
+
+
+def switch_home(message: bytes) -> bytes:
+    """Go to A with `message`; return the message that A sends when it switches here again.
+
+    KjumpError when this kernel is no peer, or refuses to leave.
+    """
+    residence = Residence.here()
+    residence.open()
+    order = residence.channel.order()
+    answer = Parcel(order.sequence, words_of_this_kernel(), message)
+    return residence.away(mailbox.OUTCOME_DONE, answer).message
+
+
+def main() -> None:
+    """Run as a command in a small initramfs, which has no other: `switch [--send FILE] [--receive FILE]`."""
+    try:
+        send, receive = _options(sys.argv[1:])
+        received = switch_home(Path(send).read_bytes() if send else b"")
+        if receive:
+            Path(receive).write_bytes(received)
+        elif received:
+            sys.stdout.buffer.write(received)
+    except KjumpError as error:
+        print(f"kjump: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except OSError as error:
+        print(f"kjump: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _options(arguments: list[str]) -> tuple[str, str]:
+    found = {"--send": "", "--receive": ""}
+    words = iter(arguments[1:])
+    if arguments[:1] != ["switch"]:
+        raise UsageError("a second kernel knows one verb: kjump switch [--send FILE] [--receive FILE]")
+    for word in words:
+        if word not in found:
+            raise UsageError(f"unknown option {word}: kjump switch [--send FILE] [--receive FILE]")
+        found[word] = next(words, "")
+    return found["--send"], found["--receive"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""A resident second kernel's place beside A: its gate, its channel, the door by which it leaves and comes back.
+
+Any process of the second kernel with root's rights may use it: PID 1 of kjump's initramfs, or a command in a
+userland of its own, which finds the gate by `kjump.gate=` on the kernel's command line.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from kjump.errors import FormatError, UsageError
+from kjump.gates import GATE_SIZE, Gate
+from kjump.kexec import host, running
+from kjump.kexec.channel import Channel, Parcel
+from kjump.kexec.linux import crash_plan, door_plan, way_back_plan
+from kjump.roles.system import kernel_options, read_physical
+
+GATE_OPTION = "kjump.gate"
+
+
+def is_resident() -> bool:
+    """Tell whether the running kernel is a resident peer of another."""
+    return GATE_OPTION in kernel_options()
+
+
+class Residence:
+    """The gate at physical `gate_at`, and the channel that it names."""
+
+    def __init__(self, gate_at: int) -> None:
+        """Look at the gate; FormatError when there is none, or no channel where it says."""
+        self._gate_at = gate_at
+        self.gate = Gate.unpack(read_physical(gate_at, GATE_SIZE))
+        self.channel = Channel.at_physical(self.gate.mailbox, self.gate.cookie)
+
+    @classmethod
+    def here(cls) -> Residence:
+        """Return the running kernel's; UsageError when it is no resident peer, FormatError when the gate is damaged."""
+        option = kernel_options().get(GATE_OPTION)
+        if option is None:
+            raise UsageError(
+                f"this kernel was not started by `kjump boot-peer` (no {GATE_OPTION}= on its command line)"
+            )
+        try:
+            return cls(int(option, 0))
+        except ValueError:
+            raise FormatError(f"{GATE_OPTION}={option} on the kernel's command line is not a number") from None
+
+    def open(self) -> bool:
+        """Load the door, and the gate into the crash slot; tell whether a panic can lead to A too."""
+        if not host.is_loaded():
+            with running.Kcore() as kcore:
+                host.load(door_plan(self._gate_at, self.gate, running.boot_cpu_gdt(kcore)))
+        crash_kernel = running.crash_kernel()
+        if crash_kernel is not None and not host.is_loaded(on_crash=True):
+            host.load(crash_plan(crash_kernel, self.gate))
+        return crash_kernel is not None
+
+    def away(self, outcome: int, answer: Parcel) -> Parcel:
+        """Leave for A with `answer`; returns A's next order when A has come back here.
+
+        HostError when this kernel refuses to leave: nothing has changed then.
+        """
+        self.channel.report(outcome, answer)
+        os.sync()
+        host.jump()
+        return self.channel.order()
+
+    def leave(self, outcome: int, answer: Parcel) -> None:
+        """Leave for A for good; returns only by an error."""
+        host.load(way_back_plan(self._gate_at, self.gate))
+        self.channel.report(outcome, answer)
+        host.jump()
+
+
+def words_of_this_kernel() -> dict[str, Any]:
+    """Return what each answer says of the kernel that gives it."""
+    return {"resident": True, "release": os.uname().release}

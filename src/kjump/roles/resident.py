@@ -1,0 +1,98 @@
+"""The resident role: B boots once, does the job that comes with each switch, and waits between them.
+
+What a job raises goes to A with the reason, and B stays. What would have to be guessed at (a hang, a job past its time
+limit, a panic, a kernel that refuses to leave by its door) ends its residency: A is back with the reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from typing import Any
+
+from kjump.errors import KjumpError
+from kjump.kexec import mailbox, running
+from kjump.kexec.channel import Parcel
+from kjump.roles.guard import Guard
+from kjump.roles.jobs import JOBS, Work
+from kjump.roles.residence import Residence, words_of_this_kernel
+from kjump.roles.second import account_of
+from kjump.roles.system import Role, uptime
+
+
+def run(role: Role) -> None:
+    """Serve A for ever; returns only when even the way back is closed."""
+    residence = Residence.here()
+    order = residence.channel.order()
+    try:
+        crash_is_covered = residence.open()
+    except BaseException as error:
+        outcome, words = account_of(error)
+        residence.leave(outcome, Parcel(order.sequence, words))
+        return
+    extra: dict[str, Any] = {"boot_seconds": uptime()}
+    while True:
+        visit = _Visit(role, residence, order, crash_is_covered)
+        order = visit.leave(*visit.work(), extra)
+        extra = {}
+
+
+class _Visit:
+    """One stay of B's: from A's order to the answer."""
+
+    def __init__(self, role: Role, residence: Residence, order: Parcel, crash_is_covered: bool) -> None:
+        self._role = dataclasses.replace(role, job=order.words)
+        self._residence = residence
+        self._order = order
+        self._crash_is_covered = crash_is_covered
+        self._guard = Guard()
+        self._leaving = threading.Lock()
+
+    def work(self) -> tuple[int, Parcel]:
+        """Do what A ordered; return (outcome, answer)."""
+        try:
+            self._watch()
+            words, message = self._do(self._role.job.get("do", "none"))
+            return mailbox.OUTCOME_DONE, Parcel(self._order.sequence, words, message)
+        except BaseException as error:
+            outcome, words = account_of(error)
+            return outcome, Parcel(self._order.sequence, words)
+
+    def _do(self, job: str) -> tuple[dict[str, Any], bytes]:
+        if job not in JOBS:
+            raise KjumpError(f"there is no job called {job}; there are {', '.join(sorted(JOBS))}")
+        channel = self._residence.channel
+        work = Work(self._role, self._residence.gate, channel.head, self._guard, self._order.message)
+        words = JOBS[job](work)
+        message = words.pop("message", b"")
+        return words, message
+
+    def _watch(self) -> None:
+        job = self._role.job
+        if self._crash_is_covered:
+            # Should we panic, nobody here can say why: A reads our log, and finds it by this.
+            self._residence.channel.note({"vmcoreinfo": running.vmcoreinfo_place()})
+            if job.get("do", "none") != "none" and job.get("watchdog"):
+                self._guard.start_watchdog(int(job["watchdog"]))
+        limit = float(job.get("time_limit", 0))
+        if limit:
+            self._guard.limit(limit, lambda: self._expired(limit))
+
+    def _expired(self, seconds: float) -> None:
+        reason = f"the job took longer than its time limit of {seconds:.0f} s"
+        with self._leaving:
+            self._guard.stop_watchdog()
+            self._residence.leave(mailbox.OUTCOME_FAILED, Parcel(self._order.sequence, {"reason": reason}))
+
+    def leave(self, outcome: int, answer: Parcel, extra: dict[str, Any]) -> Parcel:
+        """Go to A with `answer` and what is `extra`; return the next order."""
+        with self._leaving:
+            self._guard.disarm()
+            self._guard.stop_watchdog()
+            words = words_of_this_kernel() | extra
+            try:
+                return self._residence.away(outcome, dataclasses.replace(answer, words=words | answer.words))
+            except KjumpError as error:
+                reason = f"the second kernel could not stay: {error}"
+                self._residence.leave(mailbox.OUTCOME_FAILED, Parcel(answer.sequence, {"reason": reason}))
+                raise
