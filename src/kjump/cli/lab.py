@@ -196,6 +196,65 @@ def demo_call(version: str, memory: int, cpus: int, cpu: str, calls: int, as_jso
     sys.exit(0 if result.ok else 1)
 
 
+@demo.command("switch")
+@click.option("--kernel", "version", default="6.12", show_default=True, help="Kernel version of A.")
+@click.option("--peer-kernel", "peer_version", help="Kernel version of B (default: A's).")
+@click.option("--memory", type=SIZE, default="640M", show_default=True, help="RAM of the machine.")
+@click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True)
+@click.option("--cpu", default="max", show_default=True, help="QEMU CPU model.")
+@click.option("--rounds", type=click.IntRange(0), default=50, show_default=True, help="Round trips between A and B.")
+@click.option("--rounds-of-three", type=click.IntRange(0), default=20, show_default=True, help="Rounds with two peers.")
+@click.option("--jumps", type=click.IntRange(0), default=0, show_default=True, help="Jumps of a search for leaks.")
+@click.option("--options", default="", help="Kernel options for Linux A.")
+@click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Keep disks and console log there.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def demo_switch(
+    version: str,
+    peer_version: str | None,
+    memory: int,
+    cpus: int,
+    cpu: str,
+    rounds: int,
+    rounds_of_three: int,
+    jumps: int,
+    options: str,
+    keep: Path | None,
+    as_json: bool,
+) -> None:
+    """Switch between two and three running Linuxes, all of them at work, and check that none has noticed."""
+    from kjump.lab import switching
+    from kjump.lab.scene import Hardware
+
+    begun = time.monotonic()
+
+    def tell(text: str) -> None:
+        click.echo(f"[{time.monotonic() - begun:6.1f} s] {text}", err=True)
+
+    with tempfile.TemporaryDirectory(prefix="kjump-demo-") as temporary:
+        folder = keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        result = switching.run(
+            folder,
+            version=version,
+            peer_version=peer_version,
+            hardware=Hardware(memory, cpus, cpu),
+            rounds=rounds,
+            rounds_of_three=rounds_of_three,
+            jumps=jumps,
+            options=options,
+            tell=tell,
+        )
+    if as_json:
+        print_json(result.as_json())
+    else:
+        for label, times in result.times.items():
+            words = ", ".join(f"{name} {value}" for name, value in times.items())
+            click.echo(f"{label}: {words} (seconds to a peer and back)")
+        for name, good in result.checks.items():
+            click.echo(f"{'ok  ' if good else 'FAIL'} {name}")
+    sys.exit(0 if result.ok else 1)
+
+
 def _timeline(result: object) -> None:
     from rich.console import Console
     from rich.table import Table

@@ -66,6 +66,17 @@ def exec_command() -> None:
     host.jump()
 
 
+def _peers() -> list[dict[str, object]]:
+    """Return the resident peers, each as a JSON object: what its gate says of it, not only what is remembered."""
+    from kjump.resident.peers import Peers
+    from kjump.resident.state import FOLDER
+
+    if not FOLDER.exists():
+        return []
+    with Peers() as peers:
+        return peers.listing()
+
+
 @click.command()
 @click.option("--on-crash", is_flag=True, help="Drop the crash kernel instead.")
 def unload_command(on_crash: bool) -> None:
@@ -76,11 +87,14 @@ def unload_command(on_crash: bool) -> None:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status_command(as_json: bool) -> None:
-    """Say what is loaded; exit 0 when a jump would go somewhere, 1 when nothing is loaded."""
-    state = {"loaded": host.is_loaded(), "crash_loaded": host.is_loaded(on_crash=True)}
+    """Say what is loaded and which peers are resident; exit 0 when a jump would go somewhere, 1 when not."""
+    peers = _peers()
+    state = {"loaded": host.is_loaded(), "crash_loaded": host.is_loaded(on_crash=True), "peers": peers}
     if as_json:
         print_json(state)
     else:
         click.echo(f"loaded for a jump: {'yes' if state['loaded'] else 'no'}")
         click.echo(f"loaded for a crash: {'yes' if state['crash_loaded'] else 'no'}")
+        for peer in peers:
+            click.echo("peer {name}: {state}, Linux {release}, window {window}, {switches} switches".format(**peer))
     raise SystemExit(0 if state["loaded"] else 1)

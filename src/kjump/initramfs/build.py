@@ -12,6 +12,7 @@ import marshal
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,9 +66,9 @@ class Module:
         return ".so" in self.origin.suffixes
 
 
-def modules(python: str = sys.executable) -> list[Module]:
-    """Return the modules that the roles need, sorted by name; HostError when they cannot be imported."""
-    argument = json.dumps([ENTRY_MODULE, _EXTRA_MODULES, _LEFT_OUT])
+def modules(python: str = sys.executable, more: Sequence[str] = ()) -> list[Module]:
+    """Return the modules that the roles and `more` need, by name; HostError when they cannot be imported."""
+    argument = json.dumps([ENTRY_MODULE, [*_EXTRA_MODULES, *more], _LEFT_OUT])
     output = _run([python, "-I", "-c", _LIST_MODULES, argument])
     found = json.loads(output)
     return [Module(name, Path(origin), package) for name, (origin, package) in sorted(found.items()) if _wanted(name)]
@@ -147,6 +148,12 @@ def _library_entry(path: Path) -> cpio.Entry:
     # The loader is named by absolute path in every program; the rest is found by name.
     name = str(path).lstrip("/") if path.name.startswith("ld-") else f"{_SHARED}/{path.name}"
     return cpio.regular(name, _stripped(path), 0o755)
+
+
+def overlay(names: Sequence[str]) -> bytes:
+    """Return a cpio archive with what the modules `names` need beyond `build`'s, to be loaded behind it."""
+    there = {m.name for m in modules()}
+    return cpio.write([_module_entry(m) for m in modules(more=names) if m.name not in there])
 
 
 def _package_data() -> list[cpio.Entry]:

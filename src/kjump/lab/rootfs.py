@@ -12,7 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from kjump.errors import LabError
@@ -31,7 +31,9 @@ SIZE = 640 << 20
 """Bytes of the file system, unless more is asked for."""
 
 
-def build(image: Path, *, kernel: Path, release: str, initramfs: bytes, size: int = SIZE) -> None:
+def build(
+    image: Path, *, kernel: Path, release: str, initramfs: bytes, files: Mapping[str, bytes], size: int = SIZE
+) -> None:
     """Write an ext4 file system of `size` bytes to `image`, with `kernel` (of that `release`) and `initramfs` in /boot.
 
     LabError when busybox or mke2fs is missing, or the contents do not fit.
@@ -43,6 +45,8 @@ def build(image: Path, *, kernel: Path, release: str, initramfs: bytes, size: in
         _busybox(root)
         shutil.copy(kernel, root / "boot" / f"vmlinuz-{release}")
         (root / "boot/kjump-initramfs.img").write_bytes(initramfs)
+        for path, data in files.items():
+            (root / path.lstrip("/")).write_bytes(data)
         _script(root / "sbin/init", _INIT)
         _script(root / "usr/bin/kjump", _COMMAND)
         _make_file_system(image, root, size)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kjump.errors import LabError
@@ -35,7 +36,10 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Scene:
-    """Disks and kernel of one machine, in `folder`; `options` are added to the kernel's command line."""
+    """Disks and kernel of one machine, in `folder`.
+
+    `options` are added to the kernel's command line, `files` (path -> contents) to A's disk.
+    """
 
     folder: Path
     kernel: LabKernel
@@ -43,6 +47,7 @@ class Scene:
     target_size: int
     options: str = ""
     root_size: int = rootfs.SIZE
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def root_disk(self) -> Path:
@@ -74,6 +79,7 @@ class Scene:
             release=self.kernel.release,
             initramfs=data,
             size=self.root_size,
+            files=self.files,
         )
         make_disk(self.target_disk, self.target_size)
         return self

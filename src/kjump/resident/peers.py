@@ -161,6 +161,27 @@ class Peers:
             memory = postmortem.peer_memory(kcore)
             return {p.name: Gate.unpack(memory.read(p.gate, GATE_SIZE)) for p in self._require().peers}
 
+    def listing(self) -> list[dict[str, object]]:
+        """Return name, release, window, number of switches and state of each peer.
+
+        A peer's state is "resident" (its gate says that it can be re-entered), "gone", or "lost": its memory was freed.
+        """
+        if self.state is None:
+            return []
+        parked = {} if self._lost() else self.parked()
+        states = {p.name: ("resident" if parked[p.name] else "gone") if parked else "lost" for p in self.state.peers}
+        return [
+            {
+                "name": p.name,
+                "release": p.release,
+                "window": str(p.window_range),
+                "switches": p.switches,
+                "state": states[p.name],
+                "reason": p.why_not,
+            }
+            for p in self.state.peers
+        ]
+
     def parked(self) -> dict[str, bool]:
         """Tell of each peer whether its gate says that it can be re-entered."""
         return {name: gate.state == STATE_PARKED for name, gate in self.gates().items()}
