@@ -36,7 +36,7 @@ def build(
 ) -> None:
     """Write an ext4 file system of `size` bytes to `image`, with `kernel` (of that `release`) and `initramfs` in /boot.
 
-    LabError when busybox or mke2fs is missing, or the contents do not fit.
+    `files` (path -> contents) are added. LabError when busybox or mke2fs is missing, or the contents do not fit.
     """
     with tempfile.TemporaryDirectory(prefix="kjump-root-") as folder:
         root = Path(folder)

@@ -1,7 +1,7 @@
 """Work that a switch must not disturb, in A and in a peer alike: counters, open files, a TCP connection, a timer.
 
-`start` leaves a process for each behind; `verify` prints a JSON object: {"checks": name -> bool, "values": ...}. Run in the
-guest or in a peer: `python3 -m kjump.lab.steady start|verify`. What it imports must fit into a small initramfs.
+`start` leaves a process for each behind; `verify` prints a JSON object: {"checks": name -> bool, "values": ...}. Run in
+the guest or in a peer: `python3 -m kjump.lab.steady start|verify`. What it imports must fit into a small initramfs.
 """
 
 from __future__ import annotations
@@ -106,6 +106,9 @@ def _spawn(function: Callable[..., None], *arguments: Any) -> int:
     pid = os.fork()
     if pid == 0:
         os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)  # whoever reads what `start` prints waits for the end of all of us otherwise
         try:
             function(*arguments)
         finally:
