@@ -21,6 +21,7 @@ _VERBS = {
     "exec": "kjump.cli.load",
     "hibernate": "kjump.cli.hibernate",
     "initramfs": "kjump.cli.initramfs",
+    "inspect": "kjump.cli.inspect",
     "lab": "kjump.cli.lab",
     "load": "kjump.cli.load",
     "resume": "kjump.cli.hibernate",

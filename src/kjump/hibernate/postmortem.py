@@ -21,8 +21,12 @@ _PANIC_BY_NMI = "NMI: Not continuing"
 
 def peer_memory(kcore: running.Kcore) -> ParkedMemory:
     """Return the second kernel's physical memory as it left it; valid while its image is loaded in A."""
-    memory = kcore.physical()
-    return ParkedMemory(memory, Shadow(walk(memory.read, running.image_list_head(kcore))))
+    return ParkedMemory(kcore.physical(), peer_shadow(kcore))
+
+
+def peer_shadow(kcore: running.Kcore) -> Shadow:
+    """Return where a loaded second kernel's pages are while A runs."""
+    return Shadow(walk(kcore.physical().read, running.image_list_head(kcore)))
 
 
 def log_of_peer(kcore: running.Kcore, vmcoreinfo_address: int, vmcoreinfo_size: int) -> list[dmesg.Record]:

@@ -16,7 +16,11 @@ from kjump.hibernate import postmortem
 from kjump.kexec import host, mailbox, running, standing
 from kjump.kexec.channel import Channel, Parcel
 from kjump.kexec.plan import ARCH_X86_64
+from kjump.kexec.shadow import Shadow
+from kjump.memory import PAGE_SIZE
+from kjump.ranges import Range, RangeSet
 from kjump.resident.declare import Declared, arrange
+from kjump.resident.picture import Resident, Survey
 from kjump.resident.state import FOLDER, Ledger, Peer, State, boot_id
 
 DEFAULT_WATCHDOG = 30
@@ -182,6 +186,23 @@ class Peers:
             for p in self.state.peers
         ]
 
+    def survey(self) -> Survey:
+        """Return where the peers are, and where what they displace is kept, for a picture."""
+        state = self._require()
+        with running.Kcore() as kcore:
+            shadow = postmortem.peer_shadow(kcore)
+        iomem = running.iomem()
+        peers = tuple(
+            Resident(p.name, p.release, RangeSet([p.window_range, Range(*p.low)]), _sources(shadow, p))
+            for p in state.peers
+        )
+        return Survey(
+            ram=running.ram(),
+            kernel=RangeSet(r.range for r in iomem if r.name.startswith("Kernel ")),
+            channel=RangeSet([Range.of_size(state.channel, standing.SIZE)]),
+            peers=peers,
+        )
+
     def parked(self) -> dict[str, bool]:
         """Tell of each peer whether its gate says that it can be re-entered."""
         return {name: gate.state == STATE_PARKED for name, gate in self.gates().items()}
@@ -198,6 +219,16 @@ class Peers:
 
     def _lost(self) -> bool:
         return self.state is not None and (not host.is_loaded() or _is_other_image(self.state))
+
+
+def _sources(shadow: Shadow, peer: Peer) -> RangeSet:
+    """Return the pages (bytes) that hold what lies in the peer's window and low memory while the peer does not run."""
+    placed = []
+    for start, end in (peer.window, peer.low):
+        for frame, holder, count in shadow.place(Range(start // PAGE_SIZE, end // PAGE_SIZE)):
+            if holder != frame:
+                placed.append(Range.of_size(holder * PAGE_SIZE, count * PAGE_SIZE))
+    return RangeSet(placed)
 
 
 def _loaded_image() -> tuple[int, int]:
