@@ -25,6 +25,7 @@ _VERBS = {
     "lab": "kjump.cli.lab",
     "load": "kjump.cli.load",
     "resume": "kjump.cli.hibernate",
+    "standby": "kjump.cli.peers",
     "status": "kjump.cli.load",
     "switch": "kjump.cli.peers",
     "target": "kjump.cli.target",

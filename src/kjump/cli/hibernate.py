@@ -20,6 +20,8 @@ from kjump.hibernate.suspend import (
 from kjump.hibernate.suspend import raise_unless_resumed as _raise_unless_resumed
 from kjump.kexec.window import DEFAULT_SIZE
 from kjump.ranges import Range
+from kjump.resident import standby
+from kjump.resident.peers import refuse_if_peers_are_resident
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -69,8 +71,19 @@ def hibernate_command(
         watchdog=watchdog,
         fault=fault,
     )
-    preflight.require(preflight.checks(target=target, window_size=window.size if window else window_size))
-    result = hibernate(request, tell=lambda text: click.echo(f"kjump: {text}", err=True))
+    checks = preflight.checks(target=target, window_size=window.size if window else window_size)
+
+    def tell(text: str) -> None:
+        click.echo(f"kjump: {text}", err=True)
+
+    if standby.is_ready() and not (kernel or initrd or window or append):
+        # What is checked of windows and free memory is about a second kernel that must still be loaded.
+        preflight.require(c for c in checks if c.name not in ("window", "free memory"))
+        result = standby.hibernate(request, tell=tell)
+    else:
+        refuse_if_peers_are_resident()
+        preflight.require(checks)
+        result = hibernate(request, tell=tell)
     if as_json:
         print_json(vars(result))
     elif result.resumed:

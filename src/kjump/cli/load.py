@@ -38,6 +38,7 @@ def load_command(
     """Load KERNEL (a bzImage) to be jumped to by `kjump exec`."""
     from kjump.hibernate import peer
     from kjump.kexec import running
+    from kjump.resident.peers import refuse_if_peers_are_resident
 
     plan = peer.plan_kernel(
         kernel,
@@ -52,6 +53,7 @@ def load_command(
     elif dry_run:
         show_plan(plan)
     if not dry_run:
+        refuse_if_peers_are_resident()
         host.load(plan)
 
 

@@ -170,3 +170,21 @@ def drop_command() -> None:
     with Peers() as peers:
         names = peers.drop()
     click.echo(f"dropped {', '.join(names)}" if names else "there was no resident peer")
+
+
+@click.command("standby")
+@click.option("--off", is_flag=True, help="Let the kernel on standby go.")
+@click.option("--kernel", type=_FILE, help="Second kernel (default: the running one's bzImage in /boot).")
+@click.option("--initrd", type=_FILE, help="kjump's initramfs (default: /boot/kjump-initramfs.img).")
+@click.option("--window-size", type=SIZE, default=DEFAULT_SIZE, show_default="128M", help="Size of its window.")
+def standby_command(off: bool, kernel: Path | None, initrd: Path | None, window_size: int) -> None:
+    """Keep a second kernel booted, so that the next `kjump hibernate` need not boot one."""
+    from kjump.hibernate.suspend import default_initrd, default_kernel
+    from kjump.resident import standby
+
+    if off:
+        there = standby.stop()
+        click.echo("no kernel stands by any more" if there else "no kernel stood by")
+        return
+    visit = standby.start(standby.Wanted(kernel or default_kernel(), initrd or default_initrd(), window_size))
+    click.echo(f"Linux {visit.report['release']} stands by; it booted in {visit.report['boot_seconds']:.1f} s")

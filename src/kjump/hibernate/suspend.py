@@ -95,7 +95,7 @@ def hibernate(request: Request, *, tell: Callable[[str], None] = lambda _: None)
     `tell` gets one line for each step. HostError, PlanError or TargetError before the jump, nothing lost then.
     """
     begun = time.monotonic()
-    with running.Kcore() as kcore, _claim(request) as target:
+    with running.Kcore() as kcore, claim(request) as target:
         prepared = _prepare(request, kcore, target, tell)
         host.load(prepared.plan)
         try:
@@ -113,7 +113,7 @@ def hibernate(request: Request, *, tell: Callable[[str], None] = lambda _: None)
             host.unload(ARCH_X86_64)
     back = time.time()
     if outcome != mailbox.OUTCOME_RESUMED:
-        _make_unusable(request.target)
+        make_unusable(request.target)
     result = Hibernation(
         resumed=outcome == mailbox.OUTCOME_RESUMED,
         window_bytes=prepared.layout.window.size,
@@ -134,20 +134,33 @@ def _prepare(request: Request, kcore: running.Kcore, target: Target, tell: Calla
     layout = lay_out(window, elf_headers_size=headers_size, memory_end=around.memory_end, huge=around.huge)
     tell(f"window {window}, {window.size >> 20} MiB")
     kernel = bzimage.parse(request.kernel.read_bytes())
-    facts = _facts(around, layout) | {"elf_headers_size": headers_size}
+    job = save_job(request, kcore, around, layout, target, tell) | {"do": "save", "gate": layout.gate}
+    line = peer.command_line(running.command_line(), "second", la57=job["facts"]["la57"])
+    line = f"{line} {request.append}".rstrip()
+    second = LinuxPeer(kernel, with_job(request.initrd.read_bytes(), job), line, layout)
+    return _Prepared(box, second.plan(around, preserve=True), layout)
+
+
+def save_job(
+    request: Request,
+    kcore: running.Kcore,
+    around: Surroundings,
+    layout: WindowLayout,
+    target: Target,
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    """Arm `target`, and return the words of the job of a second kernel that lives in `layout`."""
     options = target.place.boot_options()
     if not set(options) <= set(running.command_line().split()):
         tell(f"this boot did not have `{' '.join(options)}`: the next one needs it to find the image")
     cookie = target.arm().cookie
     target.check_on_device()
-    job = {
-        "do": "save",
+    return {
         "then": "power-off",
-        "gate": layout.gate,
         "target": target.place.as_json(),
         "cookie": cookie.hex(),
         "ram": [(r.start, r.end) for r in around.ram],
-        "facts": facts,
+        "facts": _facts(around, layout),
         "file_systems": filesystems.mounted(),
         "free_pages": running.free_page_policy(kcore),
         "level": request.level,
@@ -155,10 +168,6 @@ def _prepare(request: Request, kcore: running.Kcore, target: Target, tell: Calla
         "watchdog": request.watchdog,
         "fault": request.fault,
     }
-    line = peer.command_line(running.command_line(), "second", la57=facts["la57"])
-    line = f"{line} {request.append}".rstrip()
-    second = LinuxPeer(kernel, with_job(request.initrd.read_bytes(), job), line, layout)
-    return _Prepared(box, second.plan(around, preserve=True), layout)
 
 
 def _surroundings(kcore: running.Kcore, note: bytes, window: Range) -> tuple[Surroundings, mailbox.Mailbox]:
@@ -182,10 +191,11 @@ def _facts(around: Surroundings, layout: WindowLayout) -> dict[str, Any]:
         "window": (layout.window.start, layout.window.end),
         "low": (around.low.start, around.low.end),
         "gate_address": layout.gate,
+        "elf_headers_size": layout.elf_headers_size,
     }
 
 
-def _claim(request: Request) -> Target:
+def claim(request: Request) -> Target:
     """Open the target so that nobody else gets at it before the jump; TargetError when it must not be overwritten."""
     target = open_for_image(request.target)
     try:
@@ -198,7 +208,7 @@ def _claim(request: Request) -> Target:
     return target
 
 
-def _make_unusable(path: str) -> None:
+def make_unusable(path: str) -> None:
     """This system went on, so a whole image of it, should there be one, must never run."""
     with contextlib.suppress(TargetError), open_for_image(path) as target:
         target.invalidate("the saved system went on")

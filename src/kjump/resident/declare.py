@@ -104,7 +104,7 @@ def arrange(declared: Sequence[Declared], channel: Path) -> Arrangement:
             a_gdt_limit=gdt[1],
         )
         around = dataclasses.replace(around, gate=fields, lent=RangeSet([*windows, *lows]))
-        layouts = [_layout(window, around, len(windows)) for window in windows]
+        layouts = [layout_of(window, around, len(windows)) for window in windows]
         plan = _plan(declared, layouts, lows, around)
     except BaseException:
         page.close()
@@ -141,8 +141,14 @@ def _windows(declared: Sequence[Declared]) -> list[Range]:
     return windows
 
 
-def _layout(window: Range, around: Surroundings, peers: int) -> WindowLayout:
-    size = elf_headers_size(around.ram, around.vmcoreinfo_note, 2 * peers)
+def headers_size(around: Surroundings, peers: int) -> int:
+    """Return how many bytes are set aside in a window for the headers of /proc/vmcore, with so many `peers`."""
+    return elf_headers_size(around.ram, around.vmcoreinfo_note, 2 * peers)
+
+
+def layout_of(window: Range, around: Surroundings, peers: int) -> WindowLayout:
+    """Return how the window of one of `peers` is laid out; PlanError when it cannot hold a kernel."""
+    size = headers_size(around, peers)
     return lay_out(window, elf_headers_size=size, memory_end=around.memory_end, huge=around.huge)
 
 

@@ -113,7 +113,7 @@ class Peers:
 
     def switch(self, name: str | None, order: Order) -> Visit:
         """Go to the peer called `name` (None: the only one) with `order`; returns when somebody comes back."""
-        state = self._require()
+        state = self.require()
         peer = state.find(name)
         if not peer.alive:
             raise UsageError(f"{peer.name} is gone ({peer.why_not}): `kjump drop`, then start it again")
@@ -163,7 +163,7 @@ class Peers:
         """Return the peers' gates as they stand, out of the source pages of the loaded image."""
         with running.Kcore() as kcore:
             memory = postmortem.peer_memory(kcore)
-            return {p.name: Gate.unpack(memory.read(p.gate, GATE_SIZE)) for p in self._require().peers}
+            return {p.name: Gate.unpack(memory.read(p.gate, GATE_SIZE)) for p in self.require().peers}
 
     def listing(self) -> list[dict[str, object]]:
         """Return name, release, window, number of switches and state of each peer.
@@ -188,7 +188,7 @@ class Peers:
 
     def survey(self) -> Survey:
         """Return where the peers are, and where what they displace is kept, for a picture."""
-        state = self._require()
+        state = self.require()
         with running.Kcore() as kcore:
             shadow = postmortem.peer_shadow(kcore)
         iomem = running.iomem()
@@ -207,7 +207,8 @@ class Peers:
         """Tell of each peer whether its gate says that it can be re-entered."""
         return {name: gate.state == STATE_PARKED for name, gate in self.gates().items()}
 
-    def _require(self) -> State:
+    def require(self) -> State:
+        """Return what there is; UsageError when there is no peer, HostError when the peers' memory is gone."""
         if self.state is None:
             raise UsageError("there is no resident peer: `kjump boot-peer` starts one")
         if self._lost():
@@ -219,6 +220,16 @@ class Peers:
 
     def _lost(self) -> bool:
         return self.state is not None and (not host.is_loaded() or _is_other_image(self.state))
+
+
+def refuse_if_peers_are_resident(folder: Path = FOLDER) -> None:
+    """Raise UsageError when a load would take the memory of a resident peer."""
+    if not folder.exists():
+        return
+    with Peers(folder) as peers:
+        names = [str(p["name"]) for p in peers.listing() if p["state"] == "resident"]
+    if names:
+        raise UsageError(f"peer {', '.join(names)} is resident, and its memory is needed: `kjump drop` lets it go")
 
 
 def _sources(shadow: Shadow, peer: Peer) -> RangeSet:
@@ -253,7 +264,7 @@ def _last_words(words: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reason(outcome: int, words: dict[str, Any]) -> str:
-    if outcome == mailbox.OUTCOME_DONE:
+    if outcome in (mailbox.OUTCOME_DONE, mailbox.OUTCOME_RESUMED):
         return ""
     if outcome == mailbox.OUTCOME_GONE:
         return "it is gone"

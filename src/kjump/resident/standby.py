@@ -1,0 +1,116 @@
+"""The second kernel on standby: a resident peer that saves this system, so that a hibernation need not boot one.
+
+A resume ends its residency (what is loaded in A is worthless then); it is set up again by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kjump.errors import HostError, KjumpError
+from kjump.gates import Gate
+from kjump.hibernate import peer as described
+from kjump.hibernate import suspend
+from kjump.kexec import mailbox, running
+from kjump.kexec.window import DEFAULT_SIZE
+from kjump.ranges import Range
+from kjump.resident.declare import Declared, layout_of
+from kjump.resident.peers import Order, Peers, Visit
+from kjump.resident.state import FOLDER
+
+NAME = "standby"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The kernel that stands by, its initramfs, and the size of its window in bytes."""
+
+    kernel: Path
+    initrd: Path
+    window_size: int = DEFAULT_SIZE
+
+
+def start(wanted: Wanted, folder: Path = FOLDER) -> Visit:
+    """Boot it, and remember that it is wanted; KjumpError when it does not come back."""
+    with Peers(folder) as peers:
+        declared = Declared(NAME, wanted.kernel, (wanted.initrd,), window_size=wanted.window_size)
+        (visit,) = peers.boot([declared])
+        kept = {"kernel": str(wanted.kernel), "initrd": str(wanted.initrd), "window_size": wanted.window_size}
+        _remembered(folder).write_text(json.dumps(kept))
+    return visit
+
+
+def stop(folder: Path = FOLDER) -> bool:
+    """Let it go, and want it no more; tell whether it was there."""
+    _remembered(folder).unlink(missing_ok=True)
+    with Peers(folder) as peers:
+        there = peers.state is not None and any(p.name == NAME for p in peers.state.peers)
+        if there:
+            peers.drop()
+    return there
+
+
+def is_ready(folder: Path = FOLDER) -> bool:
+    """Tell whether a kernel stands by."""
+    if not folder.exists():
+        return False
+    with Peers(folder) as peers:
+        return any(p["name"] == NAME and p["state"] == "resident" for p in peers.listing())
+
+
+def hibernate(
+    request: suspend.Request, *, tell: Callable[[str], None] = lambda _: None, folder: Path = FOLDER
+) -> suspend.Hibernation:
+    """Save this system by the kernel on standby and switch off; as `kjump.hibernate.suspend.hibernate`."""
+    begun = time.monotonic()
+    with Peers(folder) as peers:
+        peer = peers.require().find(NAME)
+        with running.Kcore() as kcore, suspend.claim(request) as target:
+            note = kcore.vmcoreinfo_note()
+            around = described.describe_machine(Gate(), vmcoreinfo_note=note, low=Range(*peer.low))
+            layout = layout_of(peer.window_range, around, 1)
+            words = suspend.save_job(request, kcore, around, layout, target, tell)
+            limit, watchdog = words.pop("time_limit"), words.pop("watchdog")
+            ready, left = time.monotonic(), time.time()
+            tell("switching to the kernel on standby")
+            visit = peers.switch(NAME, Order("save", words, time_limit=limit, watchdog=watchdog))
+        away = time.time() - left
+        if not visit.resident:
+            peers.drop()
+    if visit.outcome != mailbox.OUTCOME_RESUMED:
+        suspend.make_unusable(request.target)
+    tell("back")
+    if not visit.resident:
+        _again(tell, folder)
+    return suspend.Hibernation(
+        resumed=visit.outcome == mailbox.OUTCOME_RESUMED,
+        window_bytes=layout.window.size,
+        reason=visit.reason,
+        phases={"prepare": round(ready - begun, 3), "away": round(away, 3)},
+        report=visit.report,
+    )
+
+
+def _again(tell: Callable[[str], None], folder: Path) -> None:
+    """Set it up again; what came of the hibernation matters more than whether that works."""
+    try:
+        start(_wanted(folder), folder)
+        tell("a second kernel stands by again")
+    except KjumpError as error:
+        tell(f"no second kernel stands by any more: {error}")
+
+
+def _wanted(folder: Path) -> Wanted:
+    try:
+        kept = json.loads(_remembered(folder).read_text())
+        return Wanted(Path(kept["kernel"]), Path(kept["initrd"]), int(kept["window_size"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise HostError("it is not known which kernel stood by: run `kjump standby` again") from None
+
+
+def _remembered(folder: Path) -> Path:
+    return folder / "standby.json"
