@@ -7,20 +7,22 @@ from pathlib import Path
 
 from kjump.errors import KjumpError, UsageError
 from kjump.kexec import mailbox
-from kjump.kexec.channel import Parcel
-from kjump.roles.residence import Residence, words_of_this_kernel
+from kjump.roles.residence import Answer, Residence
 
 
 def switch_home(message: bytes) -> bytes:
     """Go to A with `message`; return the message that A sends when it switches here again.
 
-    KjumpError when this kernel is no peer, or refuses to leave.
+    A job that A has for this kernel meanwhile is refused: nobody but us is there to do it. KjumpError when this kernel
+    is no peer, or refuses to leave.
     """
     residence = Residence.here()
     residence.open()
-    order = residence.channel.order()
-    answer = Parcel(order.sequence, words_of_this_kernel(), message)
-    return residence.away(mailbox.OUTCOME_DONE, answer).message
+    order = residence.away(Answer(mailbox.OUTCOME_DONE, {}, message))
+    while (job := order.words.get("do", "none")) != "none":
+        reason = f"the peer cannot do the job `{job}` while a program in it waits: switch there without one first"
+        order = residence.away(Answer(mailbox.OUTCOME_FAILED, {"reason": reason}))
+    return order.message
 
 
 def main() -> None:

@@ -7,11 +7,12 @@ userland of its own, which finds the gate by `kjump.gate=` on the kernel's comma
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
 from typing import Any
 
 from kjump.errors import FormatError, UsageError
 from kjump.gates import GATE_SIZE, Gate
-from kjump.kexec import host, running
+from kjump.kexec import host, mailbox, running
 from kjump.kexec.channel import Channel, Parcel
 from kjump.kexec.linux import crash_plan, door_plan, way_back_plan
 from kjump.roles.system import kernel_options, read_physical
@@ -22,6 +23,15 @@ GATE_OPTION = "kjump.gate"
 def is_resident() -> bool:
     """Tell whether the running kernel is a resident peer of another."""
     return GATE_OPTION in kernel_options()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What goes to A: an `outcome` (mailbox.OUTCOME_*), `words` for the report, a `message` of bytes."""
+
+    outcome: int
+    words: dict[str, Any] = field(default_factory=dict)
+    message: bytes = b""
 
 
 class Residence:
@@ -56,23 +66,27 @@ class Residence:
             host.load(crash_plan(crash_kernel, self.gate))
         return crash_kernel is not None
 
-    def away(self, outcome: int, answer: Parcel) -> Parcel:
+    def away(self, answer: Answer) -> Parcel:
         """Leave for A with `answer`; returns A's next order when A has come back here.
 
         HostError when this kernel refuses to leave: nothing has changed then.
         """
-        self.channel.report(outcome, answer)
+        self._report(answer, {"resident": True, "release": os.uname().release})
         os.sync()
         host.jump()
         return self.channel.order()
 
-    def leave(self, outcome: int, answer: Parcel) -> None:
+    def leave(self, answer: Answer) -> None:
         """Leave for A for good; returns only by an error."""
         host.load(way_back_plan(self._gate_at, self.gate))
-        self.channel.report(outcome, answer)
+        self._report(answer, {})
         host.jump()
 
-
-def words_of_this_kernel() -> dict[str, Any]:
-    """Return what each answer says of the kernel that gives it."""
-    return {"resident": True, "release": os.uname().release}
+    def _report(self, answer: Answer, more: dict[str, Any]) -> None:
+        # Not the order that the answer was made for: another program may have gone to A and back meanwhile.
+        sequence = self.channel.order().sequence
+        try:
+            self.channel.report(answer.outcome, Parcel(sequence, more | answer.words, answer.message))
+        except UsageError as error:
+            words = more | answer.words | {"reason": f"the answer did not fit: {error}"}
+            self.channel.report(mailbox.OUTCOME_FAILED, Parcel(sequence, words))

@@ -15,7 +15,7 @@ from kjump.kexec import mailbox, running
 from kjump.kexec.channel import Parcel
 from kjump.roles.guard import Guard
 from kjump.roles.jobs import JOBS, Work
-from kjump.roles.residence import Residence, words_of_this_kernel
+from kjump.roles.residence import Answer, Residence
 from kjump.roles.second import account_of
 from kjump.roles.system import Role, uptime
 
@@ -27,13 +27,13 @@ def run(role: Role) -> None:
     try:
         crash_is_covered = residence.open()
     except BaseException as error:
-        outcome, words = account_of(error)
-        residence.leave(outcome, Parcel(order.sequence, words))
+        residence.leave(Answer(*account_of(error)))
         return
     extra: dict[str, Any] = {"boot_seconds": uptime()}
     while True:
         visit = _Visit(role, residence, order, crash_is_covered)
-        order = visit.leave(*visit.work(), extra)
+        answer = visit.work()
+        order = visit.leave(dataclasses.replace(answer, words=extra | answer.words))
         extra = {}
 
 
@@ -48,15 +48,14 @@ class _Visit:
         self._guard = Guard()
         self._leaving = threading.Lock()
 
-    def work(self) -> tuple[int, Parcel]:
-        """Do what A ordered; return (outcome, answer)."""
+    def work(self) -> Answer:
+        """Do what A ordered."""
         try:
             self._watch()
             words, message = self._do(self._role.job.get("do", "none"))
-            return mailbox.OUTCOME_DONE, Parcel(self._order.sequence, words, message)
+            return Answer(mailbox.OUTCOME_DONE, words, message)
         except BaseException as error:
-            outcome, words = account_of(error)
-            return outcome, Parcel(self._order.sequence, words)
+            return Answer(*account_of(error))
 
     def _do(self, job: str) -> tuple[dict[str, Any], bytes]:
         if job not in JOBS:
@@ -82,17 +81,16 @@ class _Visit:
         reason = f"the job took longer than its time limit of {seconds:.0f} s"
         with self._leaving:
             self._guard.stop_watchdog()
-            self._residence.leave(mailbox.OUTCOME_FAILED, Parcel(self._order.sequence, {"reason": reason}))
+            self._residence.leave(Answer(mailbox.OUTCOME_FAILED, {"reason": reason}))
 
-    def leave(self, outcome: int, answer: Parcel, extra: dict[str, Any]) -> Parcel:
-        """Go to A with `answer` and what is `extra`; return the next order."""
+    def leave(self, answer: Answer) -> Parcel:
+        """Go to A with `answer`; return the next order."""
         with self._leaving:
             self._guard.disarm()
             self._guard.stop_watchdog()
-            words = words_of_this_kernel() | extra
             try:
-                return self._residence.away(outcome, dataclasses.replace(answer, words=words | answer.words))
+                return self._residence.away(answer)
             except KjumpError as error:
                 reason = f"the second kernel could not stay: {error}"
-                self._residence.leave(mailbox.OUTCOME_FAILED, Parcel(answer.sequence, {"reason": reason}))
+                self._residence.leave(Answer(mailbox.OUTCOME_FAILED, {"reason": reason}))
                 raise

@@ -1,0 +1,119 @@
+"""Second kernels that stay: switches both ways, two of them at once, other versions, and what goes wrong in them."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from kjump.lab import hibernation, switching
+from kjump.lab.qemu import Guest, Reply
+from kjump.lab.scene import TARGET_DEVICE, Hardware, Scene
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("version", "peer_version", "hardware", "rounds"),
+    [
+        ("6.12", "6.12", Hardware(memory=640 * MIB, cpus=2), 10),
+        ("6.12", "6.1", Hardware(memory=640 * MIB, cpus=2), 3),
+        ("6.1", "6.12", Hardware(memory=640 * MIB, cpus=1, cpu="max,la57=off"), 3),
+    ],
+    ids=["6.12-6.12", "6.12-under-it-6.1", "6.1-under-it-6.12"],
+)
+def test_two_and_three_kernels_take_turns(
+    folder: Path, version: str, peer_version: str, hardware: Hardware, rounds: int
+) -> None:
+    demo = switching.run(
+        folder, version=version, peer_version=peer_version, hardware=hardware, rounds=rounds, rounds_of_three=3
+    )
+    assert demo.checks and demo.ok, demo.checks
+    assert demo.times["one_peer"]["later"] == rounds - 1
+
+
+def kjump(guest: Guest, *words: str, status: int = 0) -> Reply:
+    reply = guest.run("kjump", *words, check=False, timeout=300)
+    assert reply.status == status, (words, reply)
+    return reply
+
+
+def states(guest: Guest) -> dict[str, str]:
+    peers = json.loads(guest.run("kjump", "status", "--json", check=False).stdout)["peers"]
+    return {p["name"]: p["state"] for p in peers}
+
+
+DECLARATION = '[[peer]]\nname = "left"\nwindow_size = 100663296\n[[peer]]\nname = "right"\nwindow_size = 100663296\n'
+
+
+def test_jobs_messages_and_what_goes_wrong(scene: Scene) -> None:
+    with scene.machine() as machine:
+        guest = machine.guest
+        guest.event("ready")
+        kjump(guest, "switch", status=2)
+        guest.run("sh", "-c", f"cat > /tmp/peers.toml <<'END'\n{DECLARATION}END")
+        kjump(guest, "boot-peer", "--declared", "/tmp/peers.toml")
+        assert states(guest) == {"left": "resident", "right": "resident"}
+        assert "name one of left, right" in kjump(guest, "switch", status=2).stderr
+        assert "resident" in kjump(guest, "boot-peer", status=2).stderr
+        assert "`kjump drop`" in kjump(guest, "load", f"/boot/vmlinuz-{scene.kernel.release}", status=2).stderr
+        assert "\n|" in kjump(guest, "inspect", "--plan").stdout
+
+        # Bytes go both ways; a command's output and its exit status come back.
+        guest.run("sh", "-c", "head -c 500000 /dev/urandom > /tmp/there")
+        kjump(guest, "switch", "left", "--send", "/tmp/there", "--receive", "/tmp/back")
+        guest.run("cmp", "/tmp/there", "/tmp/back")
+        copy = "import sys; sys.stdout.write(sys.stdin.read().upper()); sys.exit(3)"
+        guest.run("sh", "-c", "echo hello > /tmp/hello")
+        reply = kjump(guest, "switch", "right", "--send", "/tmp/hello", "--", "/usr/bin/python3", "-c", copy, status=3)
+        assert reply.stdout == "HELLO\n"
+        assert "cannot run /no/such" in kjump(guest, "switch", "right", "--", "/no/such", status=1).stderr
+        guest.run("sh", "-c", "head -c 2000000 /dev/zero > /tmp/large")
+        assert "too long" in kjump(guest, "switch", "left", "--send", "/tmp/large", status=2).stderr
+
+        # A program in the peer switches home by itself, and goes on when A comes again.
+        home = ("/usr/bin/python3", "-m", "kjump.roles.home", "switch", "--send", "/proc/version")
+        assert kjump(guest, "switch", "left", "--", *home).stdout.startswith("Linux version")
+        assert "while a program in it waits" in kjump(guest, "switch", "left", "--", "/bin/x", status=1).stderr
+        assert kjump(guest, "switch", "left", "--send", "/tmp/hello").stdout == "hello\n"
+
+        # One peer panics: A is back and says why, the other lives on.
+        panic = "open('/proc/sysrq-trigger', 'w').write('c')"
+        reply = kjump(guest, "switch", "left", "--", "/usr/bin/python3", "-c", panic, status=1)
+        assert "the second kernel panicked: sysrq triggered crash" in reply.stderr
+        assert states(guest) == {"left": "gone", "right": "resident"}
+        assert "is gone" in kjump(guest, "switch", "left", status=2).stderr
+        assert kjump(guest, "switch", "right", "--send", "/tmp/hello").stdout == "hello\n"
+        reply = kjump(guest, "switch", "right", "--time-limit", "1", "--", "/usr/bin/python3", "-c",
+                      "import time; time.sleep(99)", status=1)  # fmt: skip
+        assert "longer than its time limit of 1 s" in reply.stderr
+        kjump(guest, "drop")
+        assert states(guest) == {}
+
+
+def test_a_kernel_on_standby_saves_the_boot_of_a_second_kernel(scene: Scene) -> None:
+    with scene.machine() as machine:
+        guest = machine.guest
+        guest.event("ready")
+        hibernation.start_workload(guest, 0)
+        kjump(guest, "standby")
+        asked = time.monotonic()
+        command = guest.start("kjump", "hibernate", "--to", TARGET_DEVICE, "--json")
+        guest.event("save-begins", timeout=120, since=asked)
+        assert not [e for e in guest.events if e.name == "role" and e.time > asked], "nobody boots"
+        assert machine.wait_off(300) == "guest-shutdown"
+    with scene.machine() as machine:
+        resumed = hibernation.resume(machine, command)
+        assert resumed.reply.status == 0, resumed.reply
+        assert json.loads(resumed.reply.stdout)["resumed"]
+        assert all(hibernation.verify_workload(machine.guest)["checks"].values())
+        assert states(machine.guest) == {"standby": "resident"}
+        kjump(machine.guest, "standby", "--off")
+        assert states(machine.guest) == {}
+
+
+def test_no_memory_is_lost_in_many_jumps(folder: Path) -> None:
+    """As `kjump lab demo switch --jumps 200` does, with fewer jumps."""
+    hardware = Hardware(memory=512 * MIB, cpus=2)
+    demo = switching.run(folder, version="6.12", hardware=hardware, rounds=0, rounds_of_three=0, jumps=60)
+    assert demo.ok, (demo.checks, demo.free_slope)
