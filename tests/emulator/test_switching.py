@@ -152,3 +152,21 @@ def test_without_a_name_or_with_a_foreign_cookie_the_first_peer_is_entered(tmp_p
     peers.machine.jump()
     assert struct.unpack("<2Q", peers.read(HERE[0] + 0x808, 16)) == (2, 1)
     assert struct.unpack("<2Q", peers.read(HERE[1] + 0x808, 16)) == (0, 0)
+
+
+def test_a_peer_is_started_anew_from_pages_of_a_and_the_other_goes_on(tmp_path: Path) -> None:
+    peers = Peers(tmp_path, "6.1", 2)
+    for index in (0, 1, 0, 1):
+        peers.switch(index)
+    fresh, listed = (peers.machine.pin(1, make_ranges(2)) for _ in range(2))
+    door = HERE[1] + 0x4000
+    fresh.write(0, peers.codes[1][:0x818] + struct.pack("<Q", door) + peers.codes[1][0x820:0x1000])
+    listed.write(0, struct.pack("<4Q", fresh.addresses[0], HERE[1], 0, 0))
+    peers.pages.write(0, encode(COOKIE, 0, 0, {}, HERE[1] + 0x2000, listed.addresses[0]))
+    peers.machine.jump()
+    counted = [struct.unpack("<2Q", peers.read(base + 0x808, 16)) for base in HERE]
+    assert counted == [(2, 1), (1, 1)], "its memory is new: it has been started once, and run once"
+    assert peers.machine.difference().unexplained == []
+    for index in (1, 0):
+        peers.switch(index)
+    assert [struct.unpack("<2Q", peers.read(base + 0x808, 16)) for base in HERE] == [(3, 1), (2, 1)]

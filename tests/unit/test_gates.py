@@ -107,3 +107,19 @@ def test_small_tables_map_every_address_to_itself(gigabytes: int, share: float, 
 def test_tables_end_at_256_tib() -> None:
     with pytest.raises(ValueError, match="256 TiB"):
         gates.identity_tables(0, 1 << 49, huge=True)
+
+
+def test_the_door_and_the_header_agree() -> None:
+    numbers = header_numbers()
+    assert numbers["DOOR_SIZE"] == gates.DOOR_SIZE
+    assert numbers["GATE_SWITCH"] == gates.GATE_SWITCH
+    assert numbers["GATE_FLAG_CHOOSE"] == gates.FLAG_CHOOSE
+    assert numbers["GATE_STATE_PARKED"] == gates.STATE_PARKED
+    values = {f.name: 0x2000 + i for i, f in enumerate(fields(gates.Door))}
+    packed = gates.Door(**values).pack()
+    assert len(packed) == gates.DOOR_SIZE
+    for name, value in values.items():
+        offset = numbers[f"DOOR_{name.upper()}"]
+        assert packed[offset : offset + 8] == struct.pack("<Q", value), name
+    first = numbers["DOOR_CR3_4LEVEL"]
+    assert packed[:first] == gates.door_binary()[:first]

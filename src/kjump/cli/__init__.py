@@ -24,6 +24,7 @@ _VERBS = {
     "inspect": "kjump.cli.inspect",
     "lab": "kjump.cli.lab",
     "load": "kjump.cli.load",
+    "restart": "kjump.cli.peers",
     "resume": "kjump.cli.hibernate",
     "standby": "kjump.cli.peers",
     "status": "kjump.cli.load",

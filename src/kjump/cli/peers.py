@@ -162,6 +162,18 @@ def _switch_home(send: Path | None, receive: Path | None) -> None:
         sys.stdout.buffer.write(received)
 
 
+@click.command("restart")
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print what happened as one JSON object.")
+def restart_command(name: str | None, as_json: bool) -> None:
+    """Start the resident peer NAME (default: the only one) anew from its files; other peers stay as they are."""
+    from kjump.resident.peers import Peers
+
+    with Peers() as peers:
+        visit = peers.restart(name)
+    _tell(visit, None, as_json)
+
+
 @click.command("drop")
 def drop_command() -> None:
     """Let all resident peers go, and give their memory back."""

@@ -61,11 +61,17 @@
 /* The mailbox: the first bytes of a page of A. The rest is the report, written by B or C (see mailbox.py). */
 #define MAILBOX_COOKIE       0x000 /* 16 bytes, random, chosen by A */
 #define MAILBOX_OUTCOME      0x010 /* u64 MAILBOX_OUTCOME_* */
+#define MAILBOX_RESTART      0xff0 /* u64 physical address of a page list: start the peer anew from it; 0: do not */
 #define MAILBOX_WANTED       0xff8 /* u64 physical address of the gate A wants to go through; 0: the first */
 
 #define MAILBOX_OUTCOME_NONE 0 /* as A left it */
 #define MAILBOX_OUTCOME_GONE 1 /* A came in, but the peer is not there any more */
 #define MAILBOX_OUTCOME_PANIC 6 /* the peer's kernel panicked (2 to 5 are said by the peer's programs) */
+
+/* A page list: for each page where it lies and where it belongs (physical addresses); a zero ends it. */
+#define PAGE_LIST_FROM       0x00 /* u64 */
+#define PAGE_LIST_TO         0x08 /* u64 */
+#define PAGE_LIST_ENTRY      0x10
 
 /*
  * The door: a page of its own through which a resident B leaves. B's kernel swaps that page with one of B's whenever

@@ -119,6 +119,7 @@ entry:
 	cli
 	cld
 	leaq	_start(%rip), %rbx
+	xorl	%r13d, %r13d
 	testq	$GATE_FLAG_CHOOSE, GATE_FLAGS(%rbx)
 	jz	1f
 	call	find_mailbox
@@ -127,8 +128,13 @@ entry:
 	testq	%rax, %rax
 	jz	1f
 	cmpq	%rbx, %rax
-	je	1f
+	je	2f
 	jmp	*%rax /* GATE_ENTRY of the gate that is wanted; all is as A left it */
+2:
+	movq	MAILBOX_RESTART(%rdi), %r13
+	movl	$GATE_STATE_FRESH, %r12d
+	testq	%r13, %r13
+	jnz	2f
 1:
 	movq	GATE_STATE(%rbx), %r12
 	cmpq	$GATE_STATE_PARKED, %r12
@@ -138,6 +144,7 @@ entry:
 	cmpq	$GATE_STATE_FRESH, %r12
 	jne	nobody_there
 1:
+2:
 	movq	$GATE_STATE_ENTERED, GATE_STATE(%rbx)
 	incq	GATE_SWITCHES(%rbx)
 
@@ -169,6 +176,10 @@ entry:
 1:
 	cmpq	$GATE_STATE_PARKED, %r12
 	je	return_to_b
+	testq	%r13, %r13
+	jz	1f
+	call	copy_pages
+1:
 	/* The peer gets what the Linux 64-bit boot protocol promises: selectors 0x10/0x18, RSI, IF clear. */
 	movq	GATE_PEER_ENTRY(%rbx), %rdi
 	movq	GATE_PEER_ARGUMENT(%rbx), %rsi
@@ -607,6 +618,19 @@ send_message:
 	wrmsr
 3:
 	addq	$16, %rsp
+	ret
+
+/* Put the pages of the list at R13 where they belong. Spoils RCX, RSI, RDI, R13. */
+copy_pages:
+	movq	PAGE_LIST_FROM(%r13), %rsi
+	testq	%rsi, %rsi
+	jz	1f
+	movq	PAGE_LIST_TO(%r13), %rdi
+	movl	$512, %ecx
+	rep movsq
+	addq	$PAGE_LIST_ENTRY, %r13
+	jmp	copy_pages
+1:
 	ret
 
 /* RDI = the mailbox and ZF set when it is there and begins with the cookie; else ZF clear. Spoils RAX. */

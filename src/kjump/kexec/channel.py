@@ -34,6 +34,7 @@ _ANSWER_AT = 0x100000
 _ROOM = 0xFF000
 _MAGIC = b"KJPARCL1"
 _HEADER = struct.Struct("<8sQII")
+_PAGE_LIST_ENTRY = struct.Struct("<2Q")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,24 @@ class Parcel:
         return cls(sequence, words, data[end - length : end])
 
 
+@dataclass(frozen=True)
+class PageList:
+    """Pages for the gate to put in place: (address where a page lies, address where it belongs), physical.
+
+    `channel_address` is the channel's, in which the list travels.
+    """
+
+    channel_address: int
+    pages: tuple[tuple[int, int], ...]
+
+    def pack(self) -> bytes:
+        """Return the list as the gate reads it (gate.h); UsageError when the channel cannot hold it."""
+        if (len(self.pages) + 1) * _PAGE_LIST_ENTRY.size > _ROOM:
+            most = (_ROOM // _PAGE_LIST_ENTRY.size - 1) * PAGE_SIZE >> 20
+            raise UsageError(f"kernel and initrds are too large to be started anew: {most} MiB at most")
+        return b"".join(_PAGE_LIST_ENTRY.pack(*page) for page in self.pages) + bytes(_PAGE_LIST_ENTRY.size)
+
+
 class Channel:
     """Either end of the channel, on memory that both reach."""
 
@@ -93,12 +112,16 @@ class Channel:
 
     # --- A's end ---
 
-    def post(self, order: Parcel, *, head: int, wanted: int) -> None:
-        """Leave `order` for the peer whose gate is at physical `wanted`; `head` is the indirection list's."""
+    def post(self, order: Parcel, *, head: int, wanted: int, restart: PageList | None = None) -> None:
+        """Leave `order` for the peer whose gate is at physical `wanted`; `head` is the indirection list's.
+
+        With `restart` the gate starts the peer anew from these pages; the list lies where the answer will.
+        """
         packed = order.pack()
         self._put(_ORDER_AT, packed)
-        self._put(_ANSWER_AT, bytes(_HEADER.size))
-        self._put(0, mailbox.encode(self.cookie, mailbox.OUTCOME_NONE, head, {}, wanted))
+        self._put(_ANSWER_AT, restart.pack() if restart else bytes(_HEADER.size))
+        list_at = restart.channel_address + _ANSWER_AT if restart else 0
+        self._put(0, mailbox.encode(self.cookie, mailbox.OUTCOME_NONE, head, {}, wanted, list_at))
 
     def answer(self, sequence: int) -> tuple[int, Parcel]:
         """Return (outcome, parcel) as the peer left them for order `sequence`.

@@ -7,6 +7,7 @@ Layout (little endian; gate.h has the part that the gate knows):
     0x018  u64       head of the kernel's indirection list for the loaded image (a list entry, with flags)
     0x020  u32       length of the report
     0x024  ...       report, UTF-8 JSON
+    0xff0  u64       physical address of a page list from which that gate's peer is started anew; 0: go on
     0xff8  u64       physical address of the gate that A wants to go through; 0: the first one
 
 A allocates it as ordinary locked memory of its process; the other side finds it by physical address.
@@ -37,17 +38,19 @@ OUTCOMES_OF_JOBS = (OUTCOME_RESUMED, OUTCOME_FAILED, OUTCOME_CANCELLED, OUTCOME_
 
 COOKIE_SIZE = 16
 _HEADER = struct.Struct("<16sQQI")
-_WANTED = struct.Struct("<Q")
-_WANTED_AT = 0xFF8
-REPORT_LIMIT = _WANTED_AT - _HEADER.size
+_WISHES = struct.Struct("<QQ")
+_WISHES_AT = 0xFF0
+REPORT_LIMIT = _WISHES_AT - _HEADER.size
 
 
-def encode(cookie: bytes, outcome: int, head: int, report: dict[str, Any], wanted: int = 0) -> bytes:
+def encode(cookie: bytes, outcome: int, head: int, report: dict[str, Any], wanted: int = 0, restart: int = 0) -> bytes:
     """Return a mailbox page; ValueError when the report's JSON is longer than REPORT_LIMIT bytes."""
     text = json.dumps(report, separators=(",", ":")).encode()
     if len(text) > REPORT_LIMIT:
         raise ValueError(f"a report has at most {REPORT_LIMIT} bytes, not {len(text)}")
-    return (_HEADER.pack(cookie, outcome, head, len(text)) + text).ljust(_WANTED_AT, b"\0") + _WANTED.pack(wanted)
+    return (_HEADER.pack(cookie, outcome, head, len(text)) + text).ljust(_WISHES_AT, b"\0") + _WISHES.pack(
+        restart, wanted
+    )
 
 
 def decode(page: bytes) -> tuple[bytes, int, int, dict[str, Any]]:

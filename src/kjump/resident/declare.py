@@ -18,6 +18,7 @@ from kjump.kexec import mailbox, running, standing
 from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size, low_memory_segment
 from kjump.kexec.plan import ARCH_X86_64, PRESERVE_CONTEXT, Plan, make_plan
 from kjump.kexec.window import DEFAULT_SIZE, WindowLayout, find_window, lay_out, split_low_memory
+from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
 from kjump.resident.state import Peer
 
@@ -87,23 +88,17 @@ def arrange(declared: Sequence[Declared], channel: Path) -> Arrangement:
 
     KjumpError when it cannot be done; nothing is left then.
     """
-    with running.Kcore() as kcore:
-        note = kcore.vmcoreinfo_note()
-        gdt = running.boot_cpu_gdt(kcore)
-    around = described.describe_machine(Gate(), vmcoreinfo_note=note)
+    around = _machine()
     windows = _windows(declared)
     lows = split_low_memory(around.low, len(declared))
+    lent = RangeSet([*windows, *lows])
     cookie = secrets.token_bytes(mailbox.COOKIE_SIZE)
-    page = standing.create(channel, RangeSet([*windows, *lows]))
+    page = standing.create(channel, lent)
     try:
-        fields = Gate(
-            flags=FLAG_INIT_CPUS | FLAG_CHOOSE,
-            mailbox=page.address,
-            cookie=cookie,
-            a_gdt_base=gdt[0],
-            a_gdt_limit=gdt[1],
+        fields = dataclasses.replace(
+            around.gate, flags=FLAG_INIT_CPUS | FLAG_CHOOSE, mailbox=page.address, cookie=cookie
         )
-        around = dataclasses.replace(around, gate=fields, lent=RangeSet([*windows, *lows]))
+        around = dataclasses.replace(around, gate=fields, lent=lent)
         layouts = [layout_of(window, around, len(windows)) for window in windows]
         plan = _plan(declared, layouts, lows, around)
     except BaseException:
@@ -123,6 +118,32 @@ def arrange(declared: Sequence[Declared], channel: Path) -> Arrangement:
         for d, layout, low in zip(declared, layouts, lows, strict=True)
     ]
     return Arrangement(plan, peers, page, cookie)
+
+
+def _machine() -> Surroundings:
+    """Return what peers are told of the machine, and what their gates know of A's GDT."""
+    with running.Kcore() as kcore:
+        note = kcore.vmcoreinfo_note()
+        base, limit = running.boot_cpu_gdt(kcore)
+    return described.describe_machine(Gate(a_gdt_base=base, a_gdt_limit=limit), vmcoreinfo_note=note)
+
+
+def pages_to_restart(peer: Peer, peers: Sequence[Peer]) -> dict[int, bytes]:
+    """Return what must lie where (physical page address -> page) for `peer`, one of `peers`, to be started anew.
+
+    That is all but its gate and its door. KjumpError when its files cannot be read, or do not fit any more.
+    """
+    lent = RangeSet([*(p.window_range for p in peers), *(Range(*p.low) for p in peers)])
+    around = dataclasses.replace(_machine(), low=Range(*peer.low), lent=lent)
+    layout = layout_of(peer.window_range, around, len(peers))
+    declared = Declared(peer.name, Path(peer.kernel), tuple(map(Path, peer.initrds)), peer.append)
+    found = {}
+    for segment in linux_peer(declared, layout).segments(around, peers[0].gate):
+        for offset in range(0, len(segment.data), PAGE_SIZE):
+            address = segment.address + offset
+            if not layout.gate <= address < layout.boot_params:
+                found[address] = segment.data[offset : offset + PAGE_SIZE]
+    return found
 
 
 def _windows(declared: Sequence[Declared]) -> list[Range]:

@@ -14,12 +14,13 @@ from kjump.errors import HostError, JumpError, KjumpError, UsageError
 from kjump.gates import GATE_SIZE, STATE_PARKED, Gate
 from kjump.hibernate import postmortem
 from kjump.kexec import host, mailbox, running, standing
-from kjump.kexec.channel import Channel, Parcel
+from kjump.kexec.channel import Channel, PageList, Parcel
+from kjump.kexec.pinned import HostPages
 from kjump.kexec.plan import ARCH_X86_64
 from kjump.kexec.shadow import Shadow
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
-from kjump.resident.declare import Declared, arrange
+from kjump.resident.declare import Declared, arrange, pages_to_restart
 from kjump.resident.picture import Resident, Survey
 from kjump.resident.state import FOLDER, Ledger, Peer, State, boot_id
 
@@ -116,7 +117,30 @@ class Peers:
         state = self.require()
         peer = state.find(name)
         if not peer.alive:
-            raise UsageError(f"{peer.name} is gone ({peer.why_not}): `kjump drop`, then start it again")
+            raise UsageError(f"{peer.name} is gone ({peer.why_not}): `kjump restart {peer.name}` starts it again")
+        return self._go(state, peer, order, None)
+
+    def restart(self, name: str | None, order: Order | None = None) -> Visit:
+        """Start the peer called `name` anew from its files, whatever has become of it; the others stay as they are.
+
+        KjumpError when its files cannot be read; nothing has changed then.
+        """
+        state = self.require()
+        peer = state.find(name)
+        wanted = pages_to_restart(peer, state.peers)
+        channel = Range.of_size(state.channel, standing.SIZE)
+        avoid = RangeSet([channel, *(p.window_range for p in state.peers), *(Range(*p.low) for p in state.peers)])
+        pages = HostPages(len(wanted), avoid)
+        try:
+            for index, data in enumerate(wanted.values()):
+                pages.write(index, data.ljust(PAGE_SIZE, b"\0"))
+            listed = PageList(state.channel, tuple(zip(pages.addresses, wanted, strict=True)))
+            pages.check()
+            return self._go(state, peer, order or Order(), listed)
+        finally:
+            pages.release()
+
+    def _go(self, state: State, peer: Peer, order: Order, restart: PageList | None) -> Visit:
         state.sequence += 1
         page = standing.StandingPage(self._ledger.channel_path)
         try:
@@ -124,7 +148,9 @@ class Peers:
                 raise HostError("the channel is not where the peers know it: `kjump drop`, then start them again")
             channel = Channel(page.memory, bytes.fromhex(state.cookie))
             words = order.words | {"do": order.job, "time_limit": order.time_limit, "watchdog": order.watchdog}
-            channel.post(Parcel(state.sequence, words, order.message), head=state.head, wanted=peer.gate)
+            channel.post(
+                Parcel(state.sequence, words, order.message), head=state.head, wanted=peer.gate, restart=restart
+            )
             self._ledger.write(state)
             os.sync()
             left = time.clock_gettime(time.CLOCK_BOOTTIME)
