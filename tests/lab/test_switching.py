@@ -65,26 +65,26 @@ def test_jobs_messages_and_what_goes_wrong(scene: Scene) -> None:
         guest.run("cmp", "/tmp/there", "/tmp/back")
         copy = "import sys; sys.stdout.write(sys.stdin.read().upper()); sys.exit(3)"
         guest.run("sh", "-c", "echo hello > /tmp/hello")
-        reply = kjump(guest, "switch", "right", "--send", "/tmp/hello", "--", "/usr/bin/python3", "-c", copy, status=3)
+        reply = kjump(guest, "switch", "right", "--send", "/tmp/hello", "--", "python3", "-ISc", copy, status=3)
         assert reply.stdout == "HELLO\n"
         assert "cannot run /no/such" in kjump(guest, "switch", "right", "--", "/no/such", status=1).stderr
         guest.run("sh", "-c", "head -c 2000000 /dev/zero > /tmp/large")
         assert "too long" in kjump(guest, "switch", "left", "--send", "/tmp/large", status=2).stderr
 
         # A program in the peer switches home by itself, and goes on when A comes again.
-        home = ("/usr/bin/python3", "-m", "kjump.roles.home", "switch", "--send", "/proc/version")
+        home = ("kjump", "switch", "--send", "/proc/version")
         assert kjump(guest, "switch", "left", "--", *home).stdout.startswith("Linux version")
         assert "while a program in it waits" in kjump(guest, "switch", "left", "--", "/bin/x", status=1).stderr
         assert kjump(guest, "switch", "left", "--send", "/tmp/hello").stdout == "hello\n"
 
         # One peer panics: A is back and says why, the other lives on.
         panic = "open('/proc/sysrq-trigger', 'w').write('c')"
-        reply = kjump(guest, "switch", "left", "--", "/usr/bin/python3", "-c", panic, status=1)
+        reply = kjump(guest, "switch", "left", "--", "python3", "-ISc", panic, status=1)
         assert "the second kernel panicked: sysrq triggered crash" in reply.stderr
         assert states(guest) == {"left": "gone", "right": "resident"}
         assert "is gone" in kjump(guest, "switch", "left", status=2).stderr
         assert kjump(guest, "switch", "right", "--send", "/tmp/hello").stdout == "hello\n"
-        reply = kjump(guest, "switch", "right", "--time-limit", "1", "--", "/usr/bin/python3", "-c",
+        reply = kjump(guest, "switch", "right", "--time-limit", "1", "--", "python3", "-ISc",
                       "import time; time.sleep(99)", status=1)  # fmt: skip
         assert "longer than its time limit of 1 s" in reply.stderr
         kjump(guest, "drop")

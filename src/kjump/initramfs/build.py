@@ -49,6 +49,12 @@ from kjump.roles.init import main
 main()
 """
 
+_COMMAND = """#!/usr/bin/python3 -IS
+from kjump.roles.home import main
+
+main()
+"""
+
 _SHARED = "lib/x86_64-linux-gnu"
 
 
@@ -128,6 +134,7 @@ def entries(kernel: Path | None) -> list[cpio.Entry]:
     libraries = shared_libraries([python, *native])
     made = [
         cpio.regular("init", _INIT.encode(), 0o755),
+        cpio.regular("usr/bin/kjump", _COMMAND.encode(), 0o755),
         cpio.regular("usr/bin/python3", _stripped(python), 0o755),
         *(_module_entry(m) for m in found),
         *(_library_entry(path) for path in libraries),

@@ -1,6 +1,6 @@
 """In a peer: a digest of all of A's RAM, taken on entering and again just before leaving, with work between.
 
-The channel is left out: through it the peer speaks. Run by a resident peer: `python3 -m kjump.lab.parked`.
+The channel is left out: through it the peer speaks. Run by a resident peer.
 """
 
 from __future__ import annotations

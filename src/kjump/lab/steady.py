@@ -1,7 +1,8 @@
 """Work that a switch must not disturb, in A and in a peer alike: counters, open files, a TCP connection, a timer.
 
 `start` leaves a process for each behind; `verify` prints a JSON object: {"checks": name -> bool, "values": ...}. Run in
-the guest or in a peer: `python3 -m kjump.lab.steady start|verify`. What it imports must fit into a small initramfs.
+the guest or in a peer: `python3 -ISc 'from kjump.lab.steady import main; main()' start|verify`. What it imports must
+fit into a small initramfs.
 """
 
 from __future__ import annotations
@@ -67,8 +68,11 @@ def _connection() -> tuple[socket.socket, socket.socket]:
     """Return both ends of a TCP connection over loopback."""
     with socket.socket() as control:
         fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP_RUNNING))
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        near = socket.create_connection(server.getsockname())
+    near = socket.socket()
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        near.connect(server.getsockname())
         far, _ = server.accept()
     return near, far
 

@@ -16,7 +16,7 @@ from kjump.lab.scene import Hardware, Scene
 
 TOOLS = "/boot/peer-tools.img"
 OTHER_KERNEL = "/boot/vmlinuz-other"
-_STEADY = ("/usr/bin/python3", "-m", "kjump.lab.steady")
+_STEADY = ("python3", "-ISc", "from kjump.lab.steady import main; main()")
 _TIMEOUT = 1800.0
 _PAGE = 4096
 _SETTLED = 50
@@ -113,7 +113,7 @@ class _Story:
 
     def digest(self) -> None:
         """See that the peer leaves all of A's memory as it found it."""
-        found = self.command("B", "/usr/bin/python3", "-m", "kjump.lab.parked")
+        found = self.command("B", "python3", "-ISc", "from kjump.lab.parked import main; main()")
         self.demo.digested_bytes = found["bytes"]
         self.demo.checks["memory_untouched"] = found["entering"] == found["leaving"]
         self.demo.checks["digest_sees_change"] = found["control"] != found["entering"]

@@ -139,7 +139,7 @@ def shell_job(work: Work) -> dict[str, Any]:
     return {"status": os.waitstatus_to_exitcode(status)}
 
 
-_SHELLS = (["/bin/sh"], ["/bin/busybox", "sh"], ["/usr/bin/python3", "-q"])
+_SHELLS = (["/bin/sh"], ["/bin/busybox", "sh"], ["/usr/bin/python3", "-ISq"])
 
 JOBS: dict[str, Callable[[Work], dict[str, Any]]] = {
     "save": save_job,
