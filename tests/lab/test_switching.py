@@ -83,6 +83,9 @@ def test_jobs_messages_and_what_goes_wrong(scene: Scene) -> None:
         assert "the second kernel panicked: sysrq triggered crash" in reply.stderr
         assert states(guest) == {"left": "gone", "right": "resident"}
         assert "is gone" in kjump(guest, "switch", "left", status=2).stderr
+        kjump(guest, "restart", "left")
+        assert states(guest) == {"left": "resident", "right": "resident"}
+        assert kjump(guest, "switch", "left", "--send", "/tmp/hello").stdout == "hello\n"
         assert kjump(guest, "switch", "right", "--send", "/tmp/hello").stdout == "hello\n"
         reply = kjump(guest, "switch", "right", "--time-limit", "1", "--", "python3", "-ISc",
                       "import time; time.sleep(99)", status=1)  # fmt: skip

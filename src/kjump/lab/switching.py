@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kjump.errors import LabError
 from kjump.initramfs.build import overlay
 from kjump.lab import kernel as kernels
 from kjump.lab.qemu import Guest
@@ -17,6 +18,8 @@ from kjump.lab.scene import Hardware, Scene
 TOOLS = "/boot/peer-tools.img"
 OTHER_KERNEL = "/boot/vmlinuz-other"
 _STEADY = ("python3", "-ISc", "from kjump.lab.steady import main; main()")
+PICTURE = "switching.svg"
+"""Drawn by `kjump inspect --plan` while two peers are there, in the scene's folder."""
 _TIMEOUT = 1800.0
 _PAGE = 4096
 _SETTLED = 50
@@ -75,9 +78,12 @@ class _Story:
         self.guest = guest
         self.demo = demo
 
-    def kjump(self, *words: str) -> Any:
-        """Run kjump in the guest; what it prints, as JSON if it is."""
-        return self.guest.run("kjump", *words, timeout=_TIMEOUT).stdout
+    def kjump(self, *words: str) -> str:
+        """Run kjump in the guest; return what it prints. LabError with all of that when it fails."""
+        reply = self.guest.run("kjump", *words, timeout=_TIMEOUT, check=False)
+        if reply.status:
+            raise LabError(f"`kjump {' '.join(words)}` exited {reply.status}: {reply.stdout}{reply.stderr}".strip())
+        return reply.stdout
 
     def command(self, peer: str, *words: str) -> Any:
         """Run a command in a peer; its output, as JSON."""
@@ -153,7 +159,7 @@ def run(
             _one_peer(story, rounds, tell)
         if rounds_of_three:
             tell("starting two peers")
-            _two_peers(story, rounds_of_three, tell)
+            _two_peers(story, rounds_of_three, folder / PICTURE, tell)
         if jumps:
             tell(f"{jumps} jumps, looking for lost memory")
             _leaks(story, jumps)
@@ -186,7 +192,7 @@ def _one_peer(story: _Story, rounds: int, tell: Callable[[str], None]) -> None:
     demo.checks["memory_given_back"] = _free(story) - free > 120 << 20
 
 
-def _two_peers(story: _Story, rounds: int, tell: Callable[[str], None]) -> None:
+def _two_peers(story: _Story, rounds: int, picture: Path, tell: Callable[[str], None]) -> None:
     story.guest.run("sh", "-c", f"cat > /tmp/peers.toml <<'END'\n{_DECLARATION}END")
     booted = story.boot("--declared", "/tmp/peers.toml")
     story.demo.checks["two_peers"] = [b["peer"] for b in booted] == ["left", "right"]
@@ -196,6 +202,8 @@ def _two_peers(story: _Story, rounds: int, tell: Callable[[str], None]) -> None:
     answer = story.rounds("two_peers", ["left", "right"], rounds)
     story.demo.checks["two_peers_counted"] = answer["switches"] == dict.fromkeys(("left", "right"), rounds + 2)
     story.verify("of_three", "left", "right")
+    story.kjump("inspect", "--plan", "--svg", "/tmp/picture.svg")
+    picture.write_text(story.guest.run("cat", "/tmp/picture.svg").stdout)
     story.kjump("drop")
 
 
