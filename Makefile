@@ -1,6 +1,7 @@
 # make demo   sets everything up and hibernates a Linux in a virtual machine
 # make test   sets everything up and runs all tests
 # make lint   format and type checks
+# make soak   200 jumps in one virtual machine, looking for lost memory; takes ten minutes
 # make bench  speed and memory, against the peers
 # Each installs what it needs and can be run again at any time.
 
@@ -19,7 +20,7 @@ KERNELS ?= 6.12 6.1
 DEBUG_KERNEL ?= 6.1
 PYTEST ?= $(BIN)/python -m pytest
 
-.PHONY: setup apt kernels demo test lint format bench clean
+.PHONY: setup apt kernels demo test lint format soak bench clean
 
 setup: apt $(INSTALLED)
 
@@ -59,6 +60,9 @@ format: setup
 
 test: setup lint kernels
 	$(PYTEST)
+
+soak: setup kernels
+	$(BIN)/kjump lab demo switch --rounds 50 --rounds-of-three 20 --jumps 200
 
 bench: setup kernels
 	$(BIN)/python bench/core.py

@@ -113,10 +113,3 @@ def test_a_kernel_on_standby_saves_the_boot_of_a_second_kernel(scene: Scene) -> 
         assert states(machine.guest) == {"standby": "resident"}
         kjump(machine.guest, "standby", "--off")
         assert states(machine.guest) == {}
-
-
-def test_no_memory_is_lost_in_many_jumps(folder: Path) -> None:
-    """As `kjump lab demo switch --jumps 200` does, with fewer jumps."""
-    hardware = Hardware(memory=512 * MIB, cpus=2)
-    demo = switching.run(folder, version="6.12", hardware=hardware, rounds=0, rounds_of_three=0, jumps=60)
-    assert demo.ok, (demo.checks, demo.free_slope)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from kjump.errors import FormatError, UsageError
 from kjump.kexec import mailbox
-from kjump.kexec.channel import SIZE, Channel, Parcel
+from kjump.kexec.channel import SIZE, Channel, PageList, Parcel
 
 COOKIE = bytes(range(16))
 json_words = st.dictionaries(st.text(max_size=8), st.integers() | st.text(max_size=20) | st.booleans(), max_size=5)
@@ -83,3 +83,19 @@ def test_a_mailbox_with_another_cookie_is_not_believed() -> None:
     memory[0] ^= 1
     with pytest.raises(FormatError, match="overwritten"):
         a.answer(1)
+
+
+def test_the_page_list_lies_where_the_mailbox_says_and_ends_with_a_zero() -> None:
+    memory = bytearray(SIZE)
+    pages = ((0x5000, 0x1000000), (0x9000, 0x1001000))
+    Channel(memory, COOKIE).post(Parcel(1), head=0, wanted=0, restart=PageList(0x40000000, pages))
+    at = int.from_bytes(memory[0xFF0:0xFF8], "little") - 0x40000000
+    words = [int.from_bytes(memory[at + i * 8 : at + i * 8 + 8], "little") for i in range(6)]
+    assert words == [0x5000, 0x1000000, 0x9000, 0x1001000, 0, 0]
+    Channel(memory, COOKIE).post(Parcel(2), head=0, wanted=0)
+    assert memory[0xFF0:0xFF8] == bytes(8), "only once"
+
+
+def test_more_pages_than_the_channel_holds_are_refused() -> None:
+    with pytest.raises(UsageError, match="254 MiB at most"):
+        PageList(0, ((0x1000, 0x2000),) * 70000).pack()
