@@ -1,0 +1,187 @@
+"""A's side of resident peers, with a kernel that is not there: what is remembered, refused and reported."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from kjump.errors import HostError, JumpError, UsageError
+from kjump.kexec import mailbox
+from kjump.kexec.channel import SIZE, Channel, Parcel
+from kjump.kexec.plan import ARCH_X86_64, PRESERVE_CONTEXT, Plan
+from kjump.resident import peers as module
+from kjump.resident.declare import Arrangement, Declared
+from kjump.resident.peers import Order, Peers
+from kjump.resident.state import Peer
+
+MIB = 1 << 20
+COOKIE = bytes(range(16))
+Behaviour = Callable[[Channel, Parcel], None]
+
+
+def obedient(channel: Channel, order: Parcel) -> None:
+    """A peer that does as it is told, and stays."""
+    words = {"resident": True, "release": "6.1.0", "boot_seconds": 1.5}
+    channel.report(mailbox.OUTCOME_DONE, Parcel(order.sequence, words, order.message[::-1]))
+
+
+class FakeKernel:
+    """Stands for the kernel, the loaded image and the peers in it."""
+
+    def __init__(self) -> None:
+        self.memory = bytearray(SIZE)
+        self.loaded = False
+        self.head = 0x5002
+        self.behaviour: Behaviour = obedient
+        self.orders: list[Parcel] = []
+        self.wanted = 0
+
+    def load(self, plan: Plan) -> None:
+        self.loaded = True
+
+    def unload(self, flags: int) -> None:
+        self.loaded = False
+
+    def is_loaded(self) -> bool:
+        return self.loaded
+
+    def jump(self) -> None:
+        channel = Channel(self.memory, COOKIE)
+        self.orders.append(channel.order())
+        self.wanted = int.from_bytes(self.memory[0xFF8:0x1000], "little")
+        self.behaviour(channel, channel.order())
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKernel]:
+    fake = FakeKernel()
+    page = SimpleNamespace(memory=fake.memory, address=0x200000, close=lambda: None)
+
+    def arrange(declared: list[Declared], path: Path) -> Arrangement:
+        made = [
+            Peer(d.name, "k", ["i"], "", (i * MIB, (i + 1) * MIB), (4096, 8192), i * MIB)
+            for i, d in enumerate(declared, 16)
+        ]
+        return Arrangement(Plan(0, (), ARCH_X86_64 | PRESERVE_CONTEXT), made, page, COOKIE)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "host", fake)
+    monkeypatch.setattr(module, "arrange", arrange)
+    monkeypatch.setattr(module, "_loaded_image", lambda: (0xFFFF, fake.head))
+    monkeypatch.setattr(module, "_is_other_image", lambda state: fake.loaded and fake.head != state.head)
+    monkeypatch.setattr(module.standing, "StandingPage", lambda path: page)
+    monkeypatch.setattr(module.standing, "remove", lambda path: None)
+    yield fake
+
+
+def declared(*names: str) -> list[Declared]:
+    return [Declared(name, Path("k"), (Path("i"),)) for name in names]
+
+
+def test_peers_are_remembered_from_one_command_to_the_next(kernel: FakeKernel, tmp_path: Path) -> None:
+    with Peers(tmp_path) as peers:
+        visits = peers.boot(declared("left", "right"), Order(message=b"abc"))
+    assert [(v.peer, v.resident, v.message) for v in visits] == [("left", True, b"cba"), ("right", True, b"cba")]
+    with Peers(tmp_path) as peers:
+        visit = peers.switch("right", Order("command", {"argv": ["x"]}, b"12", time_limit=5))
+        assert (visit.message, visit.report["release"]) == (b"21", "6.1.0")
+        assert peers.state is not None
+        assert [p.switches for p in peers.state.peers] == [1, 2]
+    order = kernel.orders[-1]
+    assert order.sequence == 3
+    assert (order.words["do"], order.words["argv"], order.words["time_limit"]) == ("command", ["x"], 5)
+    assert kernel.wanted == 17 * MIB
+
+
+def test_a_failed_job_leaves_the_peer_resident(kernel: FakeKernel, tmp_path: Path) -> None:
+    with Peers(tmp_path) as peers:
+        peers.boot(declared("B"))
+        kernel.behaviour = lambda c, o: c.report(
+            mailbox.OUTCOME_FAILED, Parcel(o.sequence, {"resident": True, "reason": "no such job"})
+        )
+        visit = peers.switch(None, Order("x"))
+        with pytest.raises(JumpError, match="B: no such job; this system went on unharmed"):
+            visit.raise_unless_done()
+        kernel.behaviour = obedient
+        peers.switch(None, Order()).raise_unless_done()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "why"),
+    [
+        (mailbox.OUTCOME_NONE, "without a report"),
+        (mailbox.OUTCOME_GONE, "it is gone"),
+        (mailbox.OUTCOME_FAILED, "longer than its time limit"),
+    ],
+)
+def test_a_peer_that_left_for_good_is_not_entered_again(
+    kernel: FakeKernel, tmp_path: Path, outcome: int, why: str
+) -> None:
+    with Peers(tmp_path) as peers:
+        peers.boot(declared("B", "C"))
+
+        def leaves(channel: Channel, order: Parcel) -> None:
+            if outcome == mailbox.OUTCOME_FAILED:
+                channel.report(outcome, Parcel(order.sequence, {"reason": "longer than its time limit"}))
+            else:
+                channel.note({}, outcome)
+
+        kernel.behaviour = leaves
+        assert not peers.switch("B", Order()).resident
+        jumps = len(kernel.orders)
+        with pytest.raises(UsageError, match=why):
+            peers.switch("B", Order())
+        assert len(kernel.orders) == jumps
+        kernel.behaviour = obedient
+        assert peers.switch("C", Order()).resident
+
+
+def test_an_image_that_is_not_the_peers_is_never_entered(kernel: FakeKernel, tmp_path: Path) -> None:
+    with Peers(tmp_path) as peers:
+        peers.boot(declared("B"))
+    kernel.head = 0x9002
+    with Peers(tmp_path) as peers:
+        with pytest.raises(HostError, match="gone: something else was loaded"):
+            peers.switch("B", Order())
+        assert peers.drop() == ["B"]
+    assert kernel.loaded, "what somebody else loaded stays"
+    assert len(kernel.orders) == 1
+
+
+def test_after_a_resume_the_peers_are_gone_and_others_can_be_started(kernel: FakeKernel, tmp_path: Path) -> None:
+    with Peers(tmp_path) as peers:
+        peers.boot(declared("B"))
+    kernel.loaded = False
+    with Peers(tmp_path) as peers:
+        assert [p["state"] for p in peers.listing()] == ["lost"]
+        peers.boot(declared("B"))
+        assert peers.switch("B", Order()).resident
+
+
+def test_a_boot_that_fails_leaves_nothing(kernel: FakeKernel, tmp_path: Path) -> None:
+    kernel.behaviour = lambda c, o: c.note({}, mailbox.OUTCOME_GONE)
+    with Peers(tmp_path) as peers:
+        with pytest.raises(JumpError, match="B: it is gone"):
+            peers.boot(declared("B"))
+        assert not kernel.loaded
+        with pytest.raises(UsageError, match="no resident peer"):
+            peers.switch("B", Order())
+
+
+def test_peers_are_not_replaced_without_being_dropped(kernel: FakeKernel, tmp_path: Path) -> None:
+    with Peers(tmp_path) as peers:
+        peers.boot(declared("B"))
+        with pytest.raises(UsageError, match=r"resident peers already \(B\)"):
+            peers.boot(declared("C"))
+        assert peers.drop() == ["B"]
+        assert not kernel.loaded
+        peers.boot(declared("C"))
+
+
+def test_a_message_too_long_is_refused_before_the_jump(kernel: FakeKernel, tmp_path: Path) -> None:
+    with Peers(tmp_path) as peers:
+        peers.boot(declared("B"))
+        with pytest.raises(UsageError, match="too long"):
+            peers.switch("B", Order(message=bytes(2 << 20)))
+        assert len(kernel.orders) == 1
+        assert peers.switch("B", Order()).resident
