@@ -185,3 +185,16 @@ def test_a_message_too_long_is_refused_before_the_jump(kernel: FakeKernel, tmp_p
             peers.switch("B", Order(message=bytes(2 << 20)))
         assert len(kernel.orders) == 1
         assert peers.switch("B", Order()).resident
+
+
+def test_what_is_remembered_may_be_damaged_and_is_dropped_all_the_same(kernel: FakeKernel, tmp_path: Path) -> None:
+    with Peers(tmp_path) as peers:
+        peers.boot(declared("B"))
+    (tmp_path / "peers.json").write_text("{")
+    with pytest.raises(HostError, match="`kjump drop` clears it"), Peers(tmp_path):
+        pass
+    with Peers(tmp_path, even_damaged=True) as peers:
+        assert peers.drop() == []
+    assert not kernel.loaded
+    with Peers(tmp_path) as peers:
+        assert peers.state is None

@@ -179,7 +179,7 @@ def drop_command() -> None:
     """Let all resident peers go, and give their memory back."""
     from kjump.resident.peers import Peers
 
-    with Peers() as peers:
+    with Peers(even_damaged=True) as peers:
         names = peers.drop()
     click.echo(f"dropped {', '.join(names)}" if names else "there was no resident peer")
 

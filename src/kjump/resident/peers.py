@@ -63,9 +63,11 @@ class Visit:
 class Peers:
     """The resident peers of the running kernel; use as a context manager, which locks them."""
 
-    def __init__(self, folder: Path = FOLDER) -> None:
-        """Keep what is remembered in `folder`."""
+    def __init__(self, folder: Path = FOLDER, *, even_damaged: bool = False) -> None:
+        """Keep what is remembered in `folder`; with `even_damaged` that may be unreadable, to be dropped."""
         self._ledger = Ledger(folder)
+        self._even_damaged = even_damaged
+        self._damaged = False
         self.state: State | None = None
 
     def __enter__(self) -> Peers:
@@ -74,8 +76,10 @@ class Peers:
         try:
             self.state = self._ledger.read()
         except KjumpError:
-            self._ledger.__exit__(None, None, None)
-            raise
+            if not self._even_damaged:
+                self._ledger.__exit__(None, None, None)
+                raise
+            self._damaged = True
         return self
 
     def __exit__(
@@ -179,7 +183,7 @@ class Peers:
         """Let all peers go and give their memory back; returns their names. HostError when the kernel refuses."""
         state, self.state = self.state, None
         names = [p.name for p in state.peers] if state else []
-        if state is not None and not _is_other_image(state):
+        if self._damaged or (state is not None and not _is_other_image(state)):
             host.unload(ARCH_X86_64)
         self._ledger.forget()
         standing.remove(self._ledger.channel_path)
