@@ -7,6 +7,7 @@ limit, a panic, a kernel that refuses to leave by its door) ends its residency: 
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 from typing import Any
 
@@ -31,10 +32,20 @@ def run(role: Role) -> None:
         return
     extra: dict[str, Any] = {"boot_seconds": uptime()}
     while True:
+        _reap()
         visit = _Visit(role, residence, order, crash_is_covered)
         answer = visit.work()
         order = visit.leave(dataclasses.replace(answer, words=extra | answer.words))
         extra = {}
+
+
+def _reap() -> None:
+    """Take leave of what earlier jobs left in the background and has ended: PID 1 is its parent."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
 
 
 class _Visit:
@@ -47,6 +58,7 @@ class _Visit:
         self._crash_is_covered = crash_is_covered
         self._guard = Guard()
         self._leaving = threading.Lock()
+        self._left = False
 
     def work(self) -> Answer:
         """Do what A ordered."""
@@ -80,12 +92,15 @@ class _Visit:
     def _expired(self, seconds: float) -> None:
         reason = f"the job took longer than its time limit of {seconds:.0f} s"
         with self._leaving:
+            if self._left:
+                return  # the job ended while the clock struck
             self._guard.stop_watchdog()
             self._residence.leave(Answer(mailbox.OUTCOME_FAILED, {"reason": reason}))
 
     def leave(self, answer: Answer) -> Parcel:
         """Go to A with `answer`; return the next order."""
         with self._leaving:
+            self._left = True
             self._guard.disarm()
             self._guard.stop_watchdog()
             try:
