@@ -16,7 +16,7 @@ from kjump.ranges import Range
 
 @pytest.fixture
 def campaign(tmp_path: Path) -> Campaign:
-    return Campaign(tmp_path, version="6.12", seed=1, size=Size(), jobs=1, tell=lambda _: None)
+    return Campaign(tmp_path, version="6.12", seed=1, size=Size(), jobs=2, tell=lambda _: None)
 
 
 def raising(error: Exception) -> Callable[[Campaign], str]:
