@@ -5,11 +5,16 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from kjump.cli.options import SIZE, human, print_json
+
+if TYPE_CHECKING:
+    from kjump.lab.bigimage import BigImage
 
 
 @click.group()
@@ -105,11 +110,7 @@ def demo_hibernate(
     from kjump.lab import hibernation
     from kjump.lab.scene import Hardware
 
-    begun = time.monotonic()
-
-    def tell(text: str) -> None:
-        click.echo(f"[{time.monotonic() - begun:6.1f} s] {text}", err=True)
-
+    tell = _clock()
     with tempfile.TemporaryDirectory(prefix="kjump-demo-") as temporary:
         folder = keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,11 +145,7 @@ def demo_faults(
     """Provoke all that may go wrong in a hibernation, and say what came of it."""
     from kjump.lab import faults
 
-    begun = time.monotonic()
-
-    def tell(text: str) -> None:
-        click.echo(f"[{time.monotonic() - begun:6.1f} s] {text}", err=True)
-
+    tell = _clock()
     findings = []
     size = faults.QUICK if quick else faults.Size()
     with tempfile.TemporaryDirectory(prefix="kjump-faults-") as temporary:
@@ -166,6 +163,39 @@ def demo_faults(
     sys.exit(0 if ok else 1)
 
 
+@demo.command("big-image")
+@click.option("--kernel", "version", default="6.12", show_default=True, help="Kernel version.")
+@click.option("--memory", type=SIZE, help="RAM of the machine (default: 1G, then 4G).")
+@click.option(
+    "--share", type=click.FloatRange(0.1, 0.95), help="How much of it to fill (default: 0.65 of 1G, 0.9 of 4G)."
+)
+@click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True)
+@click.option("--cpu", default="max", show_default=True, help="QEMU CPU model.")
+@click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Keep disks and console log there.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def demo_big_image(
+    version: str, memory: int | None, share: float | None, cpus: int, cpu: str, keep: Path | None, as_json: bool
+) -> None:
+    """Save machines nearly full of random bytes, which swsusp refuses, and bring them back."""
+    from kjump.lab import bigimage
+    from kjump.lab.scene import Hardware
+
+    tell = _clock()
+    results = []
+    for size, usual in [(memory, 0.65)] if memory else [(1 << 30, 0.65), (4 << 30, 0.9)]:
+        tell(f"a machine of {human(size)}")
+        with tempfile.TemporaryDirectory(prefix="kjump-demo-") as temporary:
+            folder = (keep or Path(temporary)) / f"{size >> 20}M"
+            folder.mkdir(parents=True, exist_ok=True)
+            hardware = Hardware(size, cpus, cpu)
+            results.append(bigimage.run(folder, version=version, hardware=hardware, share=share or usual, tell=tell))
+    if as_json:
+        print_json({"ok": all(r.ok for r in results), "machines": [r.as_json() for r in results]})
+    else:
+        _big_images(results)
+    sys.exit(0 if all(r.ok for r in results) else 1)
+
+
 @demo.command("call")
 @click.option("--kernel", "version", default="6.12", show_default=True, help="Kernel version.")
 @click.option("--memory", type=SIZE, default="512M", show_default=True, help="RAM of the machine.")
@@ -178,11 +208,7 @@ def demo_call(version: str, memory: int, cpus: int, cpu: str, calls: int, as_jso
     from kjump.lab import call
     from kjump.lab.scene import Hardware
 
-    begun = time.monotonic()
-
-    def tell(text: str) -> None:
-        click.echo(f"[{time.monotonic() - begun:6.1f} s] {text}", err=True)
-
+    tell = _clock()
     hardware = Hardware(memory, cpus, cpu)
     with tempfile.TemporaryDirectory(prefix="kjump-demo-") as folder:
         result = call.run(Path(folder), version=version, hardware=hardware, calls=calls, tell=tell)
@@ -225,11 +251,7 @@ def demo_switch(
     from kjump.lab import switching
     from kjump.lab.scene import Hardware
 
-    begun = time.monotonic()
-
-    def tell(text: str) -> None:
-        click.echo(f"[{time.monotonic() - begun:6.1f} s] {text}", err=True)
-
+    tell = _clock()
     with tempfile.TemporaryDirectory(prefix="kjump-demo-") as temporary:
         folder = keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -253,6 +275,30 @@ def demo_switch(
         for name, good in result.checks.items():
             click.echo(f"{'ok  ' if good else 'FAIL'} {name}")
     sys.exit(0 if result.ok else 1)
+
+
+def _clock() -> Callable[[str], None]:
+    """Return a function that prints a line with the seconds since now in front."""
+    begun = time.monotonic()
+
+    def tell(text: str) -> None:
+        click.echo(f"[{time.monotonic() - begun:6.1f} s] {text}", err=True)
+
+    return tell
+
+
+def _big_images(results: Sequence[BigImage]) -> None:
+    for result in results:
+        click.echo(
+            f"Linux {result.kernel}, {human(result.memory_bytes)} of RAM, {result.share:.0%} of it random bytes: "
+            f"{human(result.saved_bytes)} of memory in an image of {human(result.image_bytes)}, "
+            f"saved in {result.phases['save']:.1f} s, restored in {result.phases['restore']:.1f} s"
+        )
+        click.echo(f"     swsusp in the same machine: {result.swsusp['errno']}")
+        for line in result.swsusp["log"]:
+            click.echo(f"       {line}")
+        for name, good in result.checks.items():
+            click.echo(f"{'ok  ' if good else 'FAIL'} {name}")
 
 
 def _timeline(result: object) -> None:

@@ -132,15 +132,15 @@ def phases(suspended: Suspended, machine: Machine, resumed: Resumed) -> dict[str
     return {name: round(seconds[name], 3) for name in PHASES}
 
 
-def start_workload(guest: Guest, fill: int) -> dict[str, Any]:
+def start_workload(guest: Guest, fill: int, *options: str) -> dict[str, Any]:
     """Start the workload in the guest, check that it works, and return its first account of itself."""
-    guest.run("python3", "-m", "kjump.lab.workload", "start", "--fill", str(fill), timeout=600)
+    guest.run("python3", "-m", "kjump.lab.workload", "start", "--fill", str(fill), *options, timeout=600)
     return verify_workload(guest)
 
 
 def verify_workload(guest: Guest) -> dict[str, Any]:
     """Return the workload's account: {"checks", "values", "pages"}."""
-    reply = guest.run("python3", "-m", "kjump.lab.workload", "verify", check=False)
+    reply = guest.run("python3", "-m", "kjump.lab.workload", "verify", check=False, timeout=600)
     if not reply.stdout:
         raise LabError(f"the workload does not answer: {reply.stderr.strip()}")
     answer: dict[str, Any] = json.loads(reply.stdout)

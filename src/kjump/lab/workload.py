@@ -1,8 +1,9 @@
 """Work for Linux A that a hibernation must not disturb, and the check that it did not.
 
 `start` leaves these behind: a process that counts, 200 MiB of tmpfs and an anonymous buffer with known digests,
-a process that appends numbered lines to a file on ext4, two processes with a pipe between them. `verify`
-prints a JSON object: check name -> bool. Run in the guest: `python3 -m kjump.lab.workload start|verify`.
+a process that appends numbered lines to a file on ext4, two processes with a pipe between them, and memory filled
+with random bytes or with those of a disk. `verify` prints a JSON object: check name -> bool. Run in the guest:
+`python3 -m kjump.lab.workload start|verify`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import struct
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ _TMPFS = Path("/mnt/ram")
 _LOG = Path("/var/workload.log")
 _SLOTS = ("counter", "appender", "producer", "consumer", "pipe_errors")
 _PAGE = 4096
+_PIECE = 16 * MIB
 _VALUES = b"values"
 _EVERYTHING = b"everything"
 
@@ -108,29 +112,76 @@ def _consume(board: _Board, pipe: int) -> None:
         board.add("consumer")
 
 
-def start(fill: int, seed: int) -> None:
-    """Start the workload in the background; `fill` more bytes of random memory. Returns when all is in place."""
+@dataclass(frozen=True)
+class Filling:
+    """Memory filled beside the rest: `size` bytes, random or from `source` (a disk or file), locked if wanted.
+
+    `digest` is what `digest` of it shall be; found out when it is empty.
+    """
+
+    size: int = 0
+    source: str = ""
+    digest: str = ""
+    locked: bool = False
+
+    def make(self) -> mmap.mmap:
+        """Return the filled memory. What is read from `source` does not stay in the page cache."""
+        memory = mmap.mmap(-1, max(self.size, _PAGE))
+        if self.source:
+            fd = os.open(self.source, os.O_RDONLY | os.O_DIRECT)
+            with memoryview(memory) as view:
+                for at in range(0, self.size, MIB):
+                    os.preadv(fd, [view[at : min(at + MIB, self.size)]], at)
+            os.close(fd)
+        else:
+            for at in range(0, self.size, MIB):
+                piece = os.urandom(min(MIB, self.size - at))
+                memory[at : at + len(piece)] = piece
+        if self.locked:
+            _lock(memory)
+        return memory
+
+
+def _lock(memory: mmap.mmap) -> None:
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    if libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(len(memory))):
+        raise OSError(ctypes.get_errno(), "mlock")
+
+
+def digest(memory: mmap.mmap) -> str:
+    """Return a digest of `memory`, made on all CPUs: SHA-256 of the SHA-256 digests of its pieces of 16 MiB."""
+    with memoryview(memory) as view, ThreadPoolExecutor(os.cpu_count()) as pool:
+        pieces = [view[at : at + _PIECE] for at in range(0, len(view), _PIECE)]
+        digests = list(pool.map(lambda piece: hashlib.sha256(piece).digest(), pieces))
+        for piece in pieces:
+            piece.release()
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def start(filling: Filling, seed: int, tmpfs: int = TMPFS_SIZE) -> None:
+    """Start the workload in the background, with `tmpfs` bytes of tmpfs. Returns when all is in place."""
     ready_in, ready_out = os.pipe()
     if os.fork() == 0:
         os.setsid()
         null = os.open("/dev/null", os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
-        _serve(fill, seed, ready_out)
+        _serve(filling, seed, tmpfs, ready_out)
         os._exit(1)
     os.close(ready_out)
     if os.read(ready_in, 1) != b"+":
         raise SystemExit("the workload did not start")
 
 
-def _serve(fill: int, seed: int, ready: int) -> None:
-    digest = _write_tmpfs(seed)
+def _serve(filling: Filling, seed: int, tmpfs: int, ready: int) -> None:
+    tmpfs_digest = _write_tmpfs(tmpfs, seed)
     buffer = mmap.mmap(-1, BUFFER_SIZE)
     for index in range(BUFFER_SIZE // _PAGE):
         buffer[index * _PAGE : (index + 1) * _PAGE] = _pattern_page(index)
     known_digest = _digest_of(_pattern_page(index) for index in range(BUFFER_SIZE // _PAGE))
-    filler = [os.urandom(min(MIB, fill - at)) for at in range(0, fill, MIB)]
-    fill_digest = _digest_of(filler)
     board = _Board()
     pipe_out, pipe_in = os.pipe()
     pids = [
@@ -140,6 +191,8 @@ def _serve(fill: int, seed: int, ready: int) -> None:
         _spawn(_consume, board, pipe_out),
     ]
     started = [_start_time(pid) for pid in pids]
+    filled = filling.make()  # after the forks: page tables of gigabytes need not be copied
+    fill_digest = filling.digest or digest(filled)
     server = socket.socket(socket.AF_UNIX)
     server.bind(_SOCKET)
     server.listen()
@@ -150,9 +203,9 @@ def _serve(fill: int, seed: int, ready: int) -> None:
         if connection.recv(16) == _EVERYTHING:
             answer["pages"] = _pattern_frames(buffer)
             answer["checks"] = {
-                "tmpfs": _hash_file(_TMPFS / "content") == digest,
+                "tmpfs": _hash_file(_TMPFS / "content") == tmpfs_digest,
                 "buffer": _digest_of([buffer]) == known_digest,
-                "fill": _digest_of(filler) == fill_digest,
+                "fill": digest(filled) == fill_digest,
                 "processes": [_start_time(pid) for pid in pids] == started,
             }
             answer["values"] = board.values()
@@ -175,17 +228,17 @@ def _pattern_frames(buffer: mmap.mmap) -> list[int]:
     return [entry & ((1 << 55) - 1) if entry >> 63 else 0 for entry in entries]
 
 
-def _write_tmpfs(seed: int) -> str:
+def _write_tmpfs(size: int, seed: int) -> str:
     from kjump.roles.system import mount
 
     _TMPFS.mkdir(exist_ok=True)
-    mount("tmpfs", str(_TMPFS), "tmpfs", 0, f"size={TMPFS_SIZE + MIB}")
-    digest = hashlib.sha256()
+    mount("tmpfs", str(_TMPFS), "tmpfs", 0, f"size={size + MIB}")
+    hasher = hashlib.sha256()
     with (_TMPFS / "content").open("wb") as file:
-        for block in content(TMPFS_SIZE, seed):
+        for block in content(size, seed):
             file.write(block)
-            digest.update(block)
-    return digest.hexdigest()
+            hasher.update(block)
+    return hasher.hexdigest()
 
 
 def _hash_file(path: Path) -> str:
@@ -194,10 +247,10 @@ def _hash_file(path: Path) -> str:
 
 
 def _digest_of(pieces: Iterable[bytes | mmap.mmap]) -> str:
-    digest = hashlib.sha256()
+    hasher = hashlib.sha256()
     for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()
+        hasher.update(piece)
+    return hasher.hexdigest()
 
 
 def _start_time(pid: int) -> str:
@@ -238,11 +291,16 @@ def main() -> None:
     """Run as a command."""
     parser = argparse.ArgumentParser(prog="workload")
     parser.add_argument("what", choices=("start", "verify"))
-    parser.add_argument("--fill", type=int, default=0, help="bytes of random memory more")
+    parser.add_argument("--fill", type=int, default=0, help="bytes of memory to fill")
+    parser.add_argument("--fill-from", default="", help="a disk to fill it from, else it is random")
+    parser.add_argument("--fill-digest", default="", help="the digest it shall have")
+    parser.add_argument("--lock", action="store_true", help="lock it, so that it cannot be swapped out")
+    parser.add_argument("--tmpfs", type=int, default=TMPFS_SIZE, help="bytes of tmpfs")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     if options.what == "start":
-        start(options.fill, options.seed)
+        filling = Filling(options.fill, options.fill_from, options.fill_digest, options.lock)
+        start(filling, options.seed, options.tmpfs)
     else:
         answer = verify()
         print(json.dumps(answer))

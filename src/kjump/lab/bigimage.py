@@ -1,0 +1,169 @@
+"""A machine nearly full of random bytes comes back, after swsusp was tried in the same machine and refused.
+
+The bytes come from a disk (a guest without hardware support makes random ones slowly) and are locked in memory. swsusp
+can make room by swapping out, if there is swap for that and for its image; what cannot be swapped out (locked
+memory, huge pages, ramfs, drivers' memory) it cannot save beyond half of RAM, for it copies what it saves.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kjump.errors import LabError
+from kjump.lab import hibernation
+from kjump.lab import kernel as kernels
+from kjump.lab.hibernation import Resumed, Suspended
+from kjump.lab.qemu import Guest, Machine
+from kjump.lab.scene import Hardware, Scene, make_disk
+from kjump.lab.workload import digest
+
+MIB = 1 << 20
+_SOURCE_DEVICE = "/dev/vdc"
+_SWAP_DEVICE = "/dev/vdd"
+_TMPFS = 16 * MIB
+
+_SWSUSP = f"""
+import errno, json, os, subprocess
+for command in (["mkswap", "{_SWAP_DEVICE}"], ["swapon", "{_SWAP_DEVICE}"]):
+    subprocess.run(command, check=True, capture_output=True)
+open("/sys/power/disk", "w").write("shutdown")
+open("/dev/kmsg", "w").write("lab: swsusp is asked\\n")
+number = 0
+try:
+    os.write(os.open("/sys/power/state", os.O_WRONLY), b"disk")
+except OSError as error:
+    number = error.errno
+log = subprocess.run(["dmesg"], capture_output=True, text=True).stdout.rpartition("lab: swsusp is asked")[2]
+lines = [line.partition("] ")[2] for line in log.splitlines() if "hibernation" in line]
+subprocess.run(["swapoff", "{_SWAP_DEVICE}"], check=True)
+print(json.dumps({{"errno": errno.errorcode.get(number, str(number)), "log": lines}}))
+"""
+
+
+@dataclass
+class BigImage:
+    """What came of it; sizes in bytes, `phases` in seconds.
+
+    `share` is how much of `memory_bytes` was filled. `swsusp` says what swsusp answered: `errno`, and its `log`.
+    """
+
+    kernel: str
+    memory_bytes: int
+    filled_bytes: int
+    share: float
+    swsusp: dict[str, Any] = field(default_factory=dict)
+    available_bytes: int = 0
+    window_bytes: int = 0
+    saved_bytes: int = 0
+    image_bytes: int = 0
+    phases: dict[str, float] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+    checks: dict[str, bool] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check holds."""
+        return bool(self.checks) and all(self.checks.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as one JSON object."""
+        return {"ok": self.ok, **vars(self)}
+
+
+def run(
+    folder: Path,
+    *,
+    version: str,
+    hardware: Hardware,
+    share: float,
+    tell: Callable[[str], None] = lambda _: None,
+) -> BigImage:
+    """Fill `share` (0 to 1) of the machine's RAM, let swsusp try, hibernate, resume, and compare the contents.
+
+    LabError when a step cannot be done.
+    """
+    kernel = kernels.build(version)
+    filled = math.ceil(hardware.memory * share / MIB) * MIB
+    result = BigImage(kernel.release, hardware.memory, filled, round(filled / hardware.memory, 3))
+    tell(f"making {filled // MIB} MiB of random bytes, and the disks")
+    source, swap = folder / "random.img", folder / "swap.img"
+    expected = _make_random(source, filled)
+    make_disk(swap, hardware.memory * 2)
+    target_size = hardware.memory + hardware.memory // 16 + 64 * MIB
+    scene = Scene(folder, kernel, hardware, target_size, options=f"resume={_SWAP_DEVICE}").prepare()
+    disks = _disks(source, swap)
+    with scene.machine(extra=disks) as machine:
+        machine.guest.event("ready", timeout=120)
+        tell("filling the memory")
+        _fill(machine.guest, filled, expected)
+        tell("swsusp tries")
+        result.swsusp = _try_swsusp(machine.guest)
+        result.checks["swsusp_refused"] = result.swsusp["errno"] == "ENOMEM"
+        result.available_bytes = _available(machine.guest)
+        tell(f"swsusp: {result.swsusp['errno']}; {result.available_bytes // MIB} MiB available; hibernating")
+        suspended = hibernation.suspend(machine, timeout=600)
+    tell("off; starting the machine again")
+    with scene.machine(extra=disks) as machine:
+        resumed = hibernation.resume(machine, suspended.command, timeout=600)
+        tell("resumed; looking at what it holds")
+        _account(result, suspended, machine, resumed)
+    return result
+
+
+def _make_random(path: Path, size: int) -> str:
+    """Write `size` random bytes to `path`; return their digest as the workload makes it."""
+    with path.open("w+b") as file:
+        for _ in range(0, size, MIB):
+            file.write(os.urandom(MIB))
+        file.flush()
+        with mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) as content:
+            return digest(content)
+
+
+def _disks(source: Path, swap: Path) -> tuple[str, ...]:
+    arguments: list[str] = []
+    for name, path in (("source", source), ("swap", swap)):
+        arguments += ["-drive", f"file={path},format=raw,if=none,id={name},cache=none,aio=threads"]
+        arguments += ["-device", f"virtio-blk-pci,drive={name}"]
+    return tuple(arguments)
+
+
+def _fill(guest: Guest, size: int, expected: str) -> None:
+    options = ["--fill", str(size), "--fill-from", _SOURCE_DEVICE, "--fill-digest", expected, "--lock"]
+    guest.run("python3", "-m", "kjump.lab.workload", "start", *options, "--tmpfs", str(_TMPFS), timeout=600)
+
+
+def _try_swsusp(guest: Guest) -> dict[str, Any]:
+    """Ask swsusp to save the machine; LabError when it does, and the machine is off."""
+    reply = guest.run("python3", "-c", _SWSUSP, timeout=600)
+    answer: dict[str, Any] = json.loads(reply.stdout)
+    if answer["errno"] == "0":
+        raise LabError("swsusp saved the machine and came back: it was not full enough to show anything")
+    return answer
+
+
+def _available(guest: Guest) -> int:
+    """Return MemAvailable of the guest in bytes."""
+    lines = guest.run("cat", "/proc/meminfo").stdout.splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+
+
+def _account(result: BigImage, suspended: Suspended, machine: Machine, resumed: Resumed) -> None:
+    """Add what the hibernation came to, and the checks of the contents."""
+    result.checks["exit_status"] = resumed.reply.status == 0
+    if resumed.reply.status:
+        raise LabError(f"kjump hibernate came back with exit {resumed.reply.status}: {resumed.reply.stderr.strip()}")
+    answer = json.loads(resumed.reply.stdout)
+    result.window_bytes = answer["window_bytes"]
+    result.report = answer["report"]
+    result.image_bytes = answer["report"]["saved"]["image_bytes"]
+    result.saved_bytes = answer["report"]["saved"]["kept_bytes"]
+    result.phases = hibernation.phases(suspended, machine, resumed)
+    result.checks |= hibernation.verify_workload(machine.guest)["checks"]
