@@ -34,6 +34,8 @@ _PASSED_ON = (
     "tsc",
     "loglevel",
     "quiet",
+    "debug",
+    "ignore_loglevel",
     "kjump.status",
 )
 
@@ -41,18 +43,27 @@ _BACK_AFTER_PANIC = (f"crashkernel={CRASH_KERNEL_SIZE >> 20}M", "oops=panic", "u
 """What is more than a panic (an oops, the watchdog's NMI) shall be one: then the crash slot leads back to A."""
 
 
+_LOUD = ("loglevel", "quiet", "debug", "ignore_loglevel")
+"""Whoever says how much the kernel shall print gets that; else B and C print warnings only: a serial line is slow."""
+
+
 def machine_options(own: str) -> str:
     """Return those options of the command line `own` that are about the machine: console, ACPI, PCI, clock."""
     return " ".join(word for word in shlex.split(own) if word.partition("=")[0] in _PASSED_ON)
 
 
-def command_line(own: str, role: str, *, la57: bool) -> str:
+def command_line(own: str, role: str, *, la57: bool, loops_per_jiffy: int = 0) -> str:
     """Return the command line for a second kernel in `role`, from `own`, the running kernel's.
 
     Options about the machine are passed on, those about the system are not. The second kernel must use as many
-    levels of page tables as A (`la57`: five), and stay where it was loaded.
+    levels of page tables as A (`la57`: five), and stay where it was loaded. `loops_per_jiffy` spares it the measuring
+    (see docs/speed.md); 0 when the second kernel is not the same build as the one that measured it.
     """
     options = [] if la57 else ["no5lvl"]
+    if not any(word.partition("=")[0] in _LOUD for word in shlex.split(own)):
+        options.append("quiet")
+    if loops_per_jiffy:
+        options.append(f"lpj={loops_per_jiffy}")
     if role != "restorer":
         options += _BACK_AFTER_PANIC
     return " ".join([machine_options(own), *options, "nokaslr", "panic=5", f"kjump.role={role}"]).strip()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kjump import _core
 from kjump.errors import FormatError, ImageError
@@ -13,10 +13,13 @@ from kjump.formats import seekable
 from kjump.formats.e820 import E820Entry, difference
 from kjump.formats.superblock import State, Superblock
 from kjump.hibernate import image
-from kjump.hibernate.save import Progress
 from kjump.hibernate.target import Target, check_digest, why_not_resumable
+from kjump.kexec import running
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
+
+if TYPE_CHECKING:
+    from kjump.hibernate.save import Progress
 
 PHYSICAL_MEMORY = "/dev/mem"
 
@@ -124,6 +127,7 @@ def restore(
     return {
         "restored_bytes": sum(s.length for s in spans),
         "restore_seconds": round(time.monotonic() - begun, 3),
+        "restore_memory": running.memory_use(),
     }
 
 

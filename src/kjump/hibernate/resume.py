@@ -49,7 +49,8 @@ class PreparedResume:
             "target": self.target.place.as_json(),
             "report": report,
         }
-        line = peer.command_line(running.command_line(), "restorer", la57=facts["la57"])
+        lpj = facts.get("loops_per_jiffy", 0) if self._kernel.release == facts["release"] else 0
+        line = peer.command_line(running.command_line(), "restorer", la57=facts["la57"], loops_per_jiffy=lpj)
         peer_kernel = LinuxPeer(self._kernel, with_job(self._initrd, job), line, layout)
         return peer_kernel.plan(around, preserve=False)
 

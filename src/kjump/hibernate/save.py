@@ -18,6 +18,7 @@ from kjump.formats import elf, notes, seekable, vmcoreinfo
 from kjump.formats.superblock import State, Superblock
 from kjump.hibernate import image
 from kjump.hibernate.target import Target, digest
+from kjump.kexec import running
 from kjump.kexec.shadow import ParkedMemory, Shadow, walk
 from kjump.memory import PAGE_SIZE, FileMemory, FilePiece
 from kjump.ranges import RangeSet
@@ -72,12 +73,13 @@ def _vmcoreinfo_note(fd: int, program_headers: tuple[elf.ProgramHeader, ...]) ->
 
 @dataclass(frozen=True)
 class SaveResult:
-    """What a save came to: bytes kept of A, bytes of the image on the target, seconds of each step."""
+    """What a save came to: bytes kept of A, bytes of the image on the target, seconds of each step, B's memory."""
 
     kept_bytes: int
     image_bytes: int
     select_seconds: float
     write_seconds: float
+    memory: dict[str, int]
 
     def as_report(self) -> dict[str, Any]:
         """Return it as JSON for the mailbox and the superblock."""
@@ -86,6 +88,7 @@ class SaveResult:
             "image_bytes": self.image_bytes,
             "select_seconds": round(self.select_seconds, 3),
             "write_seconds": round(self.write_seconds, 3),
+            "memory": self.memory,
         }
 
 
@@ -123,7 +126,8 @@ def save(
         reason = f"writing the image to {target.path} failed: {error.strerror}"
         _note_failure(target, superblock, reason)
         raise TargetError(reason) from None
-    result = SaveResult(selection.kept.size * PAGE_SIZE, length, selected - begun, time.monotonic() - selected)
+    seconds = (selected - begun, time.monotonic() - selected)
+    result = SaveResult(selection.kept.size * PAGE_SIZE, length, *seconds, running.memory_use())
     target.write_superblock(
         superblock.evolve(
             state=State.COMPLETE,

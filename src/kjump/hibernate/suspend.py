@@ -135,7 +135,8 @@ def _prepare(request: Request, kcore: running.Kcore, target: Target, tell: Calla
     tell(f"window {window}, {window.size >> 20} MiB")
     kernel = bzimage.parse(request.kernel.read_bytes())
     job = save_job(request, kcore, around, layout, target, tell) | {"do": "save", "gate": layout.gate}
-    line = peer.command_line(running.command_line(), "second", la57=job["facts"]["la57"])
+    lpj = job["facts"]["loops_per_jiffy"] if kernel.release == job["facts"]["release"] else 0
+    line = peer.command_line(running.command_line(), "second", la57=job["facts"]["la57"], loops_per_jiffy=lpj)
     line = f"{line} {request.append}".rstrip()
     second = LinuxPeer(kernel, with_job(request.initrd.read_bytes(), job), line, layout)
     return _Prepared(box, second.plan(around, preserve=True), layout)
@@ -160,7 +161,7 @@ def save_job(
         "target": target.place.as_json(),
         "cookie": cookie.hex(),
         "ram": [(r.start, r.end) for r in around.ram],
-        "facts": _facts(around, layout),
+        "facts": _facts(around, layout) | {"loops_per_jiffy": running.loops_per_jiffy(kcore)},
         "file_systems": filesystems.mounted(),
         "free_pages": running.free_page_policy(kcore),
         "level": request.level,

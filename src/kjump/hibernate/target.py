@@ -15,7 +15,6 @@ import fcntl
 import hashlib
 import mmap
 import os
-import secrets
 import stat
 import struct
 import time
@@ -190,7 +189,7 @@ class Target:
 
     def write_fresh(self, state: State, generation: int) -> Superblock:
         """Write and return a superblock with a new cookie, and before it the extent map that goes with it."""
-        cookie = secrets.token_bytes(16)
+        cookie = os.urandom(16)
         extent_map = self.extent_map(cookie)
         if extent_map:
             self.write(SUPERBLOCK_SIZE, extent_map)

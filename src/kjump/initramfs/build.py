@@ -20,6 +20,7 @@ from kjump import _core
 from kjump.errors import HostError
 from kjump.formats import cpio
 from kjump.gates import door_binary, gate_binary
+from kjump.initramfs import precompiled
 from kjump.initramfs.contents import FILE_LIST, KERNEL
 
 ENTRY_MODULE = "kjump.roles.init"
@@ -32,7 +33,12 @@ import importlib, json, sys
 entry, extra, left_out = json.loads(sys.argv[1])
 for name in left_out:
     sys.modules[name] = None
+from kjump.initramfs import precompiled
+texts = []
+precompiled.record(texts)
 for name in [entry, *extra]:
+    importlib.import_module(name)
+for name in sys.modules[entry].ROLES.values():
     importlib.import_module(name)
 found = {}
 for name, module in sys.modules.items():
@@ -40,10 +46,13 @@ for name, module in sys.modules.items():
     origin = getattr(module, "__file__", None) or (spec and spec.origin)
     if name != "__main__" and module is not None and origin and origin not in ("built-in", "frozen"):
         found[name] = [origin, bool(getattr(module, "__path__", None))]
-print(json.dumps(found))
+print(json.dumps([found, sorted(set(texts))]))
 """
 
 _INIT = """#!/usr/bin/python3 -IS
+from kjump.initramfs import precompiled
+
+precompiled.use()
 from kjump.roles.init import main
 
 main()
@@ -72,12 +81,16 @@ class Module:
         return ".so" in self.origin.suffixes
 
 
-def modules(python: str = sys.executable, more: Sequence[str] = ()) -> list[Module]:
-    """Return the modules that the roles and `more` need, by name; HostError when they cannot be imported."""
+def modules(python: str = sys.executable, more: Sequence[str] = ()) -> tuple[list[Module], list[str]]:
+    """Return the modules that the roles and `more` need, by name, and the texts that dataclasses compile in them.
+
+    HostError when they cannot be imported.
+    """
     argument = json.dumps([ENTRY_MODULE, [*_EXTRA_MODULES, *more], _LEFT_OUT])
     output = _run([python, "-I", "-c", _LIST_MODULES, argument])
-    found = json.loads(output)
-    return [Module(name, Path(origin), package) for name, (origin, package) in sorted(found.items()) if _wanted(name)]
+    found, texts = json.loads(output)
+    names = [name for name in sorted(found) if _wanted(name)]
+    return [Module(name, Path(found[name][0]), found[name][1]) for name in names], texts
 
 
 def _wanted(name: str) -> bool:
@@ -129,7 +142,7 @@ def _stripped(file: Path) -> bytes:
 def entries(kernel: Path | None) -> list[cpio.Entry]:
     """Return all that goes into the initramfs; `kernel` is the bzImage that a boot role starts as C."""
     python = Path(sys.executable).resolve()
-    found = modules()
+    found, texts = modules()
     native = [m.origin for m in found if m.is_native]
     libraries = shared_libraries([python, *native])
     made = [
@@ -139,6 +152,7 @@ def entries(kernel: Path | None) -> list[cpio.Entry]:
         *(_module_entry(m) for m in found),
         *(_library_entry(path) for path in libraries),
         *_package_data(),
+        cpio.regular(str(precompiled.FILE).lstrip("/"), precompiled.compiled(texts)),
         *(cpio.directory(name) for name in ("proc", "sys", "dev", "newroot", "tmp")),
         # Python looks for this folder to know where it is installed, and complains when it is not there.
         cpio.directory(f"{_library()}/lib-dynload"),
@@ -159,8 +173,8 @@ def _library_entry(path: Path) -> cpio.Entry:
 
 def overlay(names: Sequence[str]) -> bytes:
     """Return a cpio archive with what the modules `names` need beyond `build`'s, to be loaded behind it."""
-    there = {m.name for m in modules()}
-    return cpio.write([_module_entry(m) for m in modules(more=names) if m.name not in there])
+    there = {m.name for m in modules()[0]}
+    return cpio.write([_module_entry(m) for m in modules(more=names)[0] if m.name not in there])
 
 
 def _package_data() -> list[cpio.Entry]:

@@ -6,7 +6,7 @@ Numbers are those of Linux on x86_64 and i386 (arch/x86/entry/syscalls, include/
 from __future__ import annotations
 
 import ctypes
-import platform
+import os
 from pathlib import Path
 
 from kjump.errors import HostError
@@ -39,7 +39,7 @@ def _syscall(number: int, *arguments: object) -> int:
 
 
 def _number(table: dict[str, int]) -> int:
-    machine = platform.machine()
+    machine = os.uname().machine
     if machine not in table:
         raise HostError(f"kjump jumps on x86_64 and i386, not on {machine}")
     return table[machine]

@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import secrets
 import struct
 from typing import Any
 
@@ -75,7 +74,7 @@ class Mailbox:
 
         HostError when no such page is found, or physical addresses are hidden (CAP_SYS_ADMIN is needed).
         """
-        self.cookie = secrets.token_bytes(COOKIE_SIZE)
+        self.cookie = os.urandom(COOKIE_SIZE)
         self._page = HostPages(1, avoid)
         self.address = self._page.addresses[0]
         self._page.write(0, encode(self.cookie, OUTCOME_NONE, 0, {}))

@@ -1,13 +1,14 @@
 """What the running kernel says of itself and of the machine, read from /proc and /sys.
 
-Nothing here is kept between calls: a caller that needs one view of the machine takes it once.
+Nothing here is kept between calls but the addresses of kernel symbols, which do not change: a caller that needs one
+view of the machine takes it once.
 """
 
 from __future__ import annotations
 
-import gzip
+import functools
 import os
-import platform
+import resource
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,15 @@ from kjump.memory import FileMemory, FilePiece
 from kjump.ranges import Range, RangeSet
 
 VMCOREINFO_NAME = "VMCOREINFO"
+_SYMBOLS = (
+    "gdt_page",
+    "__per_cpu_offset",
+    "kexec_image",
+    "init_on_free",
+    "_page_poisoning_enabled",
+    "loops_per_jiffy",
+)
+"""All that is ever asked for."""
 _GDT_LIMIT = 0x7F
 """Sixteen descriptors of eight bytes (GDT_ENTRIES in arch/x86/include/asm/segment.h)."""
 
@@ -42,7 +52,7 @@ def command_line() -> str:
 
 def release() -> str:
     """Return the running kernel's release, as `uname -r`."""
-    return platform.release()
+    return os.uname().release
 
 
 def firmware_memory_map() -> tuple[E820Entry, ...]:
@@ -70,6 +80,18 @@ def ram() -> RangeSet:
     return RangeSet(r.range for r in iomem() if r.name == "System RAM" and r.depth == 0)
 
 
+def meminfo() -> dict[str, int]:
+    """Return /proc/meminfo: name -> bytes."""
+    lines = (line.split() for line in _read_text("/proc/meminfo").splitlines() if line.endswith("kB"))
+    return {words[0].rstrip(":"): int(words[1]) << 10 for words in lines}
+
+
+def memory_use() -> dict[str, int]:
+    """Return how close to its limit this kernel's memory is: the `peak` of this process, and what is `available`."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    return {"peak_bytes": peak, "available_bytes": meminfo()["MemAvailable"]}
+
+
 def crash_kernel() -> Range | None:
     """Return the physical range that the running kernel set aside for a crash image, or None."""
     return next((r.range for r in iomem() if r.name == "Crash kernel"), None)
@@ -94,21 +116,27 @@ def cpu_facts() -> tuple[str, frozenset[str]]:
 
 
 def symbols(names: Iterable[str]) -> dict[str, int]:
-    """Return the addresses of kernel symbols from /proc/kallsyms; absent ones are left out.
+    """Return the addresses of kernel symbols (of _SYMBOLS) from /proc/kallsyms; absent ones are left out.
 
     HostError when addresses are hidden (kernel.kptr_restrict).
     """
-    wanted = set(names)
-    found: dict[str, int] = {}
-    with open("/proc/kallsyms") as lines:  # noqa: PTH123
-        for line in lines:
-            address, _, name = line.split()[:3]
-            if name in wanted:
-                found.setdefault(name, int(address, 16))
-                if len(found) == len(wanted):
-                    break
+    known = _known_symbols()
+    found = {name: known[name] for name in names if name in known}
     if found and not any(found.values()):
         raise HostError("/proc/kallsyms hides addresses: be root, and set kernel.kptr_restrict to 0 or 1")
+    return found
+
+
+@functools.cache
+def _known_symbols() -> dict[str, int]:
+    """Look all of _SYMBOLS up at once: the kernel takes long to write its list."""
+    text = Path("/proc/kallsyms").read_bytes()
+    found = {}
+    for name in _SYMBOLS:
+        end = text.find(f" {name}\n".encode())
+        if end >= 0:
+            start = text.rfind(b"\n", 0, end) + 1
+            found[name] = int(text[start : text.index(b" ", start)], 16)
     return found
 
 
@@ -187,6 +215,12 @@ def image_list_head(kcore: Kcore) -> int:
     return kcore.read_u64(image)
 
 
+def loops_per_jiffy(kcore: Kcore) -> int:
+    """Return what this kernel found out about the speed of its delay loop; 0 when it does not say."""
+    found = symbols(("loops_per_jiffy",))
+    return kcore.read_u64(found["loops_per_jiffy"]) if found else 0
+
+
 def free_page_policy(kcore: Kcore) -> str:
     """Return what this kernel trusts its free pages to hold: "any" contents, "zero", or a "poison" it checks.
 
@@ -221,6 +255,8 @@ def acpi_rsdp() -> int:
 
 def kernel_config() -> dict[str, str] | None:
     """Return the running kernel's configuration (option without CONFIG_ -> value), or None when not to be had."""
+    import gzip
+
     for path in (Path("/proc/config.gz"), Path(f"/boot/config-{release()}")):
         try:
             data = path.read_bytes()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kjump.errors import LabError
-from kjump.lab import hibernation
+from kjump.lab import hibernation, swsusp
 from kjump.lab import kernel as kernels
 from kjump.lab.hibernation import Resumed, Suspended
 from kjump.lab.qemu import Guest, Machine
@@ -28,23 +28,6 @@ MIB = 1 << 20
 _SOURCE_DEVICE = "/dev/vdc"
 _SWAP_DEVICE = "/dev/vdd"
 _TMPFS = 16 * MIB
-
-_SWSUSP = f"""
-import errno, json, os, subprocess
-for command in (["mkswap", "{_SWAP_DEVICE}"], ["swapon", "{_SWAP_DEVICE}"]):
-    subprocess.run(command, check=True, capture_output=True)
-open("/sys/power/disk", "w").write("shutdown")
-open("/dev/kmsg", "w").write("lab: swsusp is asked\\n")
-number = 0
-try:
-    os.write(os.open("/sys/power/state", os.O_WRONLY), b"disk")
-except OSError as error:
-    number = error.errno
-log = subprocess.run(["dmesg"], capture_output=True, text=True).stdout.rpartition("lab: swsusp is asked")[2]
-lines = [line.partition("] ")[2] for line in log.splitlines() if "hibernation" in line]
-subprocess.run(["swapoff", "{_SWAP_DEVICE}"], check=True)
-print(json.dumps({{"errno": errno.errorcode.get(number, str(number)), "log": lines}}))
-"""
 
 
 @dataclass
@@ -94,30 +77,32 @@ def run(
     result = BigImage(kernel.release, hardware.memory, filled, round(filled / hardware.memory, 3))
     tell(f"making {filled // MIB} MiB of random bytes, and the disks")
     source, swap = folder / "random.img", folder / "swap.img"
-    expected = _make_random(source, filled)
+    expected = make_random(source, filled)
     make_disk(swap, hardware.memory * 2)
     target_size = hardware.memory + hardware.memory // 16 + 64 * MIB
     scene = Scene(folder, kernel, hardware, target_size, options=f"resume={_SWAP_DEVICE}").prepare()
-    disks = _disks(source, swap)
-    with scene.machine(extra=disks) as machine:
+    disks = (source, swap)
+    with scene.machine(more_disks=disks) as machine:
         machine.guest.event("ready", timeout=120)
         tell("filling the memory")
-        _fill(machine.guest, filled, expected)
+        fill(machine.guest, filled, expected)
         tell("swsusp tries")
-        result.swsusp = _try_swsusp(machine.guest)
+        swsusp.prepare(machine.guest, _SWAP_DEVICE)
+        result.swsusp = swsusp.refusal(machine.guest)
+        swsusp.finish(machine.guest, _SWAP_DEVICE)
         result.checks["swsusp_refused"] = result.swsusp["errno"] == "ENOMEM"
         result.available_bytes = _available(machine.guest)
         tell(f"swsusp: {result.swsusp['errno']}; {result.available_bytes // MIB} MiB available; hibernating")
         suspended = hibernation.suspend(machine, timeout=600)
     tell("off; starting the machine again")
-    with scene.machine(extra=disks) as machine:
+    with scene.machine(more_disks=disks) as machine:
         resumed = hibernation.resume(machine, suspended.command, timeout=600)
         tell("resumed; looking at what it holds")
         _account(result, suspended, machine, resumed)
     return result
 
 
-def _make_random(path: Path, size: int) -> str:
+def make_random(path: Path, size: int) -> str:
     """Write `size` random bytes to `path`; return their digest as the workload makes it."""
     with path.open("w+b") as file:
         for _ in range(0, size, MIB):
@@ -127,26 +112,10 @@ def _make_random(path: Path, size: int) -> str:
             return digest(content)
 
 
-def _disks(source: Path, swap: Path) -> tuple[str, ...]:
-    arguments: list[str] = []
-    for name, path in (("source", source), ("swap", swap)):
-        arguments += ["-drive", f"file={path},format=raw,if=none,id={name},cache=none,aio=threads"]
-        arguments += ["-device", f"virtio-blk-pci,drive={name}"]
-    return tuple(arguments)
-
-
-def _fill(guest: Guest, size: int, expected: str) -> None:
+def fill(guest: Guest, size: int, expected: str) -> None:
+    """Start the workload with `size` bytes of the source disk locked in memory; `expected` is their digest."""
     options = ["--fill", str(size), "--fill-from", _SOURCE_DEVICE, "--fill-digest", expected, "--lock"]
     guest.run("python3", "-m", "kjump.lab.workload", "start", *options, "--tmpfs", str(_TMPFS), timeout=600)
-
-
-def _try_swsusp(guest: Guest) -> dict[str, Any]:
-    """Ask swsusp to save the machine; LabError when it does, and the machine is off."""
-    reply = guest.run("python3", "-c", _SWSUSP, timeout=600)
-    answer: dict[str, Any] = json.loads(reply.stdout)
-    if answer["errno"] == "0":
-        raise LabError("swsusp saved the machine and came back: it was not full enough to show anything")
-    return answer
 
 
 def _available(guest: Guest) -> int:

@@ -6,29 +6,29 @@ a restart, or another init.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from kjump.errors import KjumpError
 from kjump.initramfs.contents import JOB_NAME
 from kjump.kexec import host
-from kjump.roles import boot, resident, restorer, second, system
+from kjump.roles import system
 from kjump.roles.console import Console
 from kjump.roles.status import Status
 
 JOB_PATH = "/" + JOB_NAME
-_ROLES: dict[str, Callable[[system.Role], None]] = {
-    "boot": boot.run,
-    "second": second.run,
-    "resident": resident.run,
-    "restorer": restorer.run,
+ROLES = {
+    "boot": "kjump.roles.boot",
+    "second": "kjump.roles.second",
+    "resident": "kjump.roles.resident",
+    "restorer": "kjump.roles.restorer",
 }
+"""The module of each role, imported only when it is played: imports are a good part of the time to the first job."""
 
 
 def main() -> None:
@@ -40,10 +40,12 @@ def main() -> None:
     status = Status.open(options.get("kjump.status"))
     try:
         status.send("role", name=name, uptime=system.uptime())
-        _ROLES[name](system.Role(options, _job(), console, status))
+        importlib.import_module(ROLES[name]).run(system.Role(options, _job(), console, status))
     except KjumpError as error:
         console.line(f"kjump {name}: {error}")
     except BaseException:
+        import traceback
+
         console.line(f"kjump {name}: unexpected error\n{traceback.format_exc()}")
     _give_up(console)
 

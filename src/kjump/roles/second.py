@@ -7,7 +7,6 @@ may be is in `kjump.roles.jobs`.
 from __future__ import annotations
 
 import threading
-import traceback
 from typing import Any
 
 from kjump.errors import KjumpError
@@ -76,6 +75,8 @@ def account_of(error: BaseException) -> tuple[int, dict[str, Any]]:
         return mailbox.OUTCOME_CANCELLED, {"reason": str(error)}
     if isinstance(error, KjumpError):
         return mailbox.OUTCOME_FAILED, {"reason": str(error)}
+    import traceback
+
     where = "".join(traceback.format_exception(error)[-3:])
     reason = f"unexpected {type(error).__name__} in the second kernel: {error}"
     return mailbox.OUTCOME_FAILED, {"reason": reason, "traceback": where[-1500:]}

@@ -1,0 +1,167 @@
+"""Hibernation against the kernel's own: `python bench/hibernate.py [--rounds N] [--sizes 300,1024] [--kernel 6.12]`.
+
+For each size (MiB in use beside the system) and kind of contents one machine is started and filled; then kjump
+and swsusp save, switch off and bring back that same machine in turn, with the same kernel. swsusp has its best
+case: a swap disk of its own, an image of any size, and a boot without initramfs, whose kernel resumes before it
+starts a program. It is tried with LZO, its default, and with LZ4 (kernels from 6.9 on). kjump has its defaults.
+
+`save` is from the command to the power being off, `back` from power-on to the command's end, in seconds (medians
+of the rounds); `disk` is the size of the image. Ratios are swsusp's numbers by kjump's: above 1 kjump is better.
+Contents: `random` cannot be compressed; `programs` are programs and libraries of this machine, and a quarter zeros.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import mmap
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from core import make_sample
+from kjump.lab import hibernation, swsusp
+from kjump.lab import kernel as kernels
+from kjump.lab.bigimage import fill, make_random
+from kjump.lab.qemu import Machine
+from kjump.lab.scene import Hardware, Scene, make_disk
+from kjump.lab.workload import digest
+
+MIB = 1 << 20
+SWAP_DEVICE = "/dev/vdd"
+KJUMP, LZO, LZ4 = "kjump", "swsusp lzo", "swsusp lz4"
+Numbers = dict[str, float]
+"""save, back (seconds), disk, memory (bytes), and the parts of the time."""
+
+
+def make_programs(path: Path, size: int) -> str:
+    """Write `size` bytes of programs, libraries and zeros; return their digest as the workload makes it."""
+    make_sample(path, size)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) as content:
+        return digest(content)
+
+
+CONTENTS: dict[str, Callable[[Path, int], str]] = {"random": make_random, "programs": make_programs}
+
+
+class Story:
+    """One machine, saved and brought back by one contestant after the other."""
+
+    def __init__(self, folder: Path, version: str, kind: str, size: int) -> None:
+        """Make the disks of a machine in which `size` bytes of that kind will be in use."""
+        kernel = kernels.build(version)
+        # Room for swsusp's copy of all that is in use, and some.
+        hardware = Hardware(memory=max(1024 * MIB, size * 5 // 2 + 512 * MIB) // MIB * MIB)
+        source, swap = folder / "source.img", folder / "swap.img"
+        self.size, self.expected = size, CONTENTS[kind](source, size)
+        make_disk(swap, hardware.memory)
+        self.disks = (source, swap)
+        self.scene = Scene(folder, kernel, hardware, hardware.memory + 64 * MIB).prepare()
+        self.numbers: dict[str, list[Numbers]] = {KJUMP: [], LZO: [], LZ4: []}
+
+    def play(self, rounds: int) -> dict[str, list[Numbers]]:
+        """Let the contestants take turns; return what each came to."""
+        turns = [name for _ in range(rounds) for name in self.numbers]
+        with contextlib.ExitStack() as stack:
+            machine = stack.enter_context(self.scene.machine(more_disks=self.disks))
+            machine.guest.event("ready", timeout=120)
+            fill(machine.guest, self.size, self.expected)
+            for name in turns:
+                print(f"    {name}", file=sys.stderr, flush=True)
+                turn = self._kjump if name == KJUMP else self._swsusp
+                machine = turn(name, machine, stack)
+            checks = hibernation.verify_workload(machine.guest)["checks"]
+            if not all(checks.values()):
+                raise SystemExit(f"the machine came back damaged: {checks}")
+        return self.numbers
+
+    def _kjump(self, name: str, machine: Machine, stack: contextlib.ExitStack) -> Machine:
+        saved = hibernation.suspend(machine)
+        stack.pop_all().close()
+        machine = stack.enter_context(self.scene.machine(more_disks=self.disks))
+        resumed = hibernation.resume(machine, saved.command)
+        if resumed.reply.status:
+            raise SystemExit(f"kjump came back with {resumed.reply.status}: {resumed.reply.stderr}")
+        details = saved.saved.details
+        self.numbers[name].append(
+            {
+                "save": saved.off - saved.asked,
+                "back": resumed.reply.time - machine.started,
+                "disk": details["image_bytes"],
+                "memory": details["kept_bytes"],
+                **hibernation.phases(saved, machine, resumed),
+            }
+        )
+        return machine
+
+    def _swsusp(self, name: str, machine: Machine, stack: contextlib.ExitStack) -> Machine:
+        swsusp.prepare(machine.guest, SWAP_DEVICE, name.split()[1])
+        saved = swsusp.suspend(machine)
+        stack.pop_all().close()
+        machine = stack.enter_context(swsusp.resuming_machine(self.scene.machine(more_disks=self.disks), SWAP_DEVICE))
+        resumed = swsusp.resume(machine, saved.command)
+        swsusp.finish(machine.guest, SWAP_DEVICE)
+        self.numbers[name].append(
+            {
+                "save": saved.seconds,
+                "back": resumed.seconds,
+                "disk": saved.image_bytes,
+                "memory": saved.memory_bytes,
+                "write": saved.write_seconds,
+                "read": resumed.read_seconds,
+            }
+        )
+        return machine
+
+
+def medians(rounds: list[Numbers]) -> Numbers:
+    """Return the median of each number over the rounds."""
+    return {name: statistics.median(numbers[name] for numbers in rounds) for name in rounds[0]}
+
+
+def show(title: str, results: dict[str, Numbers]) -> None:
+    """Print a case: seconds, sizes, ratios, and where the time goes."""
+    print(
+        f"\n{title}\n{'':<12}{'save s':>8}{'back s':>8}{'disk MiB':>10}{'of MiB':>8}   ratio to kjump: save  back  disk"
+    )
+    ours = results[KJUMP]
+    for name, numbers in results.items():
+        ratios = "  ".join(f"{numbers[what] / ours[what]:4.2f}" for what in ("save", "back", "disk"))
+        print(
+            f"{name:<12}{numbers['save']:>8.1f}{numbers['back']:>8.1f}{numbers['disk'] / MIB:>10.0f}"
+            f"{numbers['memory'] / MIB:>8.0f}{'' if name == KJUMP else ' ' * 24 + ratios}"
+        )
+    print("  kjump:  " + ", ".join(f"{phase} {ours[phase]:.1f}" for phase in hibernation.PHASES))
+    for name, numbers in results.items():
+        if name != KJUMP:
+            rest = (numbers["save"] - numbers["write"], numbers["back"] - numbers["read"])
+            print(
+                f"  {name}: freeze, copy, off {rest[0]:.1f}, write {numbers['write']:.1f}; "
+                f"boot, thaw {rest[1]:.1f}, read {numbers['read']:.1f}"
+            )
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Run all cases, each in a directory of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kernel", default="6.12")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--sizes", default="300,1024", help="MiB in use")
+    parser.add_argument("--contents", default="random,programs")
+    options = parser.parse_args()
+    print(f"hibernation against swsusp, Linux {options.kernel}, {os.cpu_count()} cores, {options.rounds} rounds")
+    for size in map(int, options.sizes.split(",")):
+        for kind in options.contents.split(","):
+            title = f"{size} MiB of {kind} in use"
+            print(f"  {title}", file=sys.stderr, flush=True)
+            with tempfile.TemporaryDirectory(prefix="kjump-bench-") as folder:
+                numbers = Story(Path(folder), options.kernel, kind, size * MIB).play(options.rounds)
+            show(title, {name: medians(rounds) for name, rounds in numbers.items()})
+
+
+if __name__ == "__main__":
+    main()
