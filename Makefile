@@ -1,8 +1,8 @@
 # make demo   sets everything up and hibernates a Linux in a virtual machine
 # make test   sets everything up and runs all tests
 # make lint   format and type checks
-# make soak   200 jumps in one virtual machine, looking for lost memory; takes ten minutes
 # make bench  speed and memory, against the peers
+# make soak   twenty hibernations of a busy machine in a row (SOAK=n: n of them), then 200 jumps; takes half an hour
 # Each installs what it needs and can be run again at any time.
 
 PYTHON ?= /usr/bin/python3
@@ -19,6 +19,7 @@ KERNELS ?= 6.12 6.1
 # Of this one a vmlinux with debugging information is kept, for crash and drgn: Debian's crash is too old for 6.12.
 DEBUG_KERNEL ?= 6.1
 PYTEST ?= $(BIN)/python -m pytest
+SOAK ?= 20
 
 .PHONY: setup apt kernels demo test lint format soak bench clean
 
@@ -62,12 +63,14 @@ test: setup lint kernels
 	$(PYTEST)
 
 soak: setup kernels
+	$(BIN)/kjump lab demo hibernate --rounds $(SOAK)
 	$(BIN)/kjump lab demo switch --rounds 50 --rounds-of-three 20 --jumps 200
 
 bench: setup kernels
 	$(BIN)/python bench/core.py
 	$(BIN)/python bench/emulator.py $(firstword $(KERNELS))
 	$(BIN)/python bench/dump.py
+	$(BIN)/python bench/hibernate.py --kernel $(firstword $(KERNELS))
 
 clean:
 	rm -rf $(VENV) build

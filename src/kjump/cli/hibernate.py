@@ -33,7 +33,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--kernel", type=_FILE, help="Second kernel (default: the running one's bzImage in /boot).")
 @click.option("--initrd", type=_FILE, help="kjump's initramfs (default: /boot/kjump-initramfs.img).")
 @click.option("--window", type=WINDOW, help="Where the second kernel lives: START,SIZE (default: found).")
-@click.option("--window-size", type=SIZE, default=DEFAULT_SIZE, show_default="128M", help="Size of a window to find.")
+@click.option("--window-size", type=SIZE, help="Size of a window to find (default: 128M, less when memory is short).")
 @click.option("--level", type=int, default=DEFAULT_LEVEL, show_default=True, help="zstd level of the image.")
 @click.option("--append", default="", help="More options for the second kernel's command line.")
 @click.option(
@@ -48,7 +48,7 @@ def hibernate_command(
     kernel: Path | None,
     initrd: Path | None,
     window: Range | None,
-    window_size: int,
+    window_size: int | None,
     level: int,
     append: str,
     time_limit: float,
@@ -58,12 +58,14 @@ def hibernate_command(
     fault: str,
 ) -> None:
     """Save this system to a device and switch the machine off; resumed at the next boot."""
+    on_standby = standby.is_ready() and not (kernel or initrd or window or append)
+    size = window.size if window else window_size or (DEFAULT_SIZE if on_standby else preflight.window_size_that_fits())
     request = Request(
         target=target,
         kernel=kernel or default_kernel(),
         initrd=initrd or default_initrd(),
         window=window,
-        window_size=window_size,
+        window_size=size,
         level=level,
         force=force,
         append=append,
@@ -71,12 +73,12 @@ def hibernate_command(
         watchdog=watchdog,
         fault=fault,
     )
-    checks = preflight.checks(target=target, window_size=window.size if window else window_size)
+    checks = preflight.checks(target=target, window_size=size)
 
     def tell(text: str) -> None:
         click.echo(f"kjump: {text}", err=True)
 
-    if standby.is_ready() and not (kernel or initrd or window or append):
+    if on_standby:
         # What is checked of windows and free memory is about a second kernel that must still be loaded.
         preflight.require(c for c in checks if c.name not in ("window", "free memory"))
         result = standby.hibernate(request, tell=tell)

@@ -167,7 +167,7 @@ def demo_faults(
 @click.option("--kernel", "version", default="6.12", show_default=True, help="Kernel version.")
 @click.option("--memory", type=SIZE, help="RAM of the machine (default: 1G, then 4G).")
 @click.option(
-    "--share", type=click.FloatRange(0.1, 0.95), help="How much of it to fill (default: 0.65 of 1G, 0.9 of 4G)."
+    "--share", type=click.FloatRange(0.1, 0.95), help="How much of it to fill (default: 0.65 of 1G, 0.88 of 4G)."
 )
 @click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True)
 @click.option("--cpu", default="max", show_default=True, help="QEMU CPU model.")
@@ -182,7 +182,7 @@ def demo_big_image(
 
     tell = _clock()
     results = []
-    for size, usual in [(memory, 0.65)] if memory else [(1 << 30, 0.65), (4 << 30, 0.9)]:
+    for size, usual in [(memory, 0.65)] if memory else [(1 << 30, 0.65), (4 << 30, 0.88)]:
         tell(f"a machine of {human(size)}")
         with tempfile.TemporaryDirectory(prefix="kjump-demo-") as temporary:
             folder = (keep or Path(temporary)) / f"{size >> 20}M"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,7 +12,8 @@ from pathlib import Path
 from kjump.errors import HostError, KjumpError
 from kjump.hibernate.filetarget import FileTarget, open_for_image
 from kjump.kexec import running
-from kjump.kexec.window import find_window, low_memory
+from kjump.kexec.window import SIZES, find_window, low_memory
+from kjump.memory import PAGE_SIZE
 
 _NEEDED = (
     "KEXEC",
@@ -22,8 +25,9 @@ _NEEDED = (
     "KALLSYMS_ALL",
     "DEVMEM",
 )
-_SLACK = 16 << 20
-"""Memory that a load takes beside the window: low memory, lists, page tables."""
+MIB = 1 << 20
+_SLACK = 32 * MIB
+"""Memory that a load takes beside the window: kernel and initramfs as read and as joined, low memory, lists."""
 
 _LEAST_TARGET = 4 << 20
 """No image of a Linux is as small as this."""
@@ -129,19 +133,55 @@ def _window(size: int) -> str:
     return f"{window}, {window.size >> 20} MiB, and low memory {low}"
 
 
+def window_size_that_fits() -> int:
+    """Return the largest of the usual sizes (bytes) for which A has memory, after making room if it must be made.
+
+    The smallest when there is no room even for that: `checks` then says what is missing.
+    """
+    if running.meminfo()["MemAvailable"] < SIZES[0] + _SLACK:
+        make_room(SIZES[0] + _SLACK)
+    available = running.meminfo()["MemAvailable"]
+    return next((size for size in SIZES if size + _SLACK <= available), SIZES[-1])
+
+
+def make_room(needed: int) -> None:
+    """Let the kernel give up its caches, and swap out if it can, until `needed` bytes are available, or no more.
+
+    Single pages are all that a load takes, so memory need not be compacted.
+    """
+    os.sync()
+    with contextlib.suppress(OSError):
+        Path("/proc/sys/vm/drop_caches").write_text("3\n")
+    now = running.meminfo()
+    if now["MemAvailable"] < needed <= now["MemAvailable"] + now["SwapFree"]:
+        _press(needed)
+
+
+def _press(size: int) -> None:
+    """Take `size` bytes in a process of their own and give them back: the kernel swaps out what they need."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            Path("/proc/self/oom_score_adj").write_text("1000")  # should it come to that, nobody else is killed
+            with mmap.mmap(-1, size) as memory:
+                for at in range(0, size, PAGE_SIZE):
+                    memory[at] = 1
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+
+
 def _free_memory(window_size: int) -> Check:
-    values = {}
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        values[name] = int(rest.split()[0]) << 10
+    values = running.meminfo()
     needed = window_size + _SLACK
     available = values["MemAvailable"]
     detail = f"{available >> 20} MiB available, {needed >> 20} MiB needed"
-    missing = max(0, needed - available) >> 20
+    missing = -(-max(0, needed - available) // MIB)
     enough = available >= needed and needed <= values["MemTotal"] // 2
     if needed > values["MemTotal"] // 2:
         detail += f"; the kernel loads at most half of RAM ({values['MemTotal'] >> 21} MiB)"
-    return Check("free memory", enough, detail, f"free {missing} MiB, or take a smaller window with --window-size")
+    remedy = f"free {missing} MiB (what is locked cannot be swapped out), or take a smaller window with --window-size"
+    return Check("free memory", enough, detail, remedy)
 
 
 def _paging() -> str:

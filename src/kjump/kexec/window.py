@@ -22,7 +22,10 @@ from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet, align_down, align_up
 
 MIB = 1 << 20
-DEFAULT_SIZE = 128 * MIB
+SIZES = (128 * MIB, 96 * MIB, 80 * MIB)
+"""Sizes to choose from. The lab's kernel and initramfs leave 70 MiB of the first free at the end of a save, 8 MiB of
+64 MiB, and do not boot in 56 MiB."""
+DEFAULT_SIZE = SIZES[0]
 ALIGNMENT = 2 * MIB
 LOWEST = 16 * MIB
 """Below this, x86 kernels move themselves up to their preferred address, out of the window."""

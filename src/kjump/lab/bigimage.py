@@ -27,7 +27,7 @@ from kjump.lab.workload import digest
 MIB = 1 << 20
 _SOURCE_DEVICE = "/dev/vdc"
 _SWAP_DEVICE = "/dev/vdd"
-_TMPFS = 16 * MIB
+_SMALL = ("--tmpfs", str(8 * MIB), "--buffer", str(4 * MIB))
 
 
 @dataclass
@@ -115,7 +115,7 @@ def make_random(path: Path, size: int) -> str:
 def fill(guest: Guest, size: int, expected: str) -> None:
     """Start the workload with `size` bytes of the source disk locked in memory; `expected` is their digest."""
     options = ["--fill", str(size), "--fill-from", _SOURCE_DEVICE, "--fill-digest", expected, "--lock"]
-    guest.run("python3", "-m", "kjump.lab.workload", "start", *options, "--tmpfs", str(_TMPFS), timeout=600)
+    guest.run("python3", "-m", "kjump.lab.workload", "start", *options, *_SMALL, timeout=600)
 
 
 def _available(guest: Guest) -> int:

@@ -161,27 +161,27 @@ def digest(memory: mmap.mmap) -> str:
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def start(filling: Filling, seed: int, tmpfs: int = TMPFS_SIZE) -> None:
-    """Start the workload in the background, with `tmpfs` bytes of tmpfs. Returns when all is in place."""
+def start(filling: Filling, seed: int, tmpfs: int = TMPFS_SIZE, buffer: int = BUFFER_SIZE) -> None:
+    """Start the workload in the background; `tmpfs` and `buffer` are bytes. Returns when all is in place."""
     ready_in, ready_out = os.pipe()
     if os.fork() == 0:
         os.setsid()
         null = os.open("/dev/null", os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
-        _serve(filling, seed, tmpfs, ready_out)
+        _serve(filling, seed, tmpfs, buffer, ready_out)
         os._exit(1)
     os.close(ready_out)
     if os.read(ready_in, 1) != b"+":
         raise SystemExit("the workload did not start")
 
 
-def _serve(filling: Filling, seed: int, tmpfs: int, ready: int) -> None:
+def _serve(filling: Filling, seed: int, tmpfs: int, buffer_size: int, ready: int) -> None:
     tmpfs_digest = _write_tmpfs(tmpfs, seed)
-    buffer = mmap.mmap(-1, BUFFER_SIZE)
-    for index in range(BUFFER_SIZE // _PAGE):
+    buffer = mmap.mmap(-1, buffer_size)
+    for index in range(buffer_size // _PAGE):
         buffer[index * _PAGE : (index + 1) * _PAGE] = _pattern_page(index)
-    known_digest = _digest_of(_pattern_page(index) for index in range(BUFFER_SIZE // _PAGE))
+    known_digest = _digest_of(_pattern_page(index) for index in range(buffer_size // _PAGE))
     board = _Board()
     pipe_out, pipe_in = os.pipe()
     pids = [
@@ -224,7 +224,7 @@ def _pattern_frames(buffer: mmap.mmap) -> list[int]:
     linear = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
     with open("/proc/self/pagemap", "rb") as pagemap:  # noqa: PTH123
         pagemap.seek(linear // _PAGE * 8)
-        entries = struct.unpack(f"<{BUFFER_SIZE // _PAGE}Q", pagemap.read(BUFFER_SIZE // _PAGE * 8))
+        entries = struct.unpack(f"<{len(buffer) // _PAGE}Q", pagemap.read(len(buffer) // _PAGE * 8))
     return [entry & ((1 << 55) - 1) if entry >> 63 else 0 for entry in entries]
 
 
@@ -295,12 +295,13 @@ def main() -> None:
     parser.add_argument("--fill-from", default="", help="a disk to fill it from, else it is random")
     parser.add_argument("--fill-digest", default="", help="the digest it shall have")
     parser.add_argument("--lock", action="store_true", help="lock it, so that it cannot be swapped out")
+    parser.add_argument("--buffer", type=int, default=BUFFER_SIZE, help="bytes of the anonymous buffer")
     parser.add_argument("--tmpfs", type=int, default=TMPFS_SIZE, help="bytes of tmpfs")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     if options.what == "start":
         filling = Filling(options.fill, options.fill_from, options.fill_digest, options.lock)
-        start(filling, options.seed, options.tmpfs)
+        start(filling, options.seed, options.tmpfs, options.buffer)
     else:
         answer = verify()
         print(json.dumps(answer))

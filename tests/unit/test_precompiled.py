@@ -1,0 +1,58 @@
+"""The dataclass methods that the initramfs brings compiled."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+_BUILD = """
+import sys
+from pathlib import Path
+from kjump.initramfs import precompiled
+
+texts = []
+precompiled.record(texts)
+import {module}
+Path(sys.argv[1]).write_bytes(precompiled.compiled(texts))
+"""
+_USE = """
+import builtins, dataclasses, sys
+from pathlib import Path
+from kjump.initramfs import precompiled
+
+precompiled.use(Path(sys.argv[1]))
+texts = []
+
+def counted(code, *namespaces):
+    if isinstance(code, str):
+        texts.append(code)
+    builtins_exec(code, *namespaces)
+
+builtins_exec = exec
+precompiled.exec = counted
+import kjump.ranges
+assert kjump.ranges.Range(1, 4).size == 3
+assert kjump.ranges.Range(1, 4) == kjump.ranges.Range(1, 4) and hash(kjump.ranges.Range(1, 4))
+print(len(texts))
+
+@dataclasses.dataclass(frozen=True, order=True)
+class New:
+    one: int
+    nobody_knows_this_field: str = "x"
+
+assert New(1) < New(2) and repr(New(1)).endswith("New(one=1, nobody_knows_this_field='x')")
+print(len(texts))
+"""
+
+
+def _run(code: str, file: Path) -> str:
+    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_known_methods_are_not_compiled_again_and_unknown_ones_are(tmp_path: Path) -> None:
+    file = tmp_path / "dataclasses"
+    _run(_BUILD.format(module="kjump.ranges"), file)
+    first, second = map(int, _run(_USE, file).split())
+    assert first == 0
+    assert second > 0
