@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from kjump.cli.options import SIZE, WINDOW, human, print_json
+from kjump.cli.options import LEVEL, SIZE, WINDOW, human, print_json
 from kjump.hibernate import preflight
 from kjump.hibernate.suspend import (
     DEFAULT_LEVEL,
@@ -34,7 +34,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--initrd", type=_FILE, help="kjump's initramfs (default: /boot/kjump-initramfs.img).")
 @click.option("--window", type=WINDOW, help="Where the second kernel lives: START,SIZE (default: found).")
 @click.option("--window-size", type=SIZE, help="Size of a window to find (default: 128M, less when memory is short).")
-@click.option("--level", type=int, default=DEFAULT_LEVEL, show_default=True, help="zstd level of the image.")
+@click.option("--level", type=LEVEL, default=str(DEFAULT_LEVEL), show_default=True, help="zstd level; auto: measured.")
 @click.option("--append", default="", help="More options for the second kernel's command line.")
 @click.option(
     "--time-limit", type=click.FloatRange(0), default=0, help="Seconds it may take (default: by size of RAM)."

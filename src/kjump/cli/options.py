@@ -57,6 +57,22 @@ class Number(click.ParamType[int]):
             self.fail(f"{value!r} is not a number", param, ctx)
 
 
+class Level(click.ParamType[int]):
+    """A zstd level, or `auto` (0): the one that measuring finds."""
+
+    name = "level"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the level."""
+        if value == "auto":
+            return 0
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a level: give a number, or auto", param, ctx)
+
+
+LEVEL = Level()
 NUMBER = Number()
 SIZE = Size()
 WINDOW = Window()

@@ -17,6 +17,7 @@ from kjump.errors import FormatError, KjumpError, TargetError
 from kjump.formats import elf, notes, seekable, vmcoreinfo
 from kjump.formats.superblock import State, Superblock
 from kjump.hibernate import image
+from kjump.hibernate import level as levels
 from kjump.hibernate.target import Target, digest
 from kjump.kexec import running
 from kjump.kexec.shadow import ParkedMemory, Shadow, walk
@@ -73,13 +74,15 @@ def _vmcoreinfo_note(fd: int, program_headers: tuple[elf.ProgramHeader, ...]) ->
 
 @dataclass(frozen=True)
 class SaveResult:
-    """What a save came to: bytes kept of A, bytes of the image on the target, seconds of each step, B's memory."""
+    """What a save came to: bytes kept of A, bytes of the image on the target, seconds of each step,
+    B's memory, the zstd level."""
 
     kept_bytes: int
     image_bytes: int
     select_seconds: float
     write_seconds: float
     memory: dict[str, int]
+    level: int
 
     def as_report(self) -> dict[str, Any]:
         """Return it as JSON for the mailbox and the superblock."""
@@ -89,6 +92,7 @@ class SaveResult:
             "select_seconds": round(self.select_seconds, 3),
             "write_seconds": round(self.write_seconds, 3),
             "memory": self.memory,
+            "level": self.level,
         }
 
 
@@ -116,7 +120,10 @@ def save(
     selected = time.monotonic()
     target.write_superblock(superblock.evolve(state=State.WRITING))
     try:
-        output = _Output(target, superblock.image_offset, level, threads, progress)
+        offset = superblock.image_offset
+        if level == levels.AUTO:
+            level = levels.measure(parked.raw.fd, selection.spans, target, offset, threads=threads)
+        output = _Output(target, offset, level, threads, progress)
         length, seek_table = _write(parked.raw, selection, output)
         os.fsync(target.fd)
     except _core.Cancelled:
@@ -127,7 +134,7 @@ def save(
         _note_failure(target, superblock, reason)
         raise TargetError(reason) from None
     seconds = (selected - begun, time.monotonic() - selected)
-    result = SaveResult(selection.kept.size * PAGE_SIZE, length, *seconds, running.memory_use())
+    result = SaveResult(selection.kept.size * PAGE_SIZE, length, *seconds, running.memory_use(), level)
     target.write_superblock(
         superblock.evolve(
             state=State.COMPLETE,

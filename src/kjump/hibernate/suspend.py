@@ -36,7 +36,8 @@ _SLOWEST = 20_000_000
 class Request:
     """What to hibernate to, and with what: the target (a device or a file), the second kernel and its initramfs.
 
-    `window` is found when None; `window_size` and `level` are bytes and a zstd level. `force` overwrites what the
+    `window` is found when None; `window_size` and `level` are bytes and a zstd level
+    (0: found by measuring, see `hibernate.level`). `force` overwrites what the
     target carries. `append` is added to the second kernel's command line. `time_limit` is how long B may take, in
     seconds (0: by the size of RAM); `watchdog` the timeout, in seconds, of the machine's watchdog while B works.
     `fault` provokes a failure in B, for tests (see `roles.faults`).
