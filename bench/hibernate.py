@@ -92,7 +92,7 @@ class Story:
                 "back": resumed.reply.time - machine.started,
                 "disk": details["image_bytes"],
                 "memory": details["kept_bytes"],
-                **hibernation.phases(saved, machine, resumed),
+                **{f"phase {n}": seconds for n, seconds in hibernation.phases(saved, machine, resumed).items()},
             }
         )
         return machine
@@ -134,7 +134,7 @@ def show(title: str, results: dict[str, Numbers]) -> None:
             f"{name:<12}{numbers['save']:>8.1f}{numbers['back']:>8.1f}{numbers['disk'] / MIB:>10.0f}"
             f"{numbers['memory'] / MIB:>8.0f}{'' if name == KJUMP else ' ' * 24 + ratios}"
         )
-    print("  kjump:  " + ", ".join(f"{phase} {ours[phase]:.1f}" for phase in hibernation.PHASES))
+    print("  kjump:  " + ", ".join(f"{phase} {ours[f'phase {phase}']:.1f}" for phase in hibernation.PHASES))
     for name, numbers in results.items():
         if name != KJUMP:
             rest = (numbers["save"] - numbers["write"], numbers["back"] - numbers["read"])

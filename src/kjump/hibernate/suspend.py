@@ -98,15 +98,17 @@ def hibernate(request: Request, *, tell: Callable[[str], None] = lambda _: None)
     begun = time.monotonic()
     with running.Kcore() as kcore, claim(request) as target:
         prepared = _prepare(request, kcore, target, tell)
+        box, window_bytes = prepared.box, prepared.layout.window.size
         host.load(prepared.plan)
+        del prepared  # the kernel has its copy of B; what is still here would be saved with the rest of A
         try:
-            prepared.box.post(running.image_list_head(kcore))
+            box.post(running.image_list_head(kcore))
             ready = time.monotonic()
             tell("jumping")
             os.sync()
             left = time.time()
             host.jump()
-            outcome, report = prepared.box.read()
+            outcome, report = box.read()
             if outcome == mailbox.OUTCOME_PANIC:
                 report |= postmortem.last_words(kcore, report)
         finally:
@@ -117,7 +119,7 @@ def hibernate(request: Request, *, tell: Callable[[str], None] = lambda _: None)
         make_unusable(request.target)
     result = Hibernation(
         resumed=outcome == mailbox.OUTCOME_RESUMED,
-        window_bytes=prepared.layout.window.size,
+        window_bytes=window_bytes,
         reason=_reason(outcome, report),
         phases={"prepare": round(ready - begun, 3), "away": round(back - left, 3)},
         report=report,
@@ -134,12 +136,12 @@ def _prepare(request: Request, kcore: running.Kcore, target: Target, tell: Calla
     headers_size = elf_headers_size(around.ram, note)
     layout = lay_out(window, elf_headers_size=headers_size, memory_end=around.memory_end, huge=around.huge)
     tell(f"window {window}, {window.size >> 20} MiB")
-    kernel = bzimage.parse(request.kernel.read_bytes())
+    kernel = bzimage.parse(_read_once(request.kernel))
     job = save_job(request, kcore, around, layout, target, tell) | {"do": "save", "gate": layout.gate}
     lpj = job["facts"]["loops_per_jiffy"] if kernel.release == job["facts"]["release"] else 0
     line = peer.command_line(running.command_line(), "second", la57=job["facts"]["la57"], loops_per_jiffy=lpj)
     line = f"{line} {request.append}".rstrip()
-    second = LinuxPeer(kernel, with_job(request.initrd.read_bytes(), job), line, layout)
+    second = LinuxPeer(kernel, with_job(_read_once(request.initrd), job), line, layout)
     return _Prepared(box, second.plan(around, preserve=True), layout)
 
 
@@ -170,6 +172,14 @@ def save_job(
         "watchdog": request.watchdog,
         "fault": request.fault,
     }
+
+
+def _read_once(path: Path) -> bytes:
+    """Return the contents of a file, which need not stay in the page cache: it would be saved too."""
+    with path.open("rb") as file:
+        data = file.read()
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return data
 
 
 def _surroundings(kcore: running.Kcore, note: bytes, window: Range) -> tuple[Surroundings, mailbox.Mailbox]:
