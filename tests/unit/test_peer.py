@@ -1,8 +1,19 @@
 """What B and C are told on their command lines."""
 
-import pytest
+import subprocess
 
+import pytest
+from test_formats_bzimage import make
+
+from kjump import _core
+from kjump.errors import PlanError
+from kjump.formats import bzimage
 from kjump.hibernate import peer
+from kjump.initramfs.contents import unpacked_size
+from kjump.kexec.window import lay_out
+from kjump.ranges import Range
+
+MIB = 1 << 20
 
 
 def test_options_of_the_machine_are_passed_on_those_of_the_system_are_not() -> None:
@@ -21,3 +32,32 @@ def test_they_are_quiet_otherwise_and_need_not_measure_their_delay_loop() -> Non
     words = peer.command_line("root=/dev/sda2", "restorer", la57=True, loops_per_jiffy=10379576).split()
     assert "quiet" in words and "lpj=10379576" in words
     assert not [w for w in peer.command_line("", "restorer", la57=True).split() if w.startswith("lpj")]
+
+
+@pytest.mark.parametrize("size", [0, 100, 255, 256, 300, 65791, 65792, 3 * MIB + 17])
+def test_the_unpacked_size_is_what_the_frame_says(size: int) -> None:
+    assert unpacked_size(_core.compress_bytes(bytes(size), 3)) == size
+
+
+def test_sizes_of_what_other_programs_compressed_and_of_what_is_not_compressed() -> None:
+    data = bytes(1 << 20)
+    known = subprocess.run(
+        ["zstd", "-q", "-c", f"--stream-size={len(data)}"], input=data, capture_output=True, check=True
+    )
+    assert unpacked_size(known.stdout) == len(data)
+    unknown = subprocess.run(["zstd", "-q", "-c"], input=data, capture_output=True, check=True).stdout
+    assert unpacked_size(unknown) == 3 * len(unknown)
+    assert unpacked_size(b"070701" + bytes(100)) == 106
+
+
+def test_a_window_in_which_the_initramfs_could_not_be_unpacked_is_refused_with_the_size_it_needs() -> None:
+    kernel = bzimage.parse(make(init_size=16 * MIB))
+    initrd = _core.compress_bytes(bytes(18 * MIB), 3)
+
+    def require(size: int) -> None:
+        window = Range.of_size(32 * MIB, size * MIB)
+        peer.require_room(kernel, initrd, lay_out(window, elf_headers_size=4096, memory_end=4 << 30, huge=True))
+
+    with pytest.raises(PlanError, match="give 53 MiB"):
+        require(48)
+    require(54)

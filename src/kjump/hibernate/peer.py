@@ -5,13 +5,16 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from kjump.errors import PlanError
 from kjump.formats import bzimage
+from kjump.formats.bzimage import BzImage
 from kjump.gates import Gate
+from kjump.initramfs.contents import unpacked_size
 from kjump.kexec import running
 from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size
 from kjump.kexec.plan import Plan
-from kjump.kexec.window import find_window, lay_out, low_memory
-from kjump.ranges import Range
+from kjump.kexec.window import WindowLayout, find_window, lay_out, low_memory
+from kjump.ranges import Range, align_up
 
 CRASH_KERNEL_SIZE = 1 << 20
 """What B sets aside for its crash slot: a copy of the gate, and what its kernel adds to enter it."""
@@ -44,7 +47,7 @@ _BACK_AFTER_PANIC = (f"crashkernel={CRASH_KERNEL_SIZE >> 20}M", "oops=panic", "u
 
 
 _LOUD = ("loglevel", "quiet", "debug", "ignore_loglevel")
-"""Whoever says how much the kernel shall print gets that; else B and C print warnings only: a serial line is slow."""
+"""Whoever says how much the kernel shall print gets that; else B and C print errors only: a serial line is slow."""
 
 
 def machine_options(own: str) -> str:
@@ -67,6 +70,20 @@ def command_line(own: str, role: str, *, la57: bool, loops_per_jiffy: int = 0) -
     if role != "restorer":
         options += _BACK_AFTER_PANIC
     return " ".join([machine_options(own), *options, "nokaslr", "panic=5", f"kjump.role={role}"]).strip()
+
+
+def require_room(kernel: BzImage, initrd: bytes, layout: WindowLayout) -> None:
+    """Refuse (PlanError) a window in which kernel and initramfs fit, but could not work.
+
+    A kernel gives the initramfs half of its RAM at most; one that it cannot unpack whole starts no job, and the machine
+    that jumped to it is lost.
+    """
+    needed = kernel.init_size + len(initrd) + 2 * unpacked_size(initrd)
+    if layout.usable.size < needed:
+        size = align_up(needed + layout.reserved.size, 1 << 20) >> 20
+        raise PlanError(
+            f"window {layout.window} is too small for this kernel and initramfs to work in: give {size} MiB"
+        )
 
 
 def describe_machine(gate: Gate, *, vmcoreinfo_note: bytes, low: Range | None = None) -> Surroundings:

@@ -136,12 +136,13 @@ def _prepare(request: Request, kcore: running.Kcore, target: Target, tell: Calla
     headers_size = elf_headers_size(around.ram, note)
     layout = lay_out(window, elf_headers_size=headers_size, memory_end=around.memory_end, huge=around.huge)
     tell(f"window {window}, {window.size >> 20} MiB")
-    kernel = bzimage.parse(_read_once(request.kernel))
+    kernel, initrd = bzimage.parse(_read_once(request.kernel)), _read_once(request.initrd)
+    peer.require_room(kernel, initrd, layout)
     job = save_job(request, kcore, around, layout, target, tell) | {"do": "save", "gate": layout.gate}
     lpj = job["facts"]["loops_per_jiffy"] if kernel.release == job["facts"]["release"] else 0
     line = peer.command_line(running.command_line(), "second", la57=job["facts"]["la57"], loops_per_jiffy=lpj)
     line = f"{line} {request.append}".rstrip()
-    second = LinuxPeer(kernel, with_job(_read_once(request.initrd), job), line, layout)
+    second = LinuxPeer(kernel, with_job(initrd, job), line, layout)
     return _Prepared(box, second.plan(around, preserve=True), layout)
 
 

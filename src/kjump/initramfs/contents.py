@@ -19,6 +19,10 @@ KERNEL = Path("/boot/vmlinuz")
 FILE_LIST = Path("/kjump/files")
 JOB_NAME = "kjump/job.json"
 
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_CPIO_MAGIC = b"07070"
+_USUAL_RATIO = 3
+
 
 def own_initrd() -> bytes:
     """Return an uncompressed initrd with this initramfs' own files, less the kernel; HostError outside one."""
@@ -45,3 +49,19 @@ def _entry(name: str) -> cpio.Entry:
 def with_job(initrd: bytes, job: dict[str, Any]) -> bytes:
     """Return `initrd` with `job` as one more archive behind it; the kernel unpacks one after the other."""
     return cpio.join([initrd, cpio.write([cpio.regular(JOB_NAME, json.dumps(job).encode())])])
+
+
+def unpacked_size(initrd: bytes) -> int:
+    """Return how many bytes the kernel makes of `initrd`: as the header of a zstd frame says, else a guess.
+
+    Source: RFC 8878, section 3.1.1.1 (frame header). Archives behind the first are counted as they are.
+    """
+    if not initrd.startswith(_ZSTD_MAGIC):
+        return len(initrd) if initrd.startswith(_CPIO_MAGIC) else len(initrd) * _USUAL_RATIO
+    descriptor = initrd[4]
+    single = descriptor >> 5 & 1
+    length = (single, 2, 4, 8)[descriptor >> 6]
+    if not length:
+        return len(initrd) * _USUAL_RATIO
+    at = 5 + (not single) + (0, 1, 2, 4)[descriptor & 3]
+    return int.from_bytes(initrd[at : at + length], "little") + (256 if length == 2 else 0)
