@@ -13,7 +13,7 @@ SOURCES := pyproject.toml meson.build $(shell find src examples -type f -not -na
 
 PACKAGES := python3 python3-dev python3-venv gcc binutils make libzstd-dev \
   qemu-system-x86 seabios busybox-static e2fsprogs util-linux cpio zstd makedumpfile liblzo2-2 libsnappy1v5 dosfstools xfsprogs \
-  linux-source-6.12 linux-source-6.1 flex bison bc xz-utils libelf-dev libssl-dev
+  linux-source-6.12 linux-source-6.1 crash flex bison bc xz-utils libelf-dev libssl-dev
 
 KERNELS ?= 6.12 6.1
 # Of this one a vmlinux with debugging information is kept, for crash and drgn: Debian's crash is too old for 6.12.

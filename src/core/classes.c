@@ -35,20 +35,6 @@ static uint64_t load(const uint8_t *at, uint64_t size)
     return value;
 }
 
-/* Clear the bits [start, end); return how many were set. */
-static uint64_t clear_bits(uint8_t *bits, uint64_t start, uint64_t end)
-{
-    uint64_t fresh = 0;
-    while (start < end) {
-        uint64_t byte = start / 8, stop = MIN(end, (byte + 1) * 8);
-        unsigned mask = (0xffu << (start % 8)) & (0xffu >> ((byte + 1) * 8 - stop));
-        fresh += (uint64_t)__builtin_popcount(mask & bits[byte]);
-        bits[byte] &= (uint8_t)~mask;
-        start = stop;
-    }
-    return fresh;
-}
-
 /* Return the order of the compound page that `page` heads; 0 when it heads none, or its order makes no sense. */
 static uint64_t compound_order(const struct job *job, uint64_t i, uint64_t flags)
 {

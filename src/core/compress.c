@@ -52,18 +52,13 @@ static bool flush(struct job *job, size_t size)
 {
     for (size_t done = 0; done < size;) {
         size_t part = size - done;
-        uint64_t at = extents_find(&job->extents, job->offset, &part);
-        ssize_t n = job->seekable ? pwrite(job->fd, job->buffer + done, part, (off_t)at)
-                                  : write(job->fd, job->buffer + done, size - done);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0) {
-            int error = n < 0 ? errno : EIO;
+        uint64_t written, at = extents_find(&job->extents, job->offset, &part);
+        int error = write_all(job->fd, job->seekable, at, job->buffer + done, part, &written);
+        done += written;
+        job->offset += written;
+        if (error != 0)
             return crew_fail(&job->crew, error, "cannot write %zu bytes at offset %llu of the output: %s", size - done,
                              (unsigned long long)job->offset, strerror(error));
-        }
-        done += (size_t)n;
-        job->offset += (uint64_t)n;
     }
     job->fill = 0;
     return true;

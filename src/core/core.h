@@ -8,32 +8,20 @@
 #ifndef KJUMP_CORE_H
 #define KJUMP_CORE_H
 
-#define PY_SSIZE_T_CLEAN
-#ifndef Py_LIMITED_API
-#define Py_LIMITED_API 0x030b0000
-#endif
-#include <Python.h>
+#include "shared.h"
 
 #include <pthread.h>
-#include <stdbool.h>
-#include <stdint.h>
 #include <zstd.h>
 
-#define PAGE ((uint64_t)4096)
 #define MAX_THREADS 256
 #define MAX_FRAMES ((uint64_t)0x8000000) /* of the seekable format */
 #define MAX_FRAME_SIZE ((uint64_t)1 << 28)
-#define MIN(a, b) ((a) < (b) ? (a) : (b))
-#define MAX(a, b) ((a) > (b) ? (a) : (b))
 #define page_down(value) ((value) & ~(PAGE - 1))
 #define page_up(value) page_down((value) + PAGE - 1)
 
 /* module.c */
 
 extern PyObject *Cancelled, *Damaged;
-
-/* An "O&" converter: an unsigned integer, else TypeError or ValueError. */
-int to_u64(PyObject *object, void *u64);
 
 /* crew.c: threads that work without the interpreter's lock, and the caller who waits for them */
 

@@ -1,19 +1,7 @@
-/* The module object: its functions, exceptions and the argument converter. Docstrings are in _core.pyi. */
+/* The module object: its functions and exceptions. Docstrings are in _core.pyi. */
 #include "core.h"
 
 PyObject *Cancelled, *Damaged;
-
-int to_u64(PyObject *object, void *u64)
-{
-    unsigned long long value = PyLong_AsUnsignedLongLong(object);
-    if (value == (unsigned long long)-1 && PyErr_Occurred()) {
-        if (PyErr_ExceptionMatches(PyExc_OverflowError))
-            PyErr_Format(PyExc_ValueError, "%R is negative or too large", object);
-        return 0;
-    }
-    *(uint64_t *)u64 = value;
-    return 1;
-}
 
 /* Add an exception derived from one of kjump.errors; NULL with an exception on failure. */
 static PyObject *add_exception(PyObject *module, const char *name, const char *base_name, const char *doc)
@@ -28,17 +16,15 @@ static PyObject *add_exception(PyObject *module, const char *name, const char *b
     return made;
 }
 
-#define FUNCTION(name, doc) {#name, (PyCFunction)(void (*)(void))core_##name, METH_VARARGS | METH_KEYWORDS, doc}
-
 static PyMethodDef functions[] = {
-    FUNCTION(classify, "Clear the bits of pages of some classes in a bitmap."),
-    FUNCTION(bitmap_runs, "Return the runs of set or clear bits of a bitmap."),
-    FUNCTION(zero_pages, "Return a bitmap of the pages that are all zero."),
-    FUNCTION(compress, "Compress spans of memory to the frames of a seekable zstd stream."),
-    FUNCTION(restore, "Decompress frames of a seekable zstd stream into spans of memory."),
-    FUNCTION(compress_bytes, "Compress to one zstd frame with content size and checksum."),
-    FUNCTION(decompress_bytes, "Decompress whole zstd frames of any kind."),
-    FUNCTION(decompress_frame, "Check and decompress one frame of a seekable stream."),
+    FUNCTION(core, classify, "Clear the bits of pages of some classes in a bitmap."),
+    FUNCTION(core, bitmap_runs, "Return the runs of set or clear bits of a bitmap."),
+    FUNCTION(core, zero_pages, "Return a bitmap of the pages that are all zero."),
+    FUNCTION(core, compress, "Compress spans of memory to the frames of a seekable zstd stream."),
+    FUNCTION(core, restore, "Decompress frames of a seekable zstd stream into spans of memory."),
+    FUNCTION(core, compress_bytes, "Compress to one zstd frame with content size and checksum."),
+    FUNCTION(core, decompress_bytes, "Decompress whole zstd frames of any kind."),
+    FUNCTION(core, decompress_frame, "Check and decompress one frame of a seekable stream."),
     {NULL, NULL, 0, NULL},
 };
 

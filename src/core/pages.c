@@ -1,21 +1,7 @@
-/* Bitmaps and pages of zeros: one bit a page frame, lowest bit of the lowest byte first (little endian hosts). */
+/* Bitmaps and pages of zeros, for Python. */
 #include "core.h"
 
 #include <string.h>
-
-/* Return the first bit in [at, end) that is `value`, or `end`. Words are read 8 bytes at a time. */
-static uint64_t next_bit(const uint8_t *bits, uint64_t at, uint64_t end, bool value)
-{
-    while (at < end) {
-        uint64_t byte = at / 8, word = 0, bytes = MIN((end + 7) / 8 - byte, 8);
-        memcpy(&word, bits + byte, bytes);
-        word = (value ? word : ~word) >> (at % 8);
-        if (word != 0)
-            return MIN(end, at + (uint64_t)__builtin_ctzll(word));
-        at = (byte + bytes) * 8;
-    }
-    return end;
-}
 
 static int append_run(PyObject *list, uint64_t start, uint64_t end)
 {
@@ -53,14 +39,6 @@ PyObject *core_bitmap_runs(PyObject *Py_UNUSED(module), PyObject *args, PyObject
 done:
     PyBuffer_Release(&bitmap);
     return list;
-}
-
-static bool is_zero_page(const uint8_t *page)
-{
-    uint64_t first;
-    memcpy(&first, page, sizeof first);
-    /* Equal to itself shifted by eight bytes, of which the first are zero: then all are. */
-    return first == 0 && memcmp(page, page + 8, PAGE - 8) == 0;
 }
 
 PyObject *core_zero_pages(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)

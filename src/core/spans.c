@@ -8,12 +8,10 @@
  */
 #include "core.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 /* Return what is wrong with a span of a stream that may lie from `first` to `end`, or NULL. */
 static const char *check_span(const struct span *span, uint64_t first, uint64_t end, uint64_t file_size)
@@ -171,23 +169,6 @@ static const struct slice *find_slice(struct mapper *mapper, uint64_t offset)
     return oldest;
 }
 
-/* pread or pwrite all of it; 0 or an errno (ENODATA at the end of the file). */
-static int transfer(const struct layout *layout, uint64_t offset, uint8_t *data, uint64_t length)
-{
-    while (length > 0) {
-        ssize_t n = layout->writable ? pwrite(layout->fd, data, length, (off_t)offset)
-                                     : pread(layout->fd, data, length, (off_t)offset);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return n < 0 ? errno : ENODATA;
-        offset += (uint64_t)n;
-        data += n;
-        length -= (uint64_t)n;
-    }
-    return 0;
-}
-
 bool mapper_copy(struct mapper *mapper, struct crew *crew, uint64_t offset, uint8_t *data, uint64_t length)
 {
     bool writable = mapper->layout->writable;
@@ -195,7 +176,10 @@ bool mapper_copy(struct mapper *mapper, struct crew *crew, uint64_t offset, uint
         const struct slice *slice = find_slice(mapper, offset);
         uint64_t size = MIN(length, slice->end - offset);
         uint8_t *there = slice->data + (offset - slice->start);
-        int error = slice->data == NULL ? transfer(mapper->layout, offset, data, size) : 0;
+        uint64_t done;
+        int error = slice->data != NULL ? 0
+                    : writable          ? write_all(mapper->layout->fd, true, offset, data, size, &done)
+                                        : read_all(mapper->layout->fd, offset, data, size);
         if (error != 0)
             return crew_fail(crew, error, "cannot %s %llu bytes at offset %llu: %s",
                              writable ? "write to the destination" : "read from the source", (unsigned long long)size,

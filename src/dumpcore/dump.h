@@ -2,19 +2,9 @@
 #ifndef KJUMP_DUMP_H
 #define KJUMP_DUMP_H
 
-#define PY_SSIZE_T_CLEAN
-#ifndef Py_LIMITED_API
-#define Py_LIMITED_API 0x030b0000
-#endif
-#include <Python.h>
+#include "shared.h"
 
-#include <stdbool.h>
 #include <stddef.h>
-#include <stdint.h>
-
-#define PAGE ((size_t)4096)
-#define MIN(a, b) ((a) < (b) ? (a) : (b))
-#define MAX(a, b) ((a) > (b) ? (a) : (b))
 
 /* Page descriptor of the kdump-compressed format; `flags` say how the data are compressed. */
 struct desc {
@@ -50,6 +40,5 @@ typedef PyObject *dump_function(PyObject *module, PyObject *args, PyObject *kwar
 dump_function dump_advance, dump_compress_pages, dump_drop, dump_place, dump_read_pages, dump_read_kdump;
 
 extern PyObject *FormatError;
-int to_u64(PyObject *object, void *u64);
 
 #endif

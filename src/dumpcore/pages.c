@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 /* `length` bytes from `address` on lie in the file at `offset`. */
 struct piece {
@@ -24,22 +23,6 @@ static int take_file(struct file *file, int fd, const Py_buffer *pieces)
         return 0;
     PyErr_SetString(PyExc_ValueError, "pieces are aligned triples of native u64");
     return -1;
-}
-
-/* Read as many as there are of `length` bytes; 0, ENODATA when the file ends, or another errno. */
-static int read_all(int fd, uint64_t offset, uint8_t *data, uint64_t length)
-{
-    while (length > 0) {
-        ssize_t n = pread(fd, data, length, (off_t)offset);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return n < 0 ? errno : ENODATA;
-        offset += (uint64_t)n;
-        data += n;
-        length -= (uint64_t)n;
-    }
-    return 0;
 }
 
 /* Read `length` bytes from `address`; 0, EFAULT when no piece has some of them, or as read_all. */
@@ -83,37 +66,6 @@ static PyObject *raise_error(int error, const char *what, uint64_t where)
         PyErr_SetFromErrno(PyExc_OSError);
     }
     return NULL;
-}
-
-static bool bit(const uint8_t *bits, uint64_t at)
-{
-    return bits[at / 8] >> (at % 8) & 1;
-}
-
-/* Return the first bit in [at, end) that is `value`, or `end`. */
-static uint64_t next_bit(const uint8_t *bits, uint64_t at, uint64_t end, bool value)
-{
-    while (at < end) {
-        uint64_t byte = at / 8, word = 0, bytes = MIN((end + 7) / 8 - byte, 8);
-        memcpy(&word, bits + byte, bytes);
-        word = (value ? word : ~word) >> (at % 8);
-        if (word != 0)
-            return MIN(end, at + (uint64_t)__builtin_ctzll(word));
-        at = (byte + bytes) * 8;
-    }
-    return end;
-}
-
-static uint64_t count_bits(const uint8_t *bits, uint64_t at, uint64_t end)
-{
-    uint64_t count = 0;
-    for (; at < end && at % 8 != 0; at++)
-        count += bit(bits, at);
-    for (; at + 8 <= end; at += 8)
-        count += (uint64_t)__builtin_popcount(bits[at / 8]);
-    for (; at < end; at++)
-        count += bit(bits, at);
-    return count;
 }
 
 static bool in_bitmap(const Py_buffer *bitmap, uint64_t start, uint64_t end)
@@ -220,15 +172,6 @@ PyObject *dump_drop(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwarg
     return good ? PyLong_FromUnsignedLongLong(dropped) : NULL;
 }
 
-static bool is_zero(const uint8_t *page)
-{
-    uint64_t probe[3];
-    memcpy(&probe[0], page, 8);
-    memcpy(&probe[1], page + 2048, 8);
-    memcpy(&probe[2], page + 4088, 8);
-    return (probe[0] | probe[1] | probe[2]) == 0 && memcmp(page, page + 8, PAGE - 8) == 0;
-}
-
 /* Compress all pages to `out`; return the bytes used. A zero page, if asked for, has a descriptor of all zeros. */
 static size_t compress_all(struct codec *codec, uint32_t method, int level, bool zeros, const uint8_t *pages,
                            size_t count, struct desc *descs, uint8_t *out)
@@ -237,7 +180,7 @@ static size_t compress_all(struct codec *codec, uint32_t method, int level, bool
     for (size_t i = 0; i < count; i++) {
         const uint8_t *page = pages + i * PAGE;
         descs[i] = (struct desc){0};
-        if (zeros && is_zero(page))
+        if (zeros && is_zero_page(page))
             continue;
         size_t size = method == RAW ? 0 : codec_compress(codec, method, level, page, out + used, CODEC_ROOM);
         if (size == 0)

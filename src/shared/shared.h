@@ -1,0 +1,46 @@
+/* What kjump._core and kjump._dump have in common: files read and written whole, bitmaps, pages of zeros. */
+#ifndef KJUMP_SHARED_H
+#define KJUMP_SHARED_H
+
+#define PY_SSIZE_T_CLEAN
+#ifndef Py_LIMITED_API
+#define Py_LIMITED_API 0x030b0000
+#endif
+#include <Python.h>
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define PAGE ((uint64_t)4096)
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+
+/* How a module lists one of its functions. */
+#define FUNCTION(prefix, name, doc)                                                                                    \
+    {#name, (PyCFunction)(void (*)(void))prefix##_##name, METH_VARARGS | METH_KEYWORDS, doc}
+
+/* An "O&" converter: an unsigned integer, else TypeError or ValueError. */
+int to_u64(PyObject *object, void *u64);
+
+/* Read all of `length` bytes; 0, ENODATA when the file ends before, or another errno. */
+int read_all(int fd, uint64_t offset, uint8_t *data, uint64_t length);
+/* Write all of `length` bytes, to the end of what has no offsets; 0 or an errno. `*written` counts them. */
+int write_all(int fd, bool seekable, uint64_t offset, const uint8_t *data, uint64_t length, uint64_t *written);
+
+/* Bitmaps have one bit a page frame, lowest bit of the lowest byte first (little endian hosts). */
+
+static inline bool bit(const uint8_t *bits, uint64_t at)
+{
+    return bits[at / 8] >> (at % 8) & 1;
+}
+
+/* Return the first bit in [at, end) that is `value`, or `end`. */
+uint64_t next_bit(const uint8_t *bits, uint64_t at, uint64_t end, bool value);
+/* Return how many of the bits [at, end) are set. */
+uint64_t count_bits(const uint8_t *bits, uint64_t at, uint64_t end);
+/* Clear the bits [start, end); return how many were set. */
+uint64_t clear_bits(uint8_t *bits, uint64_t start, uint64_t end);
+
+bool is_zero_page(const uint8_t *page);
+
+#endif
