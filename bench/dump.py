@@ -5,8 +5,8 @@ from the page cache, and write to memory (/dev/shm), one after the other. Second
 the second number is processor time, for machines that are busy with something else too. Ratios are makedumpfile's
 seconds (processor seconds, bytes) by ours, with one thread: above 1 we are better. makedumpfile is the one on the
 PATH, or what KJUMP_MAKEDUMPFILE names; methods that it was built without are left out of the comparison. With two
-threads it runs once a level, with zstd (zlib if it has no zstd), and is stopped when that takes four times as long as with
-one: its threads wait in busy loops.
+threads it runs once a level, with zstd (zlib if it has no zstd), and is stopped when that takes four times as long as
+with one: its threads wait in busy loops.
 
 All of it takes some eight minutes on two cores that have nothing else to do, and /dev/shm needs 3 GiB.
 """

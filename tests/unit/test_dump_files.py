@@ -149,12 +149,18 @@ def test_stopped_by_the_listener(tmp_path: Path, vmcore: Path, threads: int) -> 
     [
         ({"level": 32}, "0 to 31"),
         ({"destinations": ("a", "b")}, "split"),
+        ({"destinations": ("-",), "format": Format.KDUMP}, "flattened"),
         ({"method": Method.LZO}, "images are compressed with zstd"),
     ],
 )
 def test_requests_that_make_no_sense(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Request(**{"destinations": ("x",), **changes}).check()  # type: ignore[arg-type]
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path, vmcore: Path) -> None:
+    with pytest.raises(TargetError, match="is a folder: name a file"):
+        written(vmcore, tmp_path, 0, KINDS[0], force=True)
 
 
 def test_a_pipe_takes_an_image_and_a_flattened_file(tmp_path: Path, vmcore: Path) -> None:

@@ -59,6 +59,8 @@ class Request:
         """Refuse what makes no sense (UsageError)."""
         if self.level is not None and not 0 <= self.level <= LEVEL_MOST:
             raise UsageError(f"dump levels are 0 to {LEVEL_MOST}, not {self.level}")
+        if "-" in self.destinations and self.format is Format.KDUMP and not self.flattened:
+            raise UsageError("kdump-compressed files are not written in order: use --format flattened for a pipe")
         if len(self.destinations) > 1 and (self.format is not Format.KDUMP or self.flattened):
             raise UsageError("only kdump-compressed files can be split: say --format kdump")
         if self.format is Format.ELF and self.method is not Method.NONE and self.compression is not None:
@@ -198,10 +200,11 @@ def _output(destination: str, request: Request, task: Task) -> Iterator[Output]:
 
 
 def _why(error: OSError, destination: str, written: int, task: Task, request: Request) -> str:
+    name = "standard output" if destination == "-" else destination
     if error.errno == errno.ENOSPC:
         needed = estimate(task, request).size
-        return f"no space left for {destination}: {written} bytes were written, about {needed} are needed in all"
-    return f"cannot write {destination}: {error.strerror}"
+        return f"no space left for {name}: {written} bytes were written, about {needed} are needed in all"
+    return f"cannot write {name}: {error.strerror}"
 
 
 def estimate(task: Task, request: Request) -> Written:

@@ -130,7 +130,7 @@ class KernelLayout:
         """Go through the memory map in ascending order of frames."""
         if "SYMBOL(mem_section)" not in self.info.entries:
             # FLATMEM: one array, and `mem_map` points to it.
-            yield PageStructs(0, self._memory_end >> PAGE_SHIFT, self.read_word(self.info.symbol("mem_map")))
+            yield PageStructs(0, self._flat_frames(), self.read_word(self.info.symbol("mem_map")))
             return
         stride = self.info.size("page")
         pages_per_section = 1 << (self._section_bits() - PAGE_SHIFT)
@@ -140,6 +140,18 @@ class KernelLayout:
                 # The low bits are flags; the rest is biased so that adding the frame number gives its struct.
                 linear = (coded & ~_SECTION_FLAGS) + first * stride
                 yield PageStructs(first, pages_per_section, linear % (1 << self.word * 8))
+
+    def _flat_frames(self) -> int:
+        """Return how many frames a flat memory map has: firmware may lie far beyond the last of them."""
+        frames = self._memory_end >> PAGE_SHIFT
+        if "SYMBOL(contig_page_data)" not in self.info.entries:
+            return frames
+        node = self.info.symbol("contig_page_data")
+        start, spanned = (
+            self.read_word(node + self.info.offset(f"pglist_data.{name}"))
+            for name in ("node_start_pfn", "node_spanned_pages")
+        )
+        return min(frames, start + spanned)
 
     def _section_bits(self) -> int:
         bits = self.info.number("SECTION_SIZE_BITS")

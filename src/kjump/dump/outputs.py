@@ -34,7 +34,10 @@ class FileOutput:
     """A file under a temporary name beside its final one, which it gets when it is finished."""
 
     def __init__(self, path: Path, *, force: bool = False) -> None:
-        """Begin the file; TargetError when `path` exists and `force` is not set, or it cannot be made."""
+        """Begin the file; TargetError when `path` exists and `force` is not set, is no file, or it cannot be made."""
+        if path.is_dir() or path.is_block_device():
+            kind = "a folder" if path.is_dir() else "a block device"
+            raise TargetError(f"{path} is {kind}: name a file, or write to standard output (`-`) and send that on")
         if path.exists() and not force:
             raise TargetError(f"{path} exists already: remove it, or say --force")
         self.path = path
