@@ -94,6 +94,12 @@ def test_the_savers_free_pages() -> None:
     assert {f for r in free for f in range(r.start, r.end)} == plain_kept(structs, 0) - plain_kept(structs, 16)
 
 
+def test_a_flat_map_ends_before_the_firmware() -> None:
+    memory = BytesMemory(tinykernel.memory("flat") + bytes(64 << 12))
+    layout = KernelLayout(memory, VmcoreInfo(tinykernel.info("flat")))
+    assert [(s.first, s.count) for s in layout.page_structs()] == [(0, tinykernel.FRAMES)]
+
+
 def test_a_missing_entry_is_named() -> None:
     text = tinykernel.info().replace("NUMBER(PG_lru)", "NUMBER(PG_gone)")
     with pytest.raises(FormatError, match="PG_lru"):

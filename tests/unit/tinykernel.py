@@ -48,6 +48,12 @@ NUMBER(SECTION_SIZE_BITS)=20
 NUMBER(MAX_PHYSMEM_BITS)={bits}
 """
 
+_FLAT = """SYMBOL(mem_map)={map:x}
+SYMBOL(contig_page_data)={node:x}
+OFFSET(pglist_data.node_start_pfn)=0
+OFFSET(pglist_data.node_spanned_pages)=8
+"""
+
 
 def linear(frame: int) -> int:
     """Return the kernel's linear address of page `frame`."""
@@ -93,7 +99,7 @@ def _block(chance: random.Random, order: int) -> list[bytes]:
 def info(model: str = "sparse") -> str:
     """Return the kernel's VMCOREINFO; `model` is sparse, static or flat."""
     if model == "flat":
-        text = f"SYMBOL(mem_map)={linear(SECTIONS):x}\n"
+        text = _FLAT.format(map=linear(SECTIONS), node=linear(SECTIONS) + 8)
     elif model == "static":
         text = _SPARSE.format(at=linear(SECTIONS), length=4, bits=22)
     else:
@@ -118,7 +124,7 @@ def memory(model: str = "sparse", seed: int = 1) -> bytes:
     put(ROOT, struct.pack("<Q", UPPER * PAGE_SIZE | 1), (LINEAR >> 39 & 511) * 8)
     put(UPPER, struct.pack("<Q", 0x81))  # one large page of 1 GiB at physical 0
     if model == "flat":
-        put(SECTIONS, struct.pack("<Q", linear(MAP)))
+        put(SECTIONS, struct.pack("<QQQ", linear(MAP), 1, FRAMES - 1))
     else:
         coded = linear(MAP) | 3
         put(SECTIONS, b"".join(struct.pack("<QQ", coded, 0) for _ in range(2)))
