@@ -52,8 +52,9 @@ static bool flush(struct job *job, size_t size)
 {
     for (size_t done = 0; done < size;) {
         size_t part = size - done;
-        uint64_t written, at = extents_find(&job->extents, job->offset, &part);
-        int error = write_all(job->fd, job->seekable, at, job->buffer + done, part, &written);
+        uint64_t written = 0, at = extents_find(&job->extents, job->offset, &part);
+        /* Beyond the last extent there is no part. */
+        int error = part == 0 ? EIO : write_all(job->fd, job->seekable, at, job->buffer + done, part, &written);
         done += written;
         job->offset += written;
         if (error != 0)
