@@ -6,7 +6,7 @@ the second number is processor time, for machines that are busy with something e
 seconds (processor seconds, bytes) by ours, with one thread: above 1 we are better. makedumpfile is the one on the
 PATH, or what KJUMP_MAKEDUMPFILE names; methods that it was built without are left out of the comparison. With two
 threads it runs once a level, with zstd (zlib if it has no zstd), and is stopped when that takes four times as long as
-with one: its threads wait in busy loops.
+with one, and over 20 s: its threads wait in busy loops.
 
 All of it takes some eight minutes on two cores that have nothing else to do, and /dev/shm needs 3 GiB.
 """
@@ -116,7 +116,7 @@ def compare_with(level: int, core: Path, out: Path, runs: int) -> dict[str, Cost
         peers[method] = cost
     if peers:
         method = next(m for m in SWITCHES if m in peers)
-        limit = 4 * peers[method].wall
+        limit = max(20, 4 * peers[method].wall)
         name = f"makedumpfile {method}, 2 threads"
         both = run([*command, SWITCHES[method], "--num-threads", "2", str(core), str(out)], out, 1, limit)
         if both is None:

@@ -69,19 +69,30 @@ static unsigned mask_of(uint64_t start, uint64_t end)
 
 uint64_t count_bits(const uint8_t *bits, uint64_t at, uint64_t end)
 {
-    uint64_t count = 0;
-    for (; at < end; at = (at / 8 + 1) * 8)
-        count += (uint64_t)__builtin_popcount(mask_of(at, end) & bits[at / 8]);
+    uint64_t count = 0, word;
+    while (at < end) {
+        if (at % 8 == 0 && end - at >= 64) {
+            memcpy(&word, bits + at / 8, sizeof word);
+            count += (uint64_t)__builtin_popcountll(word);
+            at += 64;
+        } else {
+            count += (uint64_t)__builtin_popcount(mask_of(at, end) & bits[at / 8]);
+            at = (at / 8 + 1) * 8;
+        }
+    }
     return count;
 }
 
 uint64_t clear_bits(uint8_t *bits, uint64_t start, uint64_t end)
 {
-    uint64_t count = 0;
-    for (; start < end; start = (start / 8 + 1) * 8) {
-        unsigned mask = mask_of(start, end);
-        count += (uint64_t)__builtin_popcount(mask & bits[start / 8]);
-        bits[start / 8] &= (uint8_t)~mask;
+    uint64_t count = count_bits(bits, start, end);
+    while (count > 0 && start < end) {
+        uint64_t whole = start % 8 == 0 ? (end - start) / 8 : 0;
+        if (whole > 0)
+            memset(bits + start / 8, 0, whole);
+        else
+            bits[start / 8] &= (uint8_t)~mask_of(start, end);
+        start = whole > 0 ? start + whole * 8 : (start / 8 + 1) * 8;
     }
     return count;
 }
