@@ -17,6 +17,7 @@ struct fields {
     uint64_t buddy, slab, offline, unaccepted, hugetlb;  /* page types, */
     uint64_t type_mask;                                  /* and which bits of the field are the type */
     uint64_t huge_at, huge_mask, huge_value;             /* a word, from the head page of a compound page */
+    uint64_t tail_at, tail_mask;                         /* a word, and its bit that only tails of compound pages have */
 };
 
 struct job {
@@ -60,7 +61,9 @@ static int classify_page(const struct job *job, uint64_t i, uint64_t *pages)
     }
     uint64_t order = compound_order(job, i, flags);
     bool slab = type == is->slab || (flags & is->slab_mask);
-    bool anon = (page[is->mapping_at] & 1) && !slab;
+    /* Tails use the words of `mapping` for something else; they go with their heads, or not at all. */
+    bool tail = load(page + is->tail_at, is->word) & is->tail_mask;
+    bool anon = (page[is->mapping_at] & 1) && !slab && !tail;
     bool cache = (flags & is->lru_mask) || (is->swap_mask && (flags & is->swap_mask) == is->swap_mask);
     int class = -1;
     if (cache && !anon)
@@ -98,7 +101,7 @@ static const char *check(const struct job *job, uint64_t size)
         return "the buffer is not a whole number of page structs";
     if (is->word != 4 && is->word != 8)
         return "a word has 4 or 8 bytes";
-    if (MAX(MAX(is->flags_at, is->mapping_at), is->private_at) > is->stride - is->word || is->type_at > is->stride - 4)
+    if (MAX(MAX(is->flags_at, is->mapping_at), MAX(is->private_at, is->tail_at)) > is->stride - is->word || is->type_at > is->stride - 4)
         return "a field lies outside the page struct";
     if ((is->head_mask && is->order_at >= 2 * is->stride) ||
         (is->huge_mask && (!is->head_mask || is->huge_at > 2 * is->stride - is->word)))

@@ -82,6 +82,8 @@ class PageFields:
     huge_at: int
     huge_mask: int
     huge_value: int
+    tail_at: int
+    tail_mask: int
 
     @classmethod
     def of(cls, info: VmcoreInfo, word: int = 8) -> PageFields:
@@ -89,6 +91,7 @@ class PageFields:
         stride = info.size("page")
         buddy = info.number("PAGE_BUDDY_MAPCOUNT_VALUE") & 0xFFFFFFFF
         huge_at, huge_mask, huge_value = _hugetlb(info, stride)
+        tail_at = info.get_offset("page.compound_head", None)
         return cls(
             stride=stride,
             word=word,
@@ -113,6 +116,8 @@ class PageFields:
             huge_at=huge_at,
             huge_mask=huge_mask,
             huge_value=huge_value,
+            tail_at=tail_at or 0,
+            tail_mask=0 if tail_at is None else 1,
         )
 
     def pack(self) -> bytes:
