@@ -24,8 +24,13 @@ def time_stamps() -> Callable[[], int]:
     """Return a function that reads the time stamp counter: the kernel's own clocks stand still during a jump."""
     page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     page[: len(_RDTSC)] = _RDTSC
-    function = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(ctypes.c_char.from_buffer(page)))
-    return lambda: int(function())
+    code = ctypes.c_char.from_buffer(page)  # who holds it holds the page
+    function = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(code))
+
+    def read(_code: ctypes.c_char = code) -> int:
+        return int(function())
+
+    return read
 
 
 def ticks_in_a_second(read: Callable[[], int]) -> float:
