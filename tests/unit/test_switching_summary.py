@@ -1,5 +1,8 @@
 """How the lab sums up switches."""
 
+import gc
+
+from kjump.lab.rounds import time_stamps
 from kjump.lab.switching import slope, summary
 
 
@@ -12,3 +15,10 @@ def test_a_page_lost_with_each_jump_is_seen_through_noise() -> None:
     noise = [(-1) ** i * 50_000 for i in range(150)]
     assert abs(slope(noise)) < 100
     assert -4300 < slope([n - 4096 * i for i, n in enumerate(noise)]) < -3900
+
+
+def test_the_time_stamp_counter_can_be_read_again_and_again() -> None:
+    read = time_stamps()
+    gc.collect()
+    stamps = [read() for _ in range(1000)]
+    assert stamps == sorted(stamps) and stamps[0] > 0
