@@ -128,3 +128,6 @@ def decompress_frame(data: Buffer, size: int, checksum: int | None = None) -> by
 
     `data` must be the whole frame and nothing else. `checksum` is its entry's; None when that is not known.
     """
+
+def time_stamp() -> int:
+    """Return the CPU's time stamp counter: ticks since power on, which go on when another kernel takes over."""

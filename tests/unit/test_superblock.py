@@ -95,7 +95,7 @@ def test_damage_is_refused(data: bytes) -> None:
         (SAMPLE.pack()[:-1], "has 4096 bytes, not 4095"),
         (SAMPLE.pack()[:-1] + b"!", "bad checksum"),
         (changed(8, b"\1"), "is of version 1, this kjump knows version 2"),
-        (changed(12, b"\7"), r"a state that is not known \(7\)"),
+        (changed(12, b"\x09"), r"a state that is not known \(9\)"),
         (changed(128, struct.pack("<I", MAX_DETAILS + 1)), "details cannot have 3961 bytes"),
         (changed(132, b"["), "not JSON"),
         (changed(132, b"\xff"), "not JSON"),

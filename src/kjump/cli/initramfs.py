@@ -8,6 +8,8 @@ import click
 
 from kjump.cli.options import human
 
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
 
 @click.group()
 def initramfs_command() -> None:
@@ -16,13 +18,15 @@ def initramfs_command() -> None:
 
 @initramfs_command.command()
 @click.argument("output", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--kernel", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="bzImage that restores.")
+@click.option("--kernel", type=_FILE, help="bzImage that restores.")
 @click.option("--level", type=int, default=19, show_default=True, help="zstd level.")
-def build(output: Path, kernel: Path | None, level: int) -> None:
+@click.option("--tool", "tools", type=_FILE, multiple=True, help="Static program for hooks of snapshots: busybox.")
+@click.option("--with-dump", is_flag=True, help="So that `kjump peer dump` works in it.")
+def build(output: Path, kernel: Path | None, level: int, tools: tuple[Path, ...], with_dump: bool) -> None:
     """Build the initramfs into OUTPUT; the boot role needs --kernel, the second role does not."""
     from kjump.initramfs.build import build as build_initramfs
 
-    data = build_initramfs(kernel, level=level)
+    data = build_initramfs(kernel, level=level, tools=tools, with_dump=with_dump)
     partial = output.with_name(output.name + ".part")
     partial.write_bytes(data)
     partial.replace(output)

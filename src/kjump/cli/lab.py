@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -299,6 +300,73 @@ def _big_images(results: Sequence[BigImage]) -> None:
             click.echo(f"       {line}")
         for name, good in result.checks.items():
             click.echo(f"{'ok  ' if good else 'FAIL'} {name}")
+
+
+@demo.command("snapshot")
+@click.option("--kernel", "version", default="6.1", show_default=True, help="Kernel version; Debian's crash knows 6.1.")
+@click.option("--memory", type=SIZE, default="768M", show_default=True, help="RAM of the machine.")
+@click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True)
+@click.option("--cpu", default="max", show_default=True, help="QEMU CPU model.")
+@click.option("--count", type=click.IntRange(1, 20), default=5, show_default=True, help="Snapshots.")
+@click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Keep disks and console log there.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def demo_snapshot(version: str, memory: int, cpus: int, cpu: str, count: int, keep: Path | None, as_json: bool) -> None:
+    """Take snapshots of a Linux at work, and look at each with drgn and crash: is it the moment it was taken at?"""
+    from kjump.lab import snapshot
+    from kjump.lab.scene import Hardware
+
+    with _folder(keep) as folder:
+        result = snapshot.run(folder, version=version, hardware=Hardware(memory, cpus, cpu), count=count, tell=_clock())
+    if as_json:
+        print_json(result.as_json())
+    else:
+        for number, taken in enumerate(result.snapshots, 1):
+            steps = ", ".join(f"{name} {seconds:.2f}" for name, seconds in taken.phases.items())
+            click.echo(f"{number}: paused for {taken.pause:.2f} s ({steps}); {human(taken.image_bytes)}")
+            click.echo(f"   the process found {taken.values}; {taken.seen}")
+        for why in result.left_out:
+            click.echo(f"not tried: {why}")
+        _show_checks(result.checks)
+    sys.exit(0 if result.ok else 1)
+
+
+@demo.command("rollback")
+@click.option("--kernel", "version", default="6.12", show_default=True, help="Kernel version.")
+@click.option("--memory", type=SIZE, default="768M", show_default=True, help="RAM of the machine.")
+@click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True)
+@click.option("--cpu", default="max", show_default=True, help="QEMU CPU model.")
+@click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Keep disks and console log there.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def demo_rollback(version: str, memory: int, cpus: int, cpu: str, keep: Path | None, as_json: bool) -> None:
+    """Destroy a Linux from within, and roll it back to a snapshot, disks and all; twice."""
+    from kjump.lab import rollback
+    from kjump.lab.scene import Hardware
+
+    with _folder(keep) as folder:
+        result = rollback.run(folder, version=version, hardware=Hardware(memory, cpus, cpu), tell=_clock())
+    if as_json:
+        print_json(result.as_json())
+    else:
+        click.echo(f"snapshot: paused for {result.pause:.2f} s")
+        for seconds, error in zip(result.seconds, result.clock_errors, strict=True):
+            click.echo(f"rolled back in {seconds:.1f} s; the wall clock is off by {error:.2f} s")
+        click.echo(f"without a hook: {result.refusal}")
+        _show_checks(result.checks)
+    sys.exit(0 if result.ok else 1)
+
+
+@contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    """Give `keep`, made if need be, or a folder that goes at the end."""
+    with tempfile.TemporaryDirectory(prefix="kjump-demo-") as temporary:
+        folder = keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+
+
+def _show_checks(checks: dict[str, bool]) -> None:
+    for name, good in checks.items():
+        click.echo(f"{'ok  ' if good else 'FAIL'} {name}")
 
 
 def _timeline(result: object) -> None:

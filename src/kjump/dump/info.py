@@ -9,7 +9,6 @@ from typing import Any
 from kjump.dump import dmesg, pages
 from kjump.dump.classes import PageClass
 from kjump.dump.facts import KernelFacts, learn
-from kjump.dump.pipeline import drop_zeros
 from kjump.dump.sources import Source
 from kjump.errors import FormatError
 
@@ -88,13 +87,18 @@ def gather(source: Source, *, zeros: bool, threads: int) -> Info:
     """
     total = pages.count(source.present)
     classes, trouble = _classes(source, total)
+    zero_pages = None
+    if zeros:
+        from kjump.dump.pipeline import drop_zeros  # needs _dump, which a second kernel may not have
+
+        zero_pages = drop_zeros(source, bytearray(source.present), threads)
     panic, uptime = _log(source)
     return Info(
         kind=source.kind,
         kernel=learn(source),
         total=total,
         classes=classes,
-        zeros=drop_zeros(source, bytearray(source.present), threads) if zeros else None,
+        zeros=zero_pages,
         panic=panic,
         uptime=uptime,
         complete=source.complete,

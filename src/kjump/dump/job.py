@@ -16,7 +16,7 @@ from typing import Any
 from kjump import _core, _dump
 from kjump.dump import pages, writers
 from kjump.dump.classes import LEVEL_MOST, LEVEL_ZERO
-from kjump.dump.outputs import FileOutput, FlattenedOutput, Output, StreamOutput
+from kjump.dump.outputs import DeviceOutput, FileOutput, FlattenedOutput, Output, StreamOutput
 from kjump.dump.pages import Selection
 from kjump.dump.pipeline import Progress, chunks, drop_zeros
 from kjump.dump.sources import Source
@@ -184,6 +184,8 @@ def _output(destination: str, request: Request, task: Task) -> Iterator[Output]:
         out = StreamOutput(sys.stdout.fileno())
     elif (path := Path(destination)).is_fifo() or path.is_char_device():
         out = StreamOutput(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+    elif path.is_block_device():
+        out = _device(path, request)
     else:
         out = FileOutput(path, force=request.force)
     if request.flattened:
@@ -197,6 +199,14 @@ def _output(destination: str, request: Request, task: Task) -> Iterator[Output]:
     except BaseException:
         out.abandon()
         raise
+
+
+def _device(path: Path, request: Request) -> DeviceOutput:
+    if not request.force:
+        raise TargetError(f"{path} is a device: give --force to overwrite what it holds")
+    if request.format is Format.IMAGE:
+        raise UsageError(f"an image on the device {path} would have no end that could be found: use --format kdump")
+    return DeviceOutput(path)
 
 
 def _why(error: OSError, destination: str, written: int, task: Task, request: Request) -> str:

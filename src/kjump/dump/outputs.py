@@ -69,6 +69,35 @@ class FileOutput:
         self._partial.unlink(missing_ok=True)
 
 
+class DeviceOutput:
+    """A block device, written from its beginning."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the device; TargetError when it cannot be, or is in use."""
+        self.written = 0
+        try:
+            self._fd = os.open(path, os.O_WRONLY | os.O_EXCL | os.O_CLOEXEC)
+        except OSError as error:
+            raise TargetError(f"cannot write {path}: {error.strerror}") from None
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Put `data` at `offset`; OSError as the system says."""
+        view = memoryview(data)
+        self.written += len(view)
+        while view:
+            done = os.pwrite(self._fd, view, offset)
+            view, offset = view[done:], offset + done
+
+    def finish(self) -> None:
+        """Flush all to the medium."""
+        os.fsync(self._fd)
+        os.close(self._fd)
+
+    def abandon(self) -> None:
+        """Close the device; what it held is lost."""
+        os.close(self._fd)
+
+
 class StreamOutput:
     """A pipe, socket or terminal, written in order."""
 

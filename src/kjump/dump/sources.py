@@ -17,7 +17,7 @@ from kjump.dump.files import Pieces, RandomAccess, SeekableStream, plain, unflat
 from kjump.dump.kernel import KernelLayout
 from kjump.errors import FormatError, HostError
 from kjump.formats import elf, flattened, kdump, notes, vmcoreinfo
-from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
+from kjump.formats.superblock import HOLDS_AN_IMAGE, SUPERBLOCK_SIZE, State, Superblock
 from kjump.memory import PAGE_SIZE, FilePiece
 from kjump.ranges import RangeSet
 
@@ -154,7 +154,7 @@ def _behind_superblock(file: Pieces) -> Pieces:
         superblock = Superblock.unpack(file.read(0, SUPERBLOCK_SIZE))
     except FormatError:
         return file
-    if superblock.state not in (State.COMPLETE, State.ATTEMPTED, State.CONSUMED):
+    if superblock.state not in HOLDS_AN_IMAGE | {State.CONSUMED}:
         raise FormatError(f"the target holds no complete image; its state is {superblock.state.name.lower()}")
     return Pieces(file.fd, _shift(file, superblock.image_offset, superblock.image_length))
 

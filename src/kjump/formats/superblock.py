@@ -58,6 +58,14 @@ class State(IntEnum):
     """The image was resumed, and must never be again."""
     INVALID = 6
     """The image was given up, or writing it failed; the details may say why."""
+    SNAPSHOT = 7
+    """There is a snapshot: complete, for roll-backs, as many as wanted; a boot neither resumes nor invalidates it."""
+    DUMP = 8
+    """There is a debugging dump: complete, but pages were left out of it that a system cannot do without."""
+
+
+HOLDS_AN_IMAGE = frozenset({State.COMPLETE, State.ATTEMPTED, State.SNAPSHOT, State.DUMP})
+"""The states whose image is whole and may be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +157,7 @@ class Superblock:
 
     def _check_lengths(self) -> None:
         """Refuse lengths of an image in use that cannot be, so that nobody reads what they say."""
-        if self.state in (State.COMPLETE, State.ATTEMPTED) and not (
+        if self.state in HOLDS_AN_IMAGE and not (
             self.header_length <= self.stream_length
             and self.seek_table_offset + self.seek_table_length <= self.image_length
             and self.image_length <= self.capacity - self.image_offset

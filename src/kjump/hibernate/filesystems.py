@@ -4,12 +4,20 @@ A resumed kernel goes on with what it remembers of its disks. If another system 
 between, that memory is wrong and would destroy the file system. So B records a digest of the start of
 every block device that A has mounted, where superblocks are, and of ext4 the identity of superblock and journal; the
 restorer compares.
+
+That is enough for a system that was off: whoever mounts a file system writes its superblock. A snapshot goes on
+running, and what it writes then shows in no superblock for long. So A also leaves in the mailbox how much it had
+written to each device when it jumped, and a roll-back compares. Such counts mean something only as long as they go
+on from there; the lineage says whether they do.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,14 +30,27 @@ _LENGTH = 0x11000
 """Bytes that hold the superblock of ext4 (at 1 KiB), XFS (at 0) and Btrfs (at 64 KiB)."""
 
 
-def mounted() -> list[dict[str, str]]:
-    """Return A's mounted block devices: {"device", "where", "type"} each, a device once."""
-    found: dict[str, dict[str, str]] = {}
+_IN_MEMORY = re.compile(r"/dev/z?ram\d+$")
+"""Devices whose contents are memory: they are in the image."""
+
+_COUNTS = (4, 6, 11, 13)
+"""Fields of /sys/dev/block/*/stat (Documentation/block/stat.rst): writes, sectors written, discards, and theirs."""
+
+_LINEAGE = Path("/run/kjump/lineage")
+
+
+def mounted() -> list[dict[str, Any]]:
+    """Return the block devices that A has mounted or swaps to: {"device", "where", "type", "writable"}, each once."""
+    found: dict[str, dict[str, Any]] = {}
     for line in Path("/proc/self/mounts").read_text().splitlines():
-        device, where, kind = line.split()[:3]
-        if device.startswith("/dev/"):
-            found.setdefault(device, {"device": device, "where": where, "type": kind})
-    return list(found.values())
+        device, where, kind, options = line.split()[:4]
+        item = found.setdefault(device, {"device": device, "where": where, "type": kind, "writable": False})
+        item["writable"] |= "rw" in options.split(",")
+    for line in Path("/proc/swaps").read_text().splitlines()[1:]:
+        device, kind = line.split()[:2]
+        if kind == "partition":
+            found[device] = {"device": device, "where": "", "type": "swap", "writable": True}
+    return [item for name, item in found.items() if name.startswith("/dev/") and not _IN_MEMORY.match(name)]
 
 
 def digest(device: str) -> str:
@@ -68,8 +89,68 @@ def check(recorded: Iterable[dict[str, Any]]) -> None:
         wanted = {name: item[name] for name in ("digest", "identity") if name in item}
         if not any(_state_or_none(device) == wanted for device in _candidates(item["device"])):
             raise ImageError(
-                f"the {item['type']} file system on {item['device']} (mounted at {item['where']}) has changed since "
-                f"the image was saved{_how(item)}: resuming would destroy it"
+                f"{_name(item)} has changed since the image was saved{_how(item)}: resuming would destroy it"
+            )
+
+
+def _name(item: dict[str, Any]) -> str:
+    if item["type"] == "swap":
+        return f"the swap space on {item['device']}"
+    return f"the {item['type']} file system on {item['device']} (mounted at {item['where']})"
+
+
+def written(items: Iterable[dict[str, Any]]) -> dict[str, list[int]]:
+    """Return how much was written to each device of `items` since it is there; devices that do not say lack."""
+    found = {}
+    for item in items:
+        try:
+            number = os.stat(item["device"]).st_rdev  # noqa: PTH116
+            fields = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/stat").read_text().split()
+        except OSError:
+            continue
+        found[item["device"]] = [int(fields[i]) for i in _COUNTS if i < len(fields)]
+    return found
+
+
+def lineage() -> dict[str, str]:
+    """Return which history this system has: its boot, and the roll-backs since, of which only the last counts.
+
+    `id` changes with each boot and each roll-back; `base` is the cookie of the snapshot that was rolled back to last.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    try:
+        known: dict[str, str] = json.loads(_LINEAGE.read_text())
+        if known["id"].startswith(boot):
+            return known
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return {"id": boot, "base": ""}
+
+
+def branch_off(base: str) -> None:
+    """Note that this system has just been rolled back to the snapshot with the cookie `base`."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    _LINEAGE.parent.mkdir(parents=True, exist_ok=True)
+    _LINEAGE.write_text(json.dumps({"id": f"{boot}/{os.urandom(8).hex()}", "base": base}))
+
+
+def check_unwritten(recorded: Iterable[dict[str, Any]], words: dict[str, Any], base: str, *, cold: bool) -> None:
+    """Raise ImageError naming a file system that may have been written to since a snapshot was taken.
+
+    `words` are those that A left at the jump (`lineage` and `written`), `base` is the snapshot's cookie. With `cold`
+    the snapshot's system does not run any more, and nobody knows how much it wrote.
+    """
+    items = [item for item in recorded if item.get("writable", True)]
+    now, then = lineage(), words.get("lineage", {})
+    same_history = not cold and (now["base"] == base or now["id"] == then.get("id"))
+    counts = written(items) if same_history else {}
+    for item in items:
+        before = words.get("written", {}).get(item["device"])
+        if before is None or counts.get(item["device"]) != before:
+            how = "has been written to" if same_history else "may have been written to"
+            raise ImageError(
+                f"{_name(item)} {how} since the snapshot was taken: rolling back would destroy it; take snapshots "
+                "with --hook, which puts file systems back too"
             )
 
 

@@ -11,10 +11,12 @@ import json
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from kjump.errors import FormatError
 from kjump.formats import elf, notes
+from kjump.formats.superblock import State
 from kjump.kexec.shadow import Shadow
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
@@ -22,6 +24,20 @@ from kjump.ranges import Range, RangeSet
 NOTE_NAME = "KJUMP"
 NOTE_FACTS = 1
 NOTE_PAGE_LIST = 2
+
+
+class Kind(StrEnum):
+    """What an image is for, as its facts say (`kind`), and by that the state of a target that holds it whole."""
+
+    HIBERNATION = "hibernation"
+    SNAPSHOT = "snapshot"
+    DUMP = "dump"
+
+    @property
+    def state(self) -> State:
+        """The superblock's state when an image of this kind is complete."""
+        return {Kind.HIBERNATION: State.COMPLETE, Kind.SNAPSHOT: State.SNAPSHOT, Kind.DUMP: State.DUMP}[self]
+
 
 FRAME_SIZE = 1 << 20
 """Decompressed bytes in a frame of the stream."""
@@ -94,6 +110,14 @@ class ImageContents:
     headers: ImageHeaders
     facts: dict[str, Any]
     shadow: Shadow
+
+    @property
+    def kind(self) -> Kind:
+        """What the image is for; FormatError when it is of a kind that is not known."""
+        try:
+            return Kind(self.facts.get("kind", Kind.HIBERNATION))
+        except ValueError:
+            raise FormatError(f"the image is of a kind that is not known ({self.facts['kind']!r})") from None
 
 
 def parse_headers(head: bytes) -> ImageContents:

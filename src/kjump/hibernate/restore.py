@@ -53,7 +53,11 @@ def open_image(target: Target, *, states: tuple[State, ...]) -> OpenImage:
         check_digest(target, superblock, head, table)
         if frames.compressed_length != superblock.seek_table_offset:
             raise FormatError("its seek table does not describe the frames before it")
-        return OpenImage(superblock, image.parse_headers(head), frames)
+        contents = image.parse_headers(head)
+        whole = State.COMPLETE if superblock.state is State.ATTEMPTED else superblock.state
+        if contents.kind.state is not whole:
+            raise FormatError(f"its superblock calls it {superblock.state.name.lower()}, its facts a {contents.kind}")
+        return OpenImage(superblock, contents, frames)
     except (FormatError, _core.Damaged) as error:
         raise ImageError(f"the image on {target.path} is damaged: {error}") from None
 

@@ -1,4 +1,4 @@
-"""From a cold boot to C: check the image and the machine, load C into the window, jump."""
+"""From a cold boot, or from a system that is to be replaced, to C: check image and machine, load C, jump."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from kjump.errors import HostError, ImageError
-from kjump.formats import bzimage
+from kjump.formats import bzimage, cpio
 from kjump.formats.bzimage import BzImage
 from kjump.formats.superblock import State
 from kjump.gates import Gate
 from kjump.hibernate import filesystems, peer
+from kjump.hibernate.arrival import fresh_seed
+from kjump.hibernate.clock import Moment
+from kjump.hibernate.hooks import Hook
+from kjump.hibernate.image import Kind
 from kjump.hibernate.restore import OpenImage, check_machine, open_image
 from kjump.hibernate.target import Target
 from kjump.initramfs.contents import with_job
@@ -24,10 +28,14 @@ from kjump.ranges import Range
 
 @dataclass(frozen=True)
 class PreparedResume:
-    """A resume of which everything has been checked that can be checked before the jump."""
+    """A resume or roll-back of which everything has been checked that can be checked before the jump.
+
+    `clock_accuracy` is how far this system's wall clock may be off, in seconds: the one that comes back takes it over.
+    """
 
     target: Target
     opened: OpenImage
+    clock_accuracy: float
     _kernel: BzImage
     _initrd: bytes
 
@@ -47,7 +55,8 @@ class PreparedResume:
             "gate": layout.gate,
             "cookie": self.opened.superblock.cookie.hex(),
             "target": self.target.place.as_json(),
-            "report": report,
+            "kind": self.opened.contents.kind,
+            "report": report | {"clock": Moment.now(self.clock_accuracy).as_json(), "seed": fresh_seed()},
         }
         lpj = facts.get("loops_per_jiffy", 0) if self._kernel.release == facts["release"] else 0
         line = peer.command_line(running.command_line(), "restorer", la57=facts["la57"], loops_per_jiffy=lpj)
@@ -55,10 +64,14 @@ class PreparedResume:
         return peer_kernel.plan(around, preserve=False)
 
     def go(self, report: dict[str, Any]) -> None:
-        """Mark the image as attempted and jump; returns only by an error, and then the image is still whole."""
+        """Mark the image as attempted, a snapshot's not, and jump.
+
+        Returns only by an error, and then the image is still whole.
+        """
         plan = self.plan(report)
         host.load(plan)
-        self.target.write_superblock(self.opened.superblock.evolve(state=State.ATTEMPTED))
+        if self.opened.contents.kind is not Kind.SNAPSHOT:
+            self.target.write_superblock(self.opened.superblock.evolve(state=State.ATTEMPTED))
         try:
             host.jump()
         except BaseException:
@@ -66,15 +79,44 @@ class PreparedResume:
             raise
 
 
-def prepare_resume(target: Target, kernel: bytes, initrd: bytes) -> PreparedResume:
+def prepare_resume(target: Target, kernel: bytes, initrd: bytes, *, clock_accuracy: float = 0.001) -> PreparedResume:
     """Check the image on `target` against this machine; ImageError says in one sentence why it cannot be run."""
     opened = open_image(target, states=(State.COMPLETE,))
+    _check_this_machine(opened)
+    filesystems.check(opened.contents.facts["file_systems"])
+    return PreparedResume(target, opened, clock_accuracy, bzimage.parse(kernel), initrd)
+
+
+def _check_this_machine(opened: OpenImage) -> None:
     model, flags = running.cpu_facts()
     if "no5lvl" in running.command_line().split():
         flags |= {"la57"}  # hidden by this kernel's own choice; that the CPU has it cannot be told from here
     check_machine(opened.contents, running.firmware_memory_map(), model, flags)
-    filesystems.check(opened.contents.facts["file_systems"])
-    return PreparedResume(target, opened, bzimage.parse(kernel), initrd)
+
+
+def prepare_rollback(
+    target: Target, kernel: bytes, initrd: bytes, *, cold: bool = False, clock_accuracy: float = 0.001
+) -> PreparedResume:
+    """Check the snapshot on `target` against this machine; ImageError says why it cannot be rolled back to.
+
+    `cold` tells that the system it was taken of does not run any more. Without a hook nothing may have been written to
+    the snapshot's file systems since (which `check_disks` can look at once more); with one, C checks what it made.
+    """
+    opened = open_image(target, states=(State.SNAPSHOT,))
+    _check_this_machine(opened)
+    hook = Hook.of_facts(opened.contents.facts)
+    if hook:
+        initrd = cpio.join([initrd, hook.packed()])
+    else:
+        check_disks(opened, cold=cold)
+    return PreparedResume(target, opened, clock_accuracy, bzimage.parse(kernel), initrd)
+
+
+def check_disks(opened: OpenImage, *, cold: bool) -> None:
+    """Raise ImageError unless the file systems are as the snapshot knows them."""
+    facts = opened.contents.facts
+    filesystems.check_unwritten(facts["file_systems"], facts["words"], opened.superblock.cookie.hex(), cold=cold)
+    filesystems.check(facts["file_systems"])
 
 
 def refuse_if_mounted() -> None:

@@ -11,13 +11,14 @@ from typing import Any
 
 from kjump import _core
 from kjump.dump.kernel import KernelLayout
+from kjump.dump.pages import bitmap, runs, select_level, to_frames
 from kjump.dump.pages import free_pages as find_free_pages
-from kjump.dump.pages import to_frames
 from kjump.errors import FormatError, KjumpError, TargetError
 from kjump.formats import elf, notes, seekable, vmcoreinfo
 from kjump.formats.superblock import State, Superblock
 from kjump.hibernate import image
 from kjump.hibernate import level as levels
+from kjump.hibernate.image import Kind
 from kjump.hibernate.target import Target, digest
 from kjump.kexec import running
 from kjump.kexec.shadow import ParkedMemory, Shadow, walk
@@ -105,18 +106,24 @@ def save(
     level: int,
     threads: int,
     free_pages: str = "any",
+    dump_level: int | None = None,
     progress: Progress | None = None,
 ) -> SaveResult:
     """Write A to `target`, which must be armed; the superblock says complete only when all is on the medium.
 
     `ram` is A's RAM (physical ranges); `facts` goes into the image's note. `free_pages` is what A trusts them to
     hold (see `kexec.running.free_page_policy`): any, then they are left out; zero, then they are left out but stand
-    in the stream as zeros, which the restorer writes; poison, then they are kept. TargetError when the image does not
-    fit or a write fails, SaveCancelled when `progress` returned False: the superblock then says so too.
+    in the stream as zeros, which the restorer writes; poison, then they are kept. With `dump_level` (as `kjump dump
+    --level` takes it) the image is a dump, which cannot be restored. TargetError when the image does not fit or a write
+    fails, SaveCancelled when `progress` returned False: the superblock then says so too.
     """
     begun = time.monotonic()
     superblock = target.read_superblock()
-    selection = _select(parked, to_frames(ram), facts, free_pages)
+    if dump_level is None:
+        selection = _select(parked, to_frames(ram), facts, free_pages)
+    else:
+        facts = facts | {"kind": Kind.DUMP, "dump_level": dump_level}
+        selection = _select_for_reading(parked, to_frames(ram), facts, dump_level)
     selected = time.monotonic()
     target.write_superblock(superblock.evolve(state=State.WRITING))
     try:
@@ -137,7 +144,7 @@ def save(
     result = SaveResult(selection.kept.size * PAGE_SIZE, length, *seconds, running.memory_use(), level)
     target.write_superblock(
         superblock.evolve(
-            state=State.COMPLETE,
+            state=Kind(facts.get("kind", Kind.HIBERNATION)).state,
             image_length=length,
             stream_length=selection.headers.length,
             header_length=len(selection.headers.head),
@@ -163,6 +170,16 @@ def _select(parked: Parked, frames: RangeSet, facts: dict[str, Any], free_pages:
     free = RangeSet() if free_pages == "poison" else find_free_pages(parked.layout, frames)
     kept = image.frames_to_keep(frames, free, parked.shadow)
     described = kept | free if free_pages == "zero" else kept
+    return _describe(parked, kept, described, facts)
+
+
+def _select_for_reading(parked: Parked, frames: RangeSet, facts: dict[str, Any], level: int) -> _Selection:
+    wanted = select_level(parked.layout, bitmap(frames), level)
+    kept = image.frames_to_keep(runs(wanted.keep, wanted.end), RangeSet(), parked.shadow)
+    return _describe(parked, kept, kept, facts)
+
+
+def _describe(parked: Parked, kept: RangeSet, described: RangeSet, facts: dict[str, Any]) -> _Selection:
     headers = image.build_headers(described, parked.vmcoreinfo_note, facts, parked.shadow)
     return _Selection(kept, headers, _vmcore_spans(parked.raw, image.spans(headers, kept, parked.shadow)))
 

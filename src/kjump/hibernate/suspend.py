@@ -1,4 +1,4 @@
-"""A's side of a hibernation: prepare, jump to B, and say what came of it when A is back."""
+"""A's side of a hibernation or a snapshot: prepare, jump to B, and say what came of it when A is back."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from kjump import _core
 from kjump.errors import HostError, JumpError, TargetError
-from kjump.formats import bzimage
+from kjump.formats import bzimage, cpio
 from kjump.gates import Gate
-from kjump.hibernate import filesystems, peer, postmortem
+from kjump.hibernate import arrival, filesystems, peer, postmortem
+from kjump.hibernate.clock import Moment, Pace
 from kjump.hibernate.filetarget import open_for_image
+from kjump.hibernate.hooks import TIMEOUT, Hook
+from kjump.hibernate.image import Kind
 from kjump.hibernate.target import Target
 from kjump.initramfs.contents import with_job
 from kjump.kexec import host, mailbox, running
@@ -40,6 +44,9 @@ class Request:
     (0: found by measuring, see `hibernate.level`). `force` overwrites what the
     target carries. `append` is added to the second kernel's command line. `time_limit` is how long B may take, in
     seconds (0: by the size of RAM); `watchdog` the timeout, in seconds, of the machine's watchdog while B works.
+    `kind` says what the image is for; for all but a hibernation B comes back. With `dump_level` it is a dump that
+    leaves out what `kjump dump --level` does. `hook` runs in B first, for `hook_timeout` seconds at most. With `look`
+    nothing is saved, and the target is none: B looks at A as `kjump peer` with these words does.
     `fault` provokes a failure in B, for tests (see `roles.faults`).
     """
 
@@ -53,6 +60,11 @@ class Request:
     append: str = ""
     time_limit: float = 0
     watchdog: int = DEFAULT_WATCHDOG
+    kind: Kind = Kind.HIBERNATION
+    dump_level: int | None = None
+    hook: Hook | None = None
+    hook_timeout: float = TIMEOUT
+    look: tuple[str, ...] = ()
     fault: str = ""
 
 
@@ -88,6 +100,28 @@ class _Prepared:
     box: mailbox.Mailbox
     plan: Plan
     layout: WindowLayout
+    cookie: bytes
+    file_systems: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Trip:
+    """A way to B and back: the outcome (mailbox.OUTCOME_*) and report, the target's cookie, and the times.
+
+    `prepare_seconds` is what came before the jump; `left` and `back` are the time stamp counter just before and just
+    after it, in units of `pace`; `away` is by the wall clock. `clock_step` is how far that clock had to be set.
+    """
+
+    outcome: int
+    report: dict[str, Any]
+    window_bytes: int
+    cookie: bytes
+    prepare_seconds: float
+    pace: Pace
+    left: Moment
+    back: int
+    away: float
+    clock_step: float
 
 
 def hibernate(request: Request, *, tell: Callable[[str], None] = lambda _: None) -> Hibernation:
@@ -95,40 +129,69 @@ def hibernate(request: Request, *, tell: Callable[[str], None] = lambda _: None)
 
     `tell` gets one line for each step. HostError, PlanError or TargetError before the jump, nothing lost then.
     """
-    begun = time.monotonic()
-    with running.Kcore() as kcore, claim(request) as target:
+    trip = travel(request, tell)
+    return Hibernation(
+        resumed=trip.outcome == mailbox.OUTCOME_RESUMED,
+        window_bytes=trip.window_bytes,
+        reason=reason(trip.outcome, trip.report),
+        phases={"prepare": round(trip.prepare_seconds, 3), "away": round(trip.away, 3)},
+        report=trip.report,
+    )
+
+
+def travel(request: Request, tell: Callable[[str], None]) -> Trip:
+    """Go to B with `request`, and return when A is back: from B, or from an image that B made."""
+    begun, pace = time.monotonic(), Pace()
+    claimed = contextlib.nullcontext() if request.look else claim(request)
+    with running.Kcore() as kcore, claimed as target:
         prepared = _prepare(request, kcore, target, tell)
         box, window_bytes = prepared.box, prepared.layout.window.size
+        cookie, file_systems = prepared.cookie, prepared.file_systems
         host.load(prepared.plan)
         del prepared  # the kernel has its copy of B; what is still here would be saved with the rest of A
         try:
-            box.post(running.image_list_head(kcore))
+            head = running.image_list_head(kcore)
             ready = time.monotonic()
             tell("jumping")
             os.sync()
-            left = time.time()
+            pace.settle()
+            box.post(head, _last_words(file_systems))
+            left = Moment.now()
             host.jump()
+            back = _core.time_stamp()
             outcome, report = box.read()
             if outcome == mailbox.OUTCOME_PANIC:
                 report |= postmortem.last_words(kcore, report)
         finally:
             # What is loaded is worthless now: its pages hold what the other side left behind.
             host.unload(ARCH_X86_64)
-    back = time.time()
-    if outcome != mailbox.OUTCOME_RESUMED:
+    box.wipe()
+    step = arrival.settle(report, left, pace)
+    away = time.time() - left.wall
+    if request.target and outcome not in (mailbox.OUTCOME_RESUMED, mailbox.OUTCOME_DONE):
         make_unusable(request.target)
-    result = Hibernation(
-        resumed=outcome == mailbox.OUTCOME_RESUMED,
-        window_bytes=window_bytes,
-        reason=_reason(outcome, report),
-        phases={"prepare": round(ready - begun, 3), "away": round(back - left, 3)},
-        report=report,
-    )
     tell("back")
-    return result
+    return Trip(
+        outcome=outcome,
+        report=report,
+        window_bytes=window_bytes,
+        cookie=cookie,
+        prepare_seconds=ready - begun,
+        pace=pace,
+        left=left,
+        back=back,
+        away=away,
+        clock_step=step,
+    )
 
 
-def _prepare(request: Request, kcore: running.Kcore, target: Target, tell: Callable[[str], None]) -> _Prepared:
+def _last_words(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what can be said of A's file systems only at the very last; nothing when a mailbox cannot hold it."""
+    words = {"lineage": filesystems.lineage(), "written": filesystems.written(items)}
+    return words if mailbox.fits(words) else {}
+
+
+def _prepare(request: Request, kcore: running.Kcore, target: Target | None, tell: Callable[[str], None]) -> _Prepared:
     """Decide everything about B, arm the target, and return the Plan with B's job in its initrd."""
     note = kcore.vmcoreinfo_note()
     window = request.window or find_window(running.iomem(), request.window_size)
@@ -137,13 +200,20 @@ def _prepare(request: Request, kcore: running.Kcore, target: Target, tell: Calla
     layout = lay_out(window, elf_headers_size=headers_size, memory_end=around.memory_end, huge=around.huge)
     tell(f"window {window}, {window.size >> 20} MiB")
     kernel, initrd = bzimage.parse(_read_once(request.kernel)), _read_once(request.initrd)
+    if request.hook:
+        initrd = cpio.join([initrd, request.hook.packed()])
     peer.require_room(kernel, initrd, layout)
-    job = save_job(request, kcore, around, layout, target, tell) | {"do": "save", "gate": layout.gate}
+    job = _common(request, kcore, around, layout) | {"gate": layout.gate}
+    if target is None:
+        job |= {"do": "peer", "argv": request.look}
+    else:
+        job |= {"do": "save"} | _armed(request, target, tell)
     lpj = job["facts"]["loops_per_jiffy"] if kernel.release == job["facts"]["release"] else 0
     line = peer.command_line(running.command_line(), "second", la57=job["facts"]["la57"], loops_per_jiffy=lpj)
     line = f"{line} {request.append}".rstrip()
     second = LinuxPeer(kernel, with_job(initrd, job), line, layout)
-    return _Prepared(box, second.plan(around, preserve=True), layout)
+    cookie = bytes.fromhex(job.get("cookie", ""))
+    return _Prepared(box, second.plan(around, preserve=True), layout, cookie, job["file_systems"])
 
 
 def save_job(
@@ -155,22 +225,39 @@ def save_job(
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
     """Arm `target`, and return the words of the job of a second kernel that lives in `layout`."""
+    return _common(request, kcore, around, layout) | _armed(request, target, tell)
+
+
+def _common(request: Request, kcore: running.Kcore, around: Surroundings, layout: WindowLayout) -> dict[str, Any]:
+    """Return what every job says of A, and how long it may take."""
+    facts = _facts(around, layout) | {"loops_per_jiffy": running.loops_per_jiffy(kcore), "kind": request.kind}
+    time_limit = request.time_limit or _LEAST_TIME + around.ram.size / _SLOWEST
+    if request.hook:
+        facts |= {"hook": request.hook.as_json(), "hook_timeout": request.hook_timeout}
+        time_limit += request.hook_timeout
+    return {
+        "ram": [(r.start, r.end) for r in around.ram],
+        "facts": facts,
+        "file_systems": filesystems.mounted(),
+        "free_pages": running.free_page_policy(kcore),
+        "time_limit": time_limit,
+        "watchdog": request.watchdog,
+    }
+
+
+def _armed(request: Request, target: Target, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Arm the target, and return what a job says that saves to it."""
     options = target.place.boot_options()
-    if not set(options) <= set(running.command_line().split()):
+    if request.kind is Kind.HIBERNATION and not set(options) <= set(running.command_line().split()):
         tell(f"this boot did not have `{' '.join(options)}`: the next one needs it to find the image")
     cookie = target.arm().cookie
     target.check_on_device()
     return {
-        "then": "power-off",
+        "then": "power-off" if request.kind is Kind.HIBERNATION else "back",
         "target": target.place.as_json(),
         "cookie": cookie.hex(),
-        "ram": [(r.start, r.end) for r in around.ram],
-        "facts": _facts(around, layout) | {"loops_per_jiffy": running.loops_per_jiffy(kcore)},
-        "file_systems": filesystems.mounted(),
-        "free_pages": running.free_page_policy(kcore),
         "level": request.level,
-        "time_limit": request.time_limit or _LEAST_TIME + around.ram.size / _SLOWEST,
-        "watchdog": request.watchdog,
+        "dump_level": request.dump_level,
         "fault": request.fault,
     }
 
@@ -227,8 +314,9 @@ def make_unusable(path: str) -> None:
         target.invalidate("the saved system went on")
 
 
-def _reason(outcome: int, report: dict[str, Any]) -> str:
-    if outcome == mailbox.OUTCOME_RESUMED:
+def reason(outcome: int, report: dict[str, Any]) -> str:
+    """Return in words why B failed, nothing when it did not."""
+    if outcome in (mailbox.OUTCOME_RESUMED, mailbox.OUTCOME_DONE):
         return ""
     if outcome == mailbox.OUTCOME_GONE:
         return "the second kernel is gone"

@@ -294,6 +294,9 @@ def why_not_resumable(superblock: Superblock) -> str | None:
         State.ATTEMPTED: f"a resume of this image was tried before and failed{': ' + reason if reason else ''}",
         State.CONSUMED: "the image was resumed already; an image is never run twice",
         State.INVALID: f"the image was invalidated{': ' + reason if reason else ''}",
+        State.SNAPSHOT: "it holds a snapshot, which no boot resumes by itself; `kjump rollback` goes back to it"
+        + (f"; the last roll-back to it failed: {reason}" if reason else ""),
+        State.DUMP: "it holds a debugging dump: pages are left out of it, so no system can be brought back from it",
     }
     return sentences.get(superblock.state)
 

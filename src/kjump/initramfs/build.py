@@ -21,10 +21,15 @@ from kjump.errors import HostError
 from kjump.formats import cpio
 from kjump.gates import door_binary, gate_binary
 from kjump.initramfs import precompiled
-from kjump.initramfs.contents import FILE_LIST, KERNEL
+from kjump.initramfs.contents import FILE_LIST, KERNEL, tool_entries
 
 ENTRY_MODULE = "kjump.roles.init"
-_EXTRA_MODULES = ("kjump.roles.home", "encodings.ascii", "encodings.latin_1", "encodings.utf_8", "traceback", "os")
+_EXTRA_MODULES = (
+    *("kjump.roles.home", "kjump.roles.look"),
+    *("encodings.ascii", "encodings.latin_1", "encodings.utf_8", "traceback", "os"),
+)
+_DUMP_MODULES = ("kjump.dump.job",)
+"""What `kjump peer dump` needs beside that."""
 # hashlib prefers OpenSSL, five megabytes for one digest; without it it falls back to its own code.
 _LEFT_OUT = ("_hashlib", "_ssl", "_bz2", "_lzma", "_decimal")
 
@@ -139,10 +144,13 @@ def _stripped(file: Path) -> bytes:
     return done.stdout if done.returncode == 0 and done.stdout else file.read_bytes()
 
 
-def entries(kernel: Path | None) -> list[cpio.Entry]:
-    """Return all that goes into the initramfs; `kernel` is the bzImage that a boot role starts as C."""
+def entries(kernel: Path | None, *, tools: Sequence[Path] = (), with_dump: bool = False) -> list[cpio.Entry]:
+    """Return all that goes into the initramfs; `kernel` is the bzImage that a boot role starts as C.
+
+    `tools` are static programs for hooks (see `tool_entries`); `with_dump` lets `kjump peer dump` work in it.
+    """
     python = Path(sys.executable).resolve()
-    found, texts = modules()
+    found, texts = modules(more=_DUMP_MODULES if with_dump else ())
     native = [m.origin for m in found if m.is_native]
     libraries = shared_libraries([python, *native])
     made = [
@@ -157,6 +165,7 @@ def entries(kernel: Path | None) -> list[cpio.Entry]:
         # Python looks for this folder to know where it is installed, and complains when it is not there.
         cpio.directory(f"{_library()}/lib-dynload"),
         cpio.char_device("dev/console", 5, 1),
+        *tool_entries(tools),
     ]
     names = "".join(f"{e.name}\n" for e in made if e.name != "dev/console")
     made.append(cpio.regular(str(FILE_LIST).lstrip("/"), names.encode()))
@@ -185,10 +194,10 @@ def _package_data() -> list[cpio.Entry]:
     ]
 
 
-def build(kernel: Path | None, *, level: int = 19) -> bytes:
+def build(kernel: Path | None, *, level: int = 19, tools: Sequence[Path] = (), with_dump: bool = False) -> bytes:
     """Return the initramfs as one zstd-compressed cpio archive; see `entries`.
 
     `level` is zstd's. HostError when a tool is missing or a role cannot be imported.
     """
-    archive = cpio.write(entries(kernel))
+    archive = cpio.write(entries(kernel, tools=tools, with_dump=with_dump))
     return _core.compress_bytes(archive, level)

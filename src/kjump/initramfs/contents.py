@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,20 @@ from kjump.formats import cpio
 KERNEL = Path("/boot/vmlinuz")
 FILE_LIST = Path("/kjump/files")
 JOB_NAME = "kjump/job.json"
+TOOLS = Path("/kjump/tools")
+"""Programs for hooks, first on their PATH."""
+
+
+def tool_entries(paths: Iterable[Path]) -> list[cpio.Entry]:
+    """Return the entries for the programs at `paths`, which must be static; one called busybox is /bin/sh too."""
+    entries = []
+    for path in paths:
+        inside = TOOLS / path.name
+        entries.append(cpio.regular(str(inside), path.read_bytes(), 0o755))
+        if path.name == "busybox":
+            entries.append(cpio.symlink("bin/sh", str(inside)))
+    return entries
+
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _CPIO_MAGIC = b"07070"

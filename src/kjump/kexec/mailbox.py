@@ -66,6 +66,11 @@ def decode(page: bytes) -> tuple[bytes, int, int, dict[str, Any]]:
     return cookie, outcome, head, report
 
 
+def fits(report: dict[str, Any]) -> bool:
+    """Tell whether a mailbox can hold `report`."""
+    return len(json.dumps(report, separators=(",", ":")).encode()) <= REPORT_LIMIT
+
+
 class Mailbox:
     """A's side: one pinned page, known by its physical address."""
 
@@ -79,13 +84,17 @@ class Mailbox:
         self.address = self._page.addresses[0]
         self._page.write(0, encode(self.cookie, OUTCOME_NONE, 0, {}))
 
-    def post(self, head: int) -> None:
-        """Reset outcome and report and leave `head`, the indirection list's, for the other side.
+    def post(self, head: int, words: dict[str, Any] | None = None) -> None:
+        """Reset the outcome and leave `head`, the indirection list's, and `words` (JSON) for the other side.
 
         HostError when the page has moved since it was chosen (locked memory may be compacted).
         """
-        self._page.write(0, encode(self.cookie, OUTCOME_NONE, head, {}))
+        self._page.write(0, encode(self.cookie, OUTCOME_NONE, head, words or {}))
         self._page.check()
+
+    def wipe(self) -> None:
+        """Forget what the other side left: it may have been a secret."""
+        self._page.write(0, encode(self.cookie, OUTCOME_NONE, 0, {}))
 
     def read(self) -> tuple[int, dict[str, Any]]:
         """Return (outcome, report) as the other side left them."""
@@ -113,6 +122,11 @@ class PeerMailbox:
     def head(self) -> int:
         """The head of the indirection list that A left."""
         return decode(self._page[:PAGE_SIZE])[2]
+
+    @property
+    def words(self) -> dict[str, Any]:
+        """What A left for this side, until a report takes its place."""
+        return decode(self._page[:PAGE_SIZE])[3]
 
     def report(self, outcome: int, report: dict[str, Any]) -> None:
         """Leave `outcome` and `report` for A; a report that is too long is cut to its `reason`."""

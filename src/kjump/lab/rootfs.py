@@ -49,7 +49,7 @@ def build(
             (root / path.lstrip("/")).write_bytes(data)
         _script(root / "sbin/init", _INIT)
         _script(root / "usr/bin/kjump", _COMMAND)
-        _make_file_system(image, root, size)
+        make_file_system(image, root, size)
 
 
 def _skeleton(root: Path) -> None:
@@ -131,7 +131,8 @@ def _script(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def _make_file_system(image: Path, root: Path, size: int) -> None:
+def make_file_system(image: Path, root: Path | None, size: int) -> None:
+    """Write an ext4 file system of `size` bytes with the contents of the folder `root`; LabError when that fails."""
     make = shutil.which("mke2fs", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if make is None:
         raise LabError("mke2fs is not installed: apt install e2fsprogs")
@@ -143,8 +144,7 @@ def _make_file_system(image: Path, root: Path, size: int) -> None:
         "ext4",
         "-E",
         "root_owner=0:0,lazy_itable_init=0",
-        "-d",
-        str(root),
+        *(("-d", str(root)) if root else ()),
         str(image),
     ]
     done = subprocess.run([*command, f"{size >> 10}k"], capture_output=True, text=True, check=False)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from kjump.errors import HostError, KjumpError
 from kjump.gates import Gate
+from kjump.hibernate import arrival, suspend
 from kjump.hibernate import peer as described
-from kjump.hibernate import suspend
+from kjump.hibernate.clock import Moment, Pace
 from kjump.kexec import mailbox, running
 from kjump.kexec.window import DEFAULT_SIZE
 from kjump.ranges import Range
@@ -66,7 +67,7 @@ def hibernate(
     request: suspend.Request, *, tell: Callable[[str], None] = lambda _: None, folder: Path = FOLDER
 ) -> suspend.Hibernation:
     """Save this system by the kernel on standby and switch off; as `kjump.hibernate.suspend.hibernate`."""
-    begun = time.monotonic()
+    begun, pace = time.monotonic(), Pace()
     with Peers(folder) as peers:
         peer = peers.require().find(NAME)
         with running.Kcore() as kcore, suspend.claim(request) as target:
@@ -75,10 +76,12 @@ def hibernate(
             layout = layout_of(peer.window_range, around, 1)
             words = suspend.save_job(request, kcore, around, layout, target, tell)
             limit, watchdog = words.pop("time_limit"), words.pop("watchdog")
-            ready, left = time.monotonic(), time.time()
+            pace.settle()
+            ready, left = time.monotonic(), Moment.now()
             tell("switching to the kernel on standby")
             visit = peers.switch(NAME, Order("save", words, time_limit=limit, watchdog=watchdog))
-        away = time.time() - left
+        arrival.settle(visit.report, left, pace)
+        away = time.time() - left.wall
         if not visit.resident:
             peers.drop()
     if visit.outcome != mailbox.OUTCOME_RESUMED:

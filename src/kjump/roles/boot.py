@@ -1,14 +1,15 @@
 """The boot role: resume from a valid image if there is one, else mount the root file system and hand over.
 
 A boot that does not resume invalidates a complete image before it mounts anything: what the image remembers
-of the disks is no longer true from then on.
+of the disks is no longer true from then on. A snapshot is another matter: it is meant to be gone back to later, by
+`kjump rollback`, or by a boot that is told so with kjump.rollback=; boots leave it as it is.
 """
 
 from __future__ import annotations
 
 from kjump.errors import ImageError, KjumpError, TargetError
 from kjump.formats.superblock import SUPERBLOCK_SIZE
-from kjump.hibernate.resume import prepare_resume
+from kjump.hibernate.resume import prepare_resume, prepare_rollback
 from kjump.hibernate.target import Target, open_at
 from kjump.initramfs.contents import KERNEL, own_initrd
 from kjump.ranges import Range
@@ -16,14 +17,36 @@ from kjump.roles.system import Role, mount, switch_root, uptime, wait_for_device
 
 _DEVICE_TIMEOUT = 5.0
 _ROOT = "/newroot"
+_RTC_ACCURACY = 1.0
+"""Seconds: this kernel has just set its clock from the RTC."""
 
 
 def run(role: Role) -> None:
     """Resume, or boot as usual; returns only when there is nothing to boot."""
+    snapshot = role.options.get("kjump.rollback", "")
+    if snapshot:
+        _try_to_roll_back(role, snapshot)
     target = role.options.get("kjump.resume", "")
     if target:
         _try_to_resume(role, target)
     _boot_as_usual(role)
+
+
+def _try_to_roll_back(role: Role, path: str) -> None:
+    """Jump into C if the snapshot on `path` is good; say in one sentence why not, and leave it as it is."""
+    try:
+        if not wait_for_device(path, _DEVICE_TIMEOUT):
+            raise TargetError(f"{path} does not appear")
+        with open_at(path, _offset(role, "kjump.rollback_offset"), writable=True) as target:
+            prepared = prepare_rollback(
+                target, KERNEL.read_bytes(), own_initrd(), cold=True, clock_accuracy=_RTC_ACCURACY
+            )
+            role.status.send("resuming", uptime=uptime())
+            role.console.line(f"kjump: rolling back to {path}")
+            prepared.go({"boot_seconds_cold": uptime()})
+    except KjumpError as error:
+        role.console.line(f"kjump: not rolled back: {error}; booting as usual")
+        role.status.send("not-rolled-back", reason=str(error))
 
 
 def _try_to_resume(role: Role, path: str) -> None:
@@ -36,7 +59,7 @@ def _try_to_resume(role: Role, path: str) -> None:
     if "kjump.noresume" not in role.options:
         try:
             with open_at(path, _offset(role), writable=True) as target:
-                prepared = prepare_resume(target, KERNEL.read_bytes(), own_initrd())
+                prepared = prepare_resume(target, KERNEL.read_bytes(), own_initrd(), clock_accuracy=_RTC_ACCURACY)
                 role.status.send("resuming", uptime=uptime())
                 role.console.line(f"kjump: resuming from {path}")
                 prepared.go({"boot_seconds_cold": uptime()})
@@ -47,11 +70,11 @@ def _try_to_resume(role: Role, path: str) -> None:
     _invalidate(role, path, why)
 
 
-def _offset(role: Role) -> int:
-    """Return the byte where the superblock is: `kjump.resume_offset` counts blocks of 4096, as `resume_offset` does."""
-    text = role.options.get("kjump.resume_offset", "0")
+def _offset(role: Role, option: str = "kjump.resume_offset") -> int:
+    """Return the byte where the superblock is: the option counts blocks of 4096, as the kernel's resume_offset does."""
+    text = role.options.get(option, "0")
     if not text.isdecimal():
-        raise ImageError(f"kjump.resume_offset={text} is not a number of blocks")
+        raise ImageError(f"{option}={text} is not a number of blocks")
     return int(text) * SUPERBLOCK_SIZE
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kjump.errors import KjumpError, UsageError
 from kjump.kexec import mailbox
+from kjump.roles import look
 from kjump.roles.residence import Answer, Residence
 
 
@@ -26,7 +27,10 @@ def switch_home(message: bytes) -> bytes:
 
 
 def main() -> None:
-    """Run as a command in a small initramfs, which has no other: `switch [--send FILE] [--receive FILE]`."""
+    """Run as a command in a small initramfs, which has no other: `switch ...`, `peer ...`."""
+    if sys.argv[1:2] == ["peer"]:
+        look.main(sys.argv[1:])
+        return
     try:
         send, receive = _options(sys.argv[1:])
         received = switch_home(Path(send).read_bytes() if send else b"")
@@ -46,7 +50,7 @@ def _options(arguments: list[str]) -> tuple[str, str]:
     found = {"--send": "", "--receive": ""}
     words = iter(arguments[1:])
     if arguments[:1] != ["switch"]:
-        raise UsageError("a second kernel knows one verb: kjump switch [--send FILE] [--receive FILE]")
+        raise UsageError("a second kernel knows two verbs: kjump peer, and kjump switch [--send FILE] [--receive FILE]")
     for word in words:
         if word not in found:
             raise UsageError(f"unknown option {word}: kjump switch [--send FILE] [--receive FILE]")

@@ -9,27 +9,33 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from kjump import _core
 from kjump.errors import HostError, UsageError
 from kjump.gates import Gate
 from kjump.hibernate import filesystems
+from kjump.hibernate.arrival import fresh_seed
+from kjump.hibernate.hooks import HOOK, environment
 from kjump.hibernate.save import SaveResult, open_parked, save
 from kjump.hibernate.target import Place, find_target
-from kjump.kexec import host
+from kjump.kexec import host, mailbox
 from kjump.ranges import Range, RangeSet
+from kjump.roles import command
 from kjump.roles.console import ProgressBar
 from kjump.roles.faults import Fault
 from kjump.roles.guard import Guard
 from kjump.roles.system import Role
 
 _TARGET_TIMEOUT = 5.0
+_SPARE = 300
+"""Bytes of a report that are left for what the role adds to it."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a job is given: its role (with `role.job`, A's words), the gate, and the head of A's indirection list.
+    """What a job is given: its role (with `role.job`), the gate, the head of A's indirection list, A's last words.
 
     `guard` brings A back when the job takes too long; a job disarms it before what must not be undone. `message` is
     bytes that A sent along; what a job returns as `message` (bytes) a resident peer sends back.
@@ -40,15 +46,23 @@ class Work:
     head: int
     guard: Guard
     message: bytes = b""
+    words: dict[str, Any] = field(default_factory=dict)
 
 
 def save_job(work: Work) -> dict[str, Any]:
-    """Save A to the target; then switch the machine off, or with `then` = "back" return what was saved."""
-    result = _save(work)
+    """Save A to the target; then switch the machine off, or with `then` = "back" return what was saved, and when."""
     role = work.role
+    stamps = {"entered": work.gate.tsc_in, "begun": _core.time_stamp()}
+    if HOOK.exists():
+        role.console.line("kjump: the hook puts file systems aside")
+        timeout = role.job["facts"]["hook_timeout"]
+        command.require([str(HOOK), "save"], environment(), timeout=timeout, what="the hook")
+    stamps["hooked"] = _core.time_stamp()
+    result = _save(work)
     role.status.send("saved", **result.as_report())
     if role.job["then"] == "back":
-        return {"saved": result.as_report()}
+        stamps["saved"] = _core.time_stamp()
+        return {"saved": result.as_report(), "stamps": stamps, "seed": fresh_seed()}
     work.guard.disarm()
     role.console.line(f"kjump: A is saved ({result.image_bytes / 1e6:.1f} MB on the target); switching off")
     host.power_off()
@@ -64,6 +78,7 @@ def _save(work: Work) -> SaveResult:
         "gate": _gate_facts(work.gate),
         "saved_at": time.time(),
         "file_systems": filesystems.record(job["file_systems"]),
+        "words": work.words,
     }
     place = Place.from_json(job["target"])
     with find_target(bytes.fromhex(job["cookie"]), place, timeout=_TARGET_TIMEOUT) as target:
@@ -82,6 +97,7 @@ def _save(work: Work) -> SaveResult:
                 target,
                 free_pages=job["free_pages"],
                 level=int(job["level"]),
+                dump_level=job.get("dump_level"),
                 threads=os.cpu_count() or 1,
                 progress=progress,
             )
@@ -139,10 +155,22 @@ def shell_job(work: Work) -> dict[str, Any]:
     return {"status": os.waitstatus_to_exitcode(status)}
 
 
+def peer_job(work: Work) -> dict[str, Any]:
+    """Look at A as `kjump peer` does, with the words `argv`; what it prints is the `output`, cut if it is too long."""
+    from kjump.roles.look import look
+
+    output = look([str(word) for word in work.role.job["argv"]])
+    report = {"output": output, "seed": fresh_seed()}
+    while not mailbox.fits(report | {"spare": " " * _SPARE}):
+        report["output"] = report["output"][: len(report["output"]) * 9 // 10]
+    return report | {"cut": len(output) - len(report["output"])}
+
+
 _SHELLS = (["/bin/sh"], ["/bin/busybox", "sh"], ["/usr/bin/python3", "-ISq"])
 
 JOBS: dict[str, Callable[[Work], dict[str, Any]]] = {
     "save": save_job,
+    "peer": peer_job,
     "none": none_job,
     "command": command_job,
     "shell": shell_job,

@@ -25,8 +25,9 @@ def run(role: Role) -> None:
     gate = Gate.unpack(read_physical(gate_at, GATE_SIZE))
     way = _WayBack(role, mailbox.PeerMailbox(gate.mailbox, gate.cookie))
     try:
+        words = way.box.words
         way.open(gate_at, gate)
-        done = JOBS[role.job["do"]](Work(role, gate, way.box.head, way.guard))
+        done = JOBS[role.job["do"]](Work(role, gate, way.box.head, way.guard, words=words))
         way.leave(mailbox.OUTCOME_DONE, done)
     except BaseException as error:
         way.leave(*account_of(error))

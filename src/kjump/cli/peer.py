@@ -1,0 +1,49 @@
+"""peer: look at this system from a second kernel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kjump.cli.options import SIZE, WINDOW
+from kjump.errors import JumpError
+from kjump.hibernate import preflight
+from kjump.hibernate.suspend import Request, default_initrd, default_kernel, reason, travel
+from kjump.kexec import mailbox
+from kjump.kexec.window import DEFAULT_SIZE
+from kjump.ranges import Range
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option("--kernel", type=_FILE, help="Second kernel (default: the running one's bzImage in /boot).")
+@click.option("--initrd", type=_FILE, help="kjump's initramfs (default: /boot/kjump-initramfs.img).")
+@click.option("--window", type=WINDOW, help="Where the second kernel lives: START,SIZE (default: found).")
+@click.option("--window-size", type=SIZE, default=DEFAULT_SIZE, show_default="128M", help="Size of a window to find.")
+@click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="info|dump|drgn [OPTIONS]")
+def peer_command(
+    kernel: Path | None, initrd: Path | None, window: Range | None, window_size: int, words: tuple[str, ...]
+) -> None:
+    """Go to a second kernel, look at this system from there while it stands still, and come back.
+
+    In a second kernel that kjump has started the same command looks at the system that is parked. Paths are those
+    there: `dump` writes to a device (with --force), or a file on what a hook or a shell has mounted. The options of
+    this command come first.
+    """
+    request = Request(
+        target="",
+        kernel=kernel or default_kernel(),
+        initrd=initrd or default_initrd(),
+        window=window,
+        window_size=window_size,
+        look=words,
+    )
+    preflight.require(preflight.checks(target=None, window_size=window.size if window else window_size))
+    trip = travel(request, lambda _: None)
+    if trip.outcome != mailbox.OUTCOME_DONE:
+        raise JumpError(reason(trip.outcome, trip.report))
+    click.echo(trip.report["output"])
+    if trip.report["cut"]:
+        click.echo(f"kjump: {trip.report['cut']} characters more do not fit in the mailbox", err=True)

@@ -1,0 +1,134 @@
+"""snapshot and rollback."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from kjump.cli.options import SIZE, WINDOW, human, print_json
+from kjump.hibernate import preflight
+from kjump.hibernate.hooks import TIMEOUT, Hook
+from kjump.hibernate.snapshot import PAUSE, Snapshot, numbered_file, raise_unless_taken, snapshot
+from kjump.hibernate.suspend import DEFAULT_LEVEL, Request, default_initrd, default_kernel
+from kjump.kexec.window import DEFAULT_SIZE
+from kjump.ranges import Range
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.option(
+    "--to",
+    "target",
+    required=True,
+    help="Block device or target file, whose contents are lost, or a folder for numbered files.",
+)
+@click.option("--hook", type=_FILE, help="Program that puts file systems aside (save) and back (restore).")
+@click.option("--hook-tool", "tools", type=_FILE, multiple=True, help="Static program that the hook needs: busybox.")
+@click.option("--hook-timeout", type=click.FloatRange(0.1), default=TIMEOUT, show_default=True, help="In seconds.")
+@click.option(
+    "--level",
+    type=click.IntRange(0, 31),
+    help="Make a debugging dump instead: leave pages out, as `kjump dump --level` does; there is no way back to it.",
+)
+@click.option("--compression", type=int, default=DEFAULT_LEVEL, show_default=True, help="zstd level of the image.")
+@click.option("--kernel", type=_FILE, help="Second kernel (default: the running one's bzImage in /boot).")
+@click.option("--initrd", type=_FILE, help="kjump's initramfs (default: /boot/kjump-initramfs.img).")
+@click.option("--window", type=WINDOW, help="Where the second kernel lives: START,SIZE (default: found).")
+@click.option("--window-size", type=SIZE, default=DEFAULT_SIZE, show_default="128M", help="Size of a window to find.")
+@click.option("--force", is_flag=True, help="Overwrite a file system or other signature on the device.")
+@click.option("--json", "as_json", is_flag=True, help="Print what happened as one JSON object.")
+@click.option("--fault", default="", hidden=True)
+def snapshot_command(
+    target: str,
+    hook: Path | None,
+    tools: tuple[Path, ...],
+    hook_timeout: float,
+    level: int | None,
+    compression: int,
+    kernel: Path | None,
+    initrd: Path | None,
+    window: Range | None,
+    window_size: int,
+    force: bool,
+    as_json: bool,
+    fault: str,
+) -> None:
+    """Save this system to a device and go on; comes back once more each time it is rolled back to."""
+    if tools and not hook:
+        raise click.UsageError("--hook-tool is of no use without --hook")
+    if hook and level is not None:
+        raise click.UsageError("--hook is of no use with --level: there is no way back to a dump")
+    if hook and (Path(target).is_file() or Path(target).is_dir()):
+        raise click.UsageError("--hook needs a device as target: it would put a file back to what it was before")
+    request = Request(
+        target=target,
+        kernel=kernel or default_kernel(),
+        initrd=initrd or default_initrd(),
+        window=window,
+        window_size=window_size,
+        level=compression,
+        force=force,
+        dump_level=level,
+        hook=Hook.read(hook, tools) if hook else None,
+        hook_timeout=hook_timeout,
+        fault=fault,
+    )
+    device = None if Path(target).is_dir() else target
+    preflight.require(preflight.checks(target=device, window_size=window.size if window else window_size))
+    result = _take(request)
+    if as_json:
+        print_json(vars(result))
+    elif result.taken:
+        click.echo(_describe(result))
+    raise_unless_taken(result)
+
+
+def _take(request: Request) -> Snapshot:
+    """Take the snapshot; into the next numbered file if the target is a folder, which goes again should it fail."""
+    made = numbered_file(Path(request.target)) if Path(request.target).is_dir() else None
+    taken = False
+    try:
+        to = request if made is None else replace(request, target=str(made))
+        result = snapshot(to, tell=lambda text: click.echo(f"kjump: {text}", err=True))
+        taken = result.taken
+        return result
+    finally:
+        if made is not None and not taken:
+            made.unlink()
+
+
+def _describe(result: Snapshot) -> str:
+    if result.rolled_back:
+        times = f"for the {result.count}. time" if result.count > 1 else "for the first time"
+        return (
+            f"rolled back to the snapshot on {result.target}, {times}; {result.phases['away']:.0f} s later than it was "
+            f"taken; restored in {result.report.get('restore_seconds', 0):.1f} s"
+        )
+    saved, phases = result.report["saved"], result.phases
+    steps = ", ".join(f"{name} {phases[name]:.2f}" for name in PAUSE)
+    return (
+        f"{result.kind} on {result.target}: {human(saved['kept_bytes'])} of memory in an image of "
+        f"{human(saved['image_bytes'])}; paused for {phases['pause']:.2f} s ({steps})"
+    )
+
+
+@click.command()
+@click.option("--from", "target", required=True, help="Block device or target file that holds the snapshot.")
+@click.option("--kernel", type=_FILE, help="Kernel that restores (default: the running one's bzImage in /boot).")
+@click.option("--initrd", type=_FILE, help="kjump's initramfs (default: /boot/kjump-initramfs.img).")
+@click.option("--dry-run", is_flag=True, help="Only say whether it would work.")
+def rollback_command(target: str, kernel: Path | None, initrd: Path | None, dry_run: bool) -> None:
+    """Replace this running system by the snapshot on a device; everything since is lost."""
+    from kjump.hibernate.rollback import rollback
+
+    rollback(
+        target,
+        (kernel or default_kernel()).read_bytes(),
+        (initrd or default_initrd()).read_bytes(),
+        dry_run=dry_run,
+        tell=lambda text: click.echo(f"kjump: {text}", err=True),
+    )
+    click.echo(f"the snapshot on {target} can be rolled back to")

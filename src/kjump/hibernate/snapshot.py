@@ -1,0 +1,106 @@
+"""Snapshots: A is saved from B and goes on. Its command returns once when that is done, and again at each roll-back."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from kjump.errors import JumpError
+from kjump.hibernate import filesystems
+from kjump.hibernate.filetarget import create
+from kjump.hibernate.image import Kind
+from kjump.hibernate.suspend import Request, Trip, reason, travel
+from kjump.kexec import mailbox
+
+_NUMBERED = re.compile(r"snapshot-(\d+)\.img")
+_HEADROOM = 32 << 20
+PAUSE = ("freeze", "boot", "hook", "save", "back")
+"""The phases of a pause: A freezes and jumps, B boots, the hook runs, B saves, B leaves and A thaws."""
+
+
+@dataclass
+class Snapshot:
+    """What came of a snapshot, for people and as JSON: sizes in bytes, times in seconds.
+
+    `rolled_back` tells that this system has just been brought back from it, `count` how many times that was done so
+    far. `pause` in `phases` is from just before to just after the jump: for so long processes stand still, but for the
+    few milliseconds that one may wait for a CPU. The phases after it add up to it. `stamps` are the values of the time
+    stamp counter at those borders.
+    """
+
+    taken: bool
+    rolled_back: bool
+    count: int
+    kind: str
+    target: str
+    window_bytes: int
+    reason: str = ""
+    clock_step: float = 0.0
+    phases: dict[str, float] = field(default_factory=dict)
+    stamps: dict[str, int] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def snapshot(request: Request, *, tell: Callable[[str], None] = lambda _: None) -> Snapshot:
+    """Save this system to `request.target` and go on; returns again, with `rolled_back`, when it was rolled back to.
+
+    `tell` gets one line for each step. HostError, PlanError, TargetError or UsageError before the jump, nothing lost
+    then; JumpError when B could not save. This system goes on unharmed in any case.
+    """
+    kind = Kind.SNAPSHOT if request.dump_level is None else Kind.DUMP
+    trip = travel(replace(request, kind=kind), tell)
+    rolled_back = trip.outcome == mailbox.OUTCOME_RESUMED
+    if rolled_back:
+        filesystems.branch_off(trip.cookie.hex())
+    stamps = {"left": trip.left.stamp, **trip.report.pop("stamps", {}), "back": trip.back}
+    return Snapshot(
+        taken=trip.outcome in (mailbox.OUTCOME_DONE, mailbox.OUTCOME_RESUMED),
+        rolled_back=rolled_back,
+        count=int(trip.report.get("rolled_back", 0)),
+        kind=kind,
+        target=request.target,
+        window_bytes=trip.window_bytes,
+        reason=reason(trip.outcome, trip.report),
+        clock_step=trip.clock_step,
+        phases=_phases(trip, stamps),
+        stamps=stamps,
+        report=trip.report,
+    )
+
+
+def numbered_file(folder: Path) -> Path:
+    """Make the next target file (`snapshot-N.img`) in `folder`, large enough for what is in use of memory now.
+
+    TargetError when it cannot be made there.
+    """
+    numbers = [int(found[1]) for path in folder.iterdir() if (found := _NUMBERED.fullmatch(path.name))]
+    path = folder / f"snapshot-{max(numbers, default=0) + 1}.img"
+    create(str(path), used_memory() * 21 // 20 + _HEADROOM).close()
+    return path
+
+
+def used_memory() -> int:
+    """Return the bytes of RAM that are not free: no image is much larger."""
+    lines = (line.partition(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    values = {name: int(rest.split()[0]) << 10 for name, _, rest in lines}
+    return values["MemTotal"] - values["MemFree"]
+
+
+def _phases(trip: Trip, stamps: dict[str, int]) -> dict[str, float]:
+    """Return seconds by phase; `stamps` are in the order of time, and those of a roll-back lack what B did."""
+    prepare = {"prepare": round(trip.prepare_seconds, 3)}
+    if len(stamps) < len(PAUSE) + 1:
+        return prepare | {"away": round(trip.away, 3)}
+    seconds = [trip.pace.seconds(a, b) for a, b in itertools.pairwise(stamps.values())]
+    found = {"pause": trip.pace.seconds(stamps["left"], stamps["back"]), **dict(zip(PAUSE, seconds, strict=True))}
+    return prepare | {name: round(value, 3) for name, value in found.items()}
+
+
+def raise_unless_taken(result: Snapshot) -> None:
+    """Raise JumpError with the reason when B could not save."""
+    if not result.taken:
+        raise JumpError(f"no snapshot taken: {result.reason}; this system went on unharmed")
