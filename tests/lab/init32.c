@@ -26,11 +26,11 @@ static long sys_write(long fd, const char *data, long size) { return call(4, fd,
 static long sys_open(const char *path, long flags) { return call(5, (long)path, flags, 0600, 0, 0); }
 static void sys_mount(const char *kind, const char *where) { call(21, (long)kind, (long)where, (long)kind, 0, 0); }
 
-/* Copy up to `size` bytes, in whole buffers where there are any. */
+/* Copy up to `size` bytes, in whole buffers where there are any, and the last one in whole sectors. */
 static void copy(long from, long to, long size)
 {
     for (long n; size > 0 && (n = sys_read(from)) > 0; size -= n)
-        sys_write(to, buffer, n);
+        sys_write(to, buffer, (n + 511) & -512);
 }
 
 /* Open the status port: the only one, of whichever virtio device. */

@@ -59,6 +59,11 @@ def check_kcore(machine: Machine, scene: Scene) -> None:
     outside = memory_of(machine, scene.folder)
     with open_source(scene.target_disk) as source:
         assert len(code) > 4 << 20
-        assert source.read(code.start, len(code)) == outside[code.start : code.stop]
+        differ = [
+            page
+            for page in range(code.start, code.stop, 4096)
+            if source.read(page, 4096) != outside[page : page + 4096]
+        ]
+        assert len(differ) < 10  # a running kernel patches its code: static keys
         log = [record.text for record in dmesg.records(source.layout)]
         assert log[0].startswith("Linux version 6.12")
