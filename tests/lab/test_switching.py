@@ -5,9 +5,11 @@ import time
 from pathlib import Path
 
 import pytest
+from test_failures import assert_unharmed, mark
 
+from kjump.hibernate import snapshot
 from kjump.lab import hibernation, switching
-from kjump.lab.qemu import Guest, Reply
+from kjump.lab.qemu import WATCHDOG, Guest, Reply
 from kjump.lab.scene import TARGET_DEVICE, Hardware, Scene
 
 MIB = 1 << 20
@@ -101,6 +103,9 @@ def test_a_kernel_on_standby_saves_the_boot_of_a_second_kernel(scene: Scene) -> 
         hibernation.start_workload(guest, 0)
         kjump(guest, "standby")
         asked = time.monotonic()
+        taken = json.loads(kjump(guest, "snapshot", "--to", TARGET_DEVICE, "--json").stdout)
+        assert taken["taken"] and not taken["rolled_back"] and set(snapshot.PAUSE) <= set(taken["phases"])
+        assert states(guest) == {"standby": "resident"}
         command = guest.start("kjump", "hibernate", "--to", TARGET_DEVICE, "--json")
         guest.event("save-begins", timeout=120, since=asked)
         assert not [e for e in guest.events if e.name == "role" and e.time > asked], "nobody boots"
@@ -113,3 +118,20 @@ def test_a_kernel_on_standby_saves_the_boot_of_a_second_kernel(scene: Scene) -> 
         assert states(machine.guest) == {"standby": "resident"}
         kjump(machine.guest, "standby", "--off")
         assert states(machine.guest) == {}
+
+
+def test_a_resident_peer_that_hangs_is_ended_by_the_watchdog(scene: Scene) -> None:
+    with scene.machine(extra=WATCHDOG) as machine:
+        guest = machine.guest
+        guest.event("ready")
+        mark(machine)
+        kjump(guest, "boot-peer", "--name", "B")
+        for cpu in (0, 1):
+            code = f"from kjump.roles.faults import Fault; Fault('spin:{cpu}').due(1.0)"
+            hung = kjump(guest, "switch", "B", "--watchdog", "8", "--", "python3", "-c", code, status=1)
+            assert "ended by the watchdog" in hung.stderr
+            assert states(guest) == {"B": "gone"}
+            kjump(guest, "restart", "B")
+            assert states(guest) == {"B": "resident"}
+        kjump(guest, "drop")
+        assert_unharmed(machine)

@@ -81,7 +81,7 @@ def hibernate_command(
     if on_standby:
         # What is checked of windows and free memory is about a second kernel that must still be loaded.
         preflight.require(c for c in checks if c.name not in ("window", "free memory"))
-        result = standby.hibernate(request, tell=tell)
+        result = hibernate(request, tell=tell, go=standby.travel)
     else:
         refuse_if_peers_are_resident()
         preflight.require(checks)

@@ -13,6 +13,7 @@ from kjump.hibernate.suspend import Request, default_initrd, default_kernel, rea
 from kjump.kexec import mailbox
 from kjump.kexec.window import DEFAULT_SIZE
 from kjump.ranges import Range
+from kjump.resident.peers import refuse_if_peers_are_resident
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -40,6 +41,7 @@ def peer_command(
         window_size=window_size,
         look=words,
     )
+    refuse_if_peers_are_resident()
     preflight.require(preflight.checks(target=None, window_size=window.size if window else window_size))
     trip = travel(request, lambda _: None)
     if trip.outcome != mailbox.OUTCOME_DONE:

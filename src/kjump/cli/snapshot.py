@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from kjump.cli.options import SIZE, WINDOW, human, print_json
 from kjump.hibernate import preflight
 from kjump.hibernate.hooks import TIMEOUT, Hook
 from kjump.hibernate.snapshot import PAUSE, Snapshot, numbered_file, raise_unless_taken, snapshot
-from kjump.hibernate.suspend import DEFAULT_LEVEL, Request, default_initrd, default_kernel
+from kjump.hibernate.suspend import DEFAULT_LEVEL, Request, Tell, Trip, default_initrd, default_kernel, travel
 from kjump.kexec.window import DEFAULT_SIZE
 from kjump.ranges import Range
+from kjump.resident import standby
+from kjump.resident.peers import refuse_if_peers_are_resident
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -76,9 +79,16 @@ def snapshot_command(
         hook_timeout=hook_timeout,
         fault=fault,
     )
+    # A hook travels in the initramfs of a kernel that is booted for it.
+    on_standby = standby.is_ready() and not (hook or kernel or initrd or window)
     device = None if Path(target).is_dir() else target
-    preflight.require(preflight.checks(target=device, window_size=window.size if window else window_size))
-    result = _take(request)
+    checks = preflight.checks(target=device, window_size=window.size if window else window_size)
+    if on_standby:
+        preflight.require(c for c in checks if c.name not in ("window", "free memory"))
+    else:
+        refuse_if_peers_are_resident()
+        preflight.require(checks)
+    result = _take(request, standby.travel if on_standby else travel)
     if as_json:
         print_json(vars(result))
     elif result.taken:
@@ -86,13 +96,13 @@ def snapshot_command(
     raise_unless_taken(result)
 
 
-def _take(request: Request) -> Snapshot:
+def _take(request: Request, go: Callable[[Request, Tell], Trip]) -> Snapshot:
     """Take the snapshot; into the next numbered file if the target is a folder, which goes again should it fail."""
     made = numbered_file(Path(request.target)) if Path(request.target).is_dir() else None
     taken = False
     try:
         to = request if made is None else replace(request, target=str(made))
-        result = snapshot(to, tell=lambda text: click.echo(f"kjump: {text}", err=True))
+        result = snapshot(to, tell=lambda text: click.echo(f"kjump: {text}", err=True), go=go)
         taken = result.taken
         return result
     finally:

@@ -13,7 +13,7 @@ from kjump.errors import JumpError
 from kjump.hibernate import filesystems
 from kjump.hibernate.filetarget import create
 from kjump.hibernate.image import Kind
-from kjump.hibernate.suspend import Request, Trip, reason, travel
+from kjump.hibernate.suspend import Request, Tell, Trip, reason, travel
 from kjump.kexec import mailbox
 
 _NUMBERED = re.compile(r"snapshot-(\d+)\.img")
@@ -45,14 +45,16 @@ class Snapshot:
     report: dict[str, Any] = field(default_factory=dict)
 
 
-def snapshot(request: Request, *, tell: Callable[[str], None] = lambda _: None) -> Snapshot:
+def snapshot(
+    request: Request, *, tell: Tell = lambda _: None, go: Callable[[Request, Tell], Trip] = travel
+) -> Snapshot:
     """Save this system to `request.target` and go on; returns again, with `rolled_back`, when it was rolled back to.
 
-    `tell` gets one line for each step. HostError, PlanError, TargetError or UsageError before the jump, nothing lost
-    then; JumpError when B could not save. This system goes on unharmed in any case.
+    `tell` gets one line for each step; `go` goes to B and comes back. HostError, PlanError, TargetError or UsageError
+    before the jump, nothing lost then; JumpError when B could not save. This system goes on unharmed in any case.
     """
     kind = Kind.SNAPSHOT if request.dump_level is None else Kind.DUMP
-    trip = travel(replace(request, kind=kind), tell)
+    trip = go(replace(request, kind=kind), tell)
     rolled_back = trip.outcome == mailbox.OUTCOME_RESUMED
     if rolled_back:
         filesystems.branch_off(trip.cookie.hex())

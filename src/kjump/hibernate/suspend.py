@@ -124,12 +124,18 @@ class Trip:
     clock_step: float
 
 
-def hibernate(request: Request, *, tell: Callable[[str], None] = lambda _: None) -> Hibernation:
+Tell = Callable[[str], None]
+
+
+def hibernate(
+    request: Request, *, tell: Tell = lambda _: None, go: Callable[[Request, Tell], Trip] | None = None
+) -> Hibernation:
     """Save this system to `request.target` and switch off; returns when it has been resumed, or when B failed.
 
-    `tell` gets one line for each step. HostError, PlanError or TargetError before the jump, nothing lost then.
+    `tell` gets one line for each step; `go` goes to B and comes back (default: `travel`, which boots one). HostError,
+    PlanError or TargetError before the jump, nothing lost then.
     """
-    trip = travel(request, tell)
+    trip = (go or travel)(request, tell)
     return Hibernation(
         resumed=trip.outcome == mailbox.OUTCOME_RESUMED,
         window_bytes=trip.window_bytes,
@@ -139,7 +145,7 @@ def hibernate(request: Request, *, tell: Callable[[str], None] = lambda _: None)
     )
 
 
-def travel(request: Request, tell: Callable[[str], None]) -> Trip:
+def travel(request: Request, tell: Tell) -> Trip:
     """Go to B with `request`, and return when A is back: from B, or from an image that B made."""
     begun, pace = time.monotonic(), Pace()
     claimed = contextlib.nullcontext() if request.look else claim(request)
@@ -155,7 +161,7 @@ def travel(request: Request, tell: Callable[[str], None]) -> Trip:
             tell("jumping")
             os.sync()
             pace.settle()
-            box.post(head, _last_words(file_systems))
+            box.post(head, last_words(file_systems))
             left = Moment.now()
             host.jump()
             back = _core.time_stamp()
@@ -185,13 +191,13 @@ def travel(request: Request, tell: Callable[[str], None]) -> Trip:
     )
 
 
-def _last_words(items: list[dict[str, Any]]) -> dict[str, Any]:
+def last_words(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what can be said of A's file systems only at the very last; nothing when a mailbox cannot hold it."""
     words = {"lineage": filesystems.lineage(), "written": filesystems.written(items)}
     return words if mailbox.fits(words) else {}
 
 
-def _prepare(request: Request, kcore: running.Kcore, target: Target | None, tell: Callable[[str], None]) -> _Prepared:
+def _prepare(request: Request, kcore: running.Kcore, target: Target | None, tell: Tell) -> _Prepared:
     """Decide everything about B, arm the target, and return the Plan with B's job in its initrd."""
     note = kcore.vmcoreinfo_note()
     window = request.window or find_window(running.iomem(), request.window_size)
@@ -222,7 +228,7 @@ def save_job(
     around: Surroundings,
     layout: WindowLayout,
     target: Target,
-    tell: Callable[[str], None],
+    tell: Tell,
 ) -> dict[str, Any]:
     """Arm `target`, and return the words of the job of a second kernel that lives in `layout`."""
     return _common(request, kcore, around, layout) | _armed(request, target, tell)
@@ -245,7 +251,7 @@ def _common(request: Request, kcore: running.Kcore, around: Surroundings, layout
     }
 
 
-def _armed(request: Request, target: Target, tell: Callable[[str], None]) -> dict[str, Any]:
+def _armed(request: Request, target: Target, tell: Tell) -> dict[str, Any]:
     """Arm the target, and return what a job says that saves to it."""
     options = target.place.boot_options()
     if request.kind is Kind.HIBERNATION and not set(options) <= set(running.command_line().split()):

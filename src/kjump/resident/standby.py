@@ -6,11 +6,12 @@ A resume ends its residency (what is loaded in A is worthless then); it is set u
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from kjump import _core
 from kjump.errors import HostError, KjumpError
 from kjump.gates import Gate
 from kjump.hibernate import arrival, suspend
@@ -63,10 +64,8 @@ def is_ready(folder: Path = FOLDER) -> bool:
         return any(p["name"] == NAME and p["state"] == "resident" for p in peers.listing())
 
 
-def hibernate(
-    request: suspend.Request, *, tell: Callable[[str], None] = lambda _: None, folder: Path = FOLDER
-) -> suspend.Hibernation:
-    """Save this system by the kernel on standby and switch off; as `kjump.hibernate.suspend.hibernate`."""
+def travel(request: suspend.Request, tell: suspend.Tell, folder: Path = FOLDER) -> suspend.Trip:
+    """Go to the kernel on standby with `request`, and return when A is back; as `kjump.hibernate.suspend.travel`."""
     begun, pace = time.monotonic(), Pace()
     with Peers(folder) as peers:
         peer = peers.require().find(NAME)
@@ -76,29 +75,37 @@ def hibernate(
             layout = layout_of(peer.window_range, around, 1)
             words = suspend.save_job(request, kcore, around, layout, target, tell)
             limit, watchdog = words.pop("time_limit"), words.pop("watchdog")
+            tell("switching to the kernel on standby")
+            os.sync()
+            words["words"] = suspend.last_words(words["file_systems"])
             pace.settle()
             ready, left = time.monotonic(), Moment.now()
-            tell("switching to the kernel on standby")
             visit = peers.switch(NAME, Order("save", words, time_limit=limit, watchdog=watchdog))
-        arrival.settle(visit.report, left, pace)
+            back = _core.time_stamp()
+        step = arrival.settle(visit.report, left, pace)
         away = time.time() - left.wall
         if not visit.resident:
             peers.drop()
-    if visit.outcome != mailbox.OUTCOME_RESUMED:
+    if visit.outcome not in (mailbox.OUTCOME_RESUMED, mailbox.OUTCOME_DONE):
         suspend.make_unusable(request.target)
     tell("back")
     if not visit.resident:
         _again(tell, folder)
-    return suspend.Hibernation(
-        resumed=visit.outcome == mailbox.OUTCOME_RESUMED,
-        window_bytes=layout.window.size,
-        reason=visit.reason,
-        phases={"prepare": round(ready - begun, 3), "away": round(away, 3)},
+    return suspend.Trip(
+        outcome=visit.outcome,
         report=visit.report,
+        window_bytes=layout.window.size,
+        cookie=bytes.fromhex(words["cookie"]),
+        prepare_seconds=ready - begun,
+        pace=pace,
+        left=left,
+        back=back,
+        away=away,
+        clock_step=step,
     )
 
 
-def _again(tell: Callable[[str], None], folder: Path) -> None:
+def _again(tell: suspend.Tell, folder: Path) -> None:
     """Set it up again; what came of the hibernation matters more than whether that works."""
     try:
         start(_wanted(folder), folder)

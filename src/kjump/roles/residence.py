@@ -43,6 +43,11 @@ class Residence:
         self.gate = Gate.unpack(read_physical(gate_at, GATE_SIZE))
         self.channel = Channel.at_physical(self.gate.mailbox, self.gate.cookie)
 
+    def look_again(self) -> Gate:
+        """Return the gate as it stands now: it notes when A came in."""
+        self.gate = Gate.unpack(read_physical(self._gate_at, GATE_SIZE))
+        return self.gate
+
     @classmethod
     def here(cls) -> Residence:
         """Return the running kernel's; UsageError when it is no resident peer, FormatError when the gate is damaged."""

@@ -73,10 +73,13 @@ class _Visit:
         if job not in JOBS:
             raise KjumpError(f"there is no job called {job}; there are {', '.join(sorted(JOBS))}")
         channel = self._residence.channel
-        work = Work(self._role, self._residence.gate, channel.head, self._guard, self._order.message)
-        words = JOBS[job](work)
-        message = words.pop("message", b"")
-        return words, message
+        words = self._role.job.get("words", {})
+        work = Work(
+            self._role, self._residence.look_again(), channel.head, self._guard, self._order.message, words=words
+        )
+        done = JOBS[job](work)
+        message = done.pop("message", b"")
+        return done, message
 
     def _watch(self) -> None:
         job = self._role.job
