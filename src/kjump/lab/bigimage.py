@@ -19,6 +19,7 @@ from typing import Any
 from kjump.errors import LabError
 from kjump.lab import hibernation, swsusp
 from kjump.lab import kernel as kernels
+from kjump.lab.checked import Checked
 from kjump.lab.hibernation import Resumed, Suspended
 from kjump.lab.qemu import Guest, Machine
 from kjump.lab.scene import Hardware, Scene, make_disk
@@ -31,7 +32,7 @@ _SMALL = ("--tmpfs", str(8 * MIB), "--buffer", str(4 * MIB))
 
 
 @dataclass
-class BigImage:
+class BigImage(Checked):
     """What came of it; sizes in bytes, `phases` in seconds.
 
     `share` is how much of `memory_bytes` was filled. `swsusp` says what swsusp answered: `errno`, and its `log`.
@@ -49,15 +50,6 @@ class BigImage:
     phases: dict[str, float] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
     checks: dict[str, bool] = field(default_factory=dict)
-
-    @property
-    def ok(self) -> bool:
-        """Whether every check holds."""
-        return bool(self.checks) and all(self.checks.values())
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as one JSON object."""
-        return {"ok": self.ok, **vars(self)}
 
 
 def run(

@@ -23,6 +23,7 @@ from kjump.kexec.machine import Argument
 from kjump.kexec.program import Arch, Preserve, from_elf
 from kjump.lab import kernel as kernels
 from kjump.lab import one_plan
+from kjump.lab.checked import Checked
 from kjump.lab.hibernation import start_workload, verify_workload
 from kjump.lab.qemu import Guest, Machine
 from kjump.lab.scene import Hardware, Scene
@@ -58,7 +59,7 @@ STEPS = (
 
 
 @dataclass
-class CallDemo:
+class CallDemo(Checked):
     """What the calls came to; `latency` in seconds, `checks` by name."""
 
     kernel: str
@@ -66,15 +67,6 @@ class CallDemo:
     calls: int = 0
     latency: dict[str, float] = field(default_factory=dict)
     checks: dict[str, bool] = field(default_factory=dict)
-
-    @property
-    def ok(self) -> bool:
-        """Whether every check holds."""
-        return bool(self.checks) and all(self.checks.values())
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as one JSON object."""
-        return {"ok": self.ok, **vars(self)}
 
 
 def examples() -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 from kjump.errors import LabError
 from kjump.lab import kernel as kernels
 from kjump.lab import rootfs
+from kjump.lab.checked import Checked
 from kjump.lab.qemu import Event, Guest, Machine, Reply
 from kjump.lab.scene import TARGET_DEVICE, Hardware, Scene
 
@@ -20,7 +21,7 @@ PHASES = ("prepare", "jump", "boot_b", "save", "off", "boot", "boot_c", "restore
 
 
 @dataclass
-class Demo:
+class Demo(Checked):
     """What a hibernation in the lab came to; sizes in bytes, `phases` in seconds."""
 
     kernel: str
@@ -30,15 +31,6 @@ class Demo:
     saved_bytes: int = 0
     phases: dict[str, float] = field(default_factory=dict)
     checks: dict[str, bool] = field(default_factory=dict)
-
-    @property
-    def ok(self) -> bool:
-        """Whether every check holds."""
-        return bool(self.checks) and all(self.checks.values())
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as one JSON object."""
-        return {"ok": self.ok, **vars(self)}
 
 
 @dataclass(frozen=True)

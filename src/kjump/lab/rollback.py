@@ -17,6 +17,7 @@ from kjump.errors import LabError
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
 from kjump.lab import hibernation, rootfs
 from kjump.lab import kernel as kernels
+from kjump.lab.checked import Checked
 from kjump.lab.qemu import Guest, Machine, Reply
 from kjump.lab.scene import TARGET_DEVICE, Hardware, Scene, make_disk
 
@@ -56,7 +57,7 @@ sync
 
 
 @dataclass
-class Demo:
+class Demo(Checked):
     """What the demonstration came to.
 
     `refusal` is the sentence of the roll-back that was refused; `pause` the snapshot's. For each roll-back there are
@@ -70,15 +71,6 @@ class Demo:
     seconds: list[float] = field(default_factory=list)
     clock_errors: list[float] = field(default_factory=list)
     checks: dict[str, bool] = field(default_factory=dict)
-
-    @property
-    def ok(self) -> bool:
-        """Whether every check holds."""
-        return bool(self.checks) and all(self.checks.values())
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as one JSON object."""
-        return {"ok": self.ok, **vars(self)}
 
 
 def prepare(folder: Path, version: str, hardware: Hardware) -> Scene:

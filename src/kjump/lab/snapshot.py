@@ -25,6 +25,7 @@ from kjump.errors import LabError
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
 from kjump.lab import hibernation, ticker
 from kjump.lab import kernel as kernels
+from kjump.lab.checked import Checked
 from kjump.lab.kernel import LabKernel
 from kjump.lab.qemu import Guest, Machine
 from kjump.lab.scene import Hardware, Scene, make_disk
@@ -62,7 +63,7 @@ class Taken:
 
 
 @dataclass
-class Demo:
+class Demo(Checked):
     """What the demonstration came to."""
 
     kernel: str
@@ -71,14 +72,9 @@ class Demo:
     left_out: list[str] = field(default_factory=list)
     checks: dict[str, bool] = field(default_factory=dict)
 
-    @property
-    def ok(self) -> bool:
-        """Whether every check holds."""
-        return bool(self.checks) and all(self.checks.values())
-
     def as_json(self) -> dict[str, Any]:
         """Return it as one JSON object."""
-        return {"ok": self.ok, **vars(self), "snapshots": [vars(s) | {"exact": s.exact} for s in self.snapshots]}
+        return super().as_json() | {"snapshots": [vars(s) | {"exact": s.exact} for s in self.snapshots]}
 
 
 def run(

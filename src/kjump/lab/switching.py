@@ -12,6 +12,7 @@ from typing import Any
 from kjump.errors import LabError
 from kjump.initramfs.build import overlay
 from kjump.lab import kernel as kernels
+from kjump.lab.checked import Checked
 from kjump.lab.qemu import Guest
 from kjump.lab.scene import Hardware, Scene
 
@@ -27,7 +28,7 @@ _SETTLED = 50
 
 
 @dataclass
-class Demo:
+class Demo(Checked):
     """What switching in the lab came to; times in seconds, `checks` name -> whether it held.
 
     `times` has, for one peer and for two, the first switch after the boot, and min, median and p95 of the later ones.
@@ -43,15 +44,6 @@ class Demo:
     free_slope: float | None = None
     times: dict[str, dict[str, float]] = field(default_factory=dict)
     checks: dict[str, bool] = field(default_factory=dict)
-
-    @property
-    def ok(self) -> bool:
-        """Whether every check holds."""
-        return bool(self.checks) and all(self.checks.values())
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as one JSON object."""
-        return {"ok": self.ok, **vars(self)}
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:

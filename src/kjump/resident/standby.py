@@ -11,7 +11,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from kjump import _core
 from kjump.errors import HostError, KjumpError
 from kjump.gates import Gate
 from kjump.hibernate import arrival, suspend
@@ -81,7 +80,7 @@ def travel(request: suspend.Request, tell: suspend.Tell, folder: Path = FOLDER) 
             pace.settle()
             ready, left = time.monotonic(), Moment.now()
             visit = peers.switch(NAME, Order("save", words, time_limit=limit, watchdog=watchdog))
-            back = _core.time_stamp()
+            back = Moment.now().stamp
         step = arrival.settle(visit.report, left, pace)
         away = time.time() - left.wall
         if not visit.resident:
