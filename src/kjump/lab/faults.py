@@ -33,7 +33,8 @@ HARDWARE = Hardware(memory=640 * MIB, cpus=2)
 SMALL_DEVICE = "/dev/vdc"
 FAILING_DEVICE = "/dev/vdd"
 _SMALL = 8 * MIB
-_FAILS_AT = 20 * MIB
+_FAILS_AT = 8 * MIB
+"""About the middle of the smallest image that this machine gives."""
 _MWAIT_CPU = "Skylake-Client"
 _OTHER_CPU = "EPYC"
 """Like the lab's usual model one of AMD's: for those QEMU reserves a range that no other model's memory map has."""
