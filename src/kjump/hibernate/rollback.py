@@ -43,13 +43,14 @@ def rollback(
 @contextlib.contextmanager
 def everyone_stopped() -> Iterator[None]:
     """Stop all processes but init and this one; at the end let those go on that went before."""
-    before = {pid for pid in _processes() if _state(pid) != "T"}
+    stopped_before = {pid for pid in _processes() if _state(pid) == "T"}
     with contextlib.suppress(ProcessLookupError):  # there is nobody else
         os.kill(-1, signal.SIGSTOP)
     try:
         yield
     finally:
-        for pid in before - {1, os.getpid()}:
+        # Those that are there now, not those that were there before: a process may have been born in between.
+        for pid in set(_processes()) - stopped_before - {1, os.getpid()}:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGCONT)
 
