@@ -50,11 +50,8 @@ class FileOutput:
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Put `data` at `offset`; OSError as the system says."""
-        view = memoryview(data)
-        self.written += len(view)
-        while view:
-            done = os.pwrite(self._fd, view, offset)
-            view, offset = view[done:], offset + done
+        self.written += len(data)  # before it is written: a failure says how much was needed
+        _write_all(self._fd, offset, data)
 
     def finish(self) -> None:
         """Flush the file to the medium and give it its name."""
@@ -67,6 +64,14 @@ class FileOutput:
         with contextlib.suppress(OSError):
             os.close(self._fd)
         self._partial.unlink(missing_ok=True)
+
+
+def _write_all(fd: int, offset: int, data: bytes | bytearray | memoryview) -> None:
+    """Put all of `data` at `offset`, however many writes that takes."""
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done
 
 
 class DeviceOutput:
@@ -82,11 +87,8 @@ class DeviceOutput:
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Put `data` at `offset`; OSError as the system says."""
-        view = memoryview(data)
-        self.written += len(view)
-        while view:
-            done = os.pwrite(self._fd, view, offset)
-            view, offset = view[done:], offset + done
+        self.written += len(data)  # before it is written: a failure says how much was needed
+        _write_all(self._fd, offset, data)
 
     def finish(self) -> None:
         """Flush all to the medium."""
