@@ -18,7 +18,7 @@ from kjump.lab.scene import Hardware
 )
 def test_functions_code_in_memory_and_the_bios_are_called(folder: Path, version: str, hardware: Hardware) -> None:
     demo = call.run(folder, version=version, hardware=hardware, calls=12)
-    assert demo.ok, demo.checks
+    assert demo.ok, demo.failed
     assert {
         "same_add",
         "same_mean",

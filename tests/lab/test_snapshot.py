@@ -29,14 +29,14 @@ def test_each_snapshot_shows_its_moment(folder: Path) -> None:
     if kernels.cached("6.1", debug_info=True) is None:
         pytest.skip("no debugging information: run `kjump lab kernel build --version 6.1 --debug-info` to force this")
     demo = snapshot.run(folder, version="6.1", hardware=Hardware(memory=640 * MIB), count=2)
-    assert demo.ok, demo.as_json()
+    assert demo.ok, (demo.failed, demo.as_json())
     assert len(demo.snapshots) == 2 and all(s.pause > 0 for s in demo.snapshots)
     assert demo.snapshots[0].values[0] < demo.snapshots[1].values[0]
 
 
 def test_everything_destroyed_is_there_again_and_changed_disks_are_refused(folder: Path) -> None:
     demo = rollback.run(folder, version="6.12", hardware=Hardware(memory=640 * MIB))
-    assert demo.ok, demo.as_json()
+    assert demo.ok, (demo.failed, demo.as_json())
 
 
 def marker(machine: Machine) -> str:

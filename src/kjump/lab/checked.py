@@ -13,7 +13,12 @@ class Checked:
     @property
     def ok(self) -> bool:
         """Whether every check holds."""
-        return bool(self.checks) and all(self.checks.values())
+        return bool(self.checks) and not self.failed
+
+    @property
+    def failed(self) -> list[str]:
+        """The names of the checks that do not hold."""
+        return [name for name, good in self.checks.items() if not good]
 
     def as_json(self) -> dict[str, Any]:
         """Return it as one JSON object."""

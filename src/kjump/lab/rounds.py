@@ -10,6 +10,7 @@ import ctypes
 import json
 import mmap
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,14 +42,16 @@ def ticks_in_a_second(read: Callable[[], int]) -> float:
 
 
 def free_memory() -> int:
-    """Return the bytes of free memory once the caches have been dropped."""
+    """Return the bytes of free memory once the caches have been dropped.
+
+    MemFree leaves out the free pages on each CPU's own lists, which hold up to an eighth of memory (from 6.7 on);
+    here they count.
+    """
     for _ in range(3):
         os.sync()
         Path("/proc/sys/vm/drop_caches").write_text("3")
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemFree:"):
-            return int(line.split()[1]) << 10
-    raise AssertionError("/proc/meminfo has no MemFree")
+    zones = Path("/proc/zoneinfo").read_text()
+    return sum(map(int, re.findall(r"^ +(?:nr_free_pages|count:) +(\d+)$", zones, re.MULTILINE))) * mmap.PAGESIZE
 
 
 def main() -> None:
