@@ -159,27 +159,36 @@ def crash(vmlinux: Path, core: Path, commands: str) -> list[str]:
     return [line for line in done.stdout.splitlines() if "DUMPFILE" not in line]
 
 
-_COMMANDS = "ps\nlog\nbt 2\nsys"
+_COMMANDS = "ps\nlog\nbt\nsys"
 
 
 @pytest.mark.skipif(shutil.which("crash") is None, reason="no crash: apt install crash to force this")
-def test_crash_says_the_same_of_every_format(debug: tuple[str, Path, Path], tmp_path: Path) -> None:
-    version, vmlinux, core = debug
-    if version != "6.1":
-        pytest.skip("Debian's crash 8.0.2 is older than this kernel")
-    wanted = crash(vmlinux, core, _COMMANDS)
-    assert any("memory is filled" in line for line in wanted)
-    assert any("init" in line for line in wanted)
-    # kthreadd waits for work, whatever the other tasks were at when the memory was taken.
-    assert any(re.search(r"#1 \[\w+\] schedule at", line) for line in wanted)
-    assert any(re.search(r"#2 \[\w+\] kthreadd at", line) for line in wanted)
+def test_crash_says_the_same_of_every_format(tmp_path: Path) -> None:
+    # Debian's crash 8.0.2 is older than 6.12, and too old to find a 6.1.y's sleeping tasks by their PIDs (there, too,
+    # `struct pid` ends in a flexible array now): what it lists, and can show the stack of, is what the CPUs are at.
+    built = kernels.cached("6.1", debug_info=True)
+    if built is None or built.vmlinux is None:
+        pytest.skip(
+            "no debugging information for 6.1: run `kjump lab kernel build --version 6.1 --debug-info` to force this"
+        )
+    core = tmp_path / "vmcore"
+    vmcore.make(built, core, memory=MEMORY, fill=FILL, crash=True)
+    wanted = crash(built.vmlinux, core, _COMMANDS)
+    for pattern in (
+        r"^> +1 +0 +\d +\w+ +RU .* init$",
+        r"kjump lab vmcore: memory is filled",
+        r"^ #0 \[\w+\] panic at",
+        r"^ #2 \[\w+\] write_sysrq_trigger at",
+        r"PANIC: .*sysrq triggered crash",
+    ):
+        assert any(re.search(pattern, line) for line in wanted), pattern
     for number, (form, method) in enumerate(
         [(Format.ELF, Method.NONE), *((Format.KDUMP, m) for m in (Method.ZLIB, Method.LZO, Method.SNAPPY, Method.ZSTD))]
     ):
         out = tmp_path / f"out{number}"
         with open_source(core) as source:
             dump(source, Request((str(out),), level=31, format=form, method=method))
-        assert crash(vmlinux, out, _COMMANDS) == wanted, (form, method)
+        assert crash(built.vmlinux, out, _COMMANDS) == wanted, (form, method)
 
 
 TASKS = """
