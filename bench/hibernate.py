@@ -3,7 +3,9 @@
 For each size (MiB in use beside the system) and kind of contents one machine is started and filled; then kjump
 and swsusp save, switch off and bring back that same machine in turn, with the same kernel. swsusp has its best
 case: a swap disk of its own, an image of any size, and a boot without initramfs, whose kernel resumes before it
-starts a program. It is tried with LZO, its default, and with LZ4 (kernels from 6.9 on). kjump has its defaults.
+starts a program. It is tried with LZO, its default, and with LZ4 (kernels from 6.9 on). kjump has its defaults, and
+plays once more with a second kernel on standby (`kjump standby`), whose boot comes after the way back, not
+before the save.
 
 `save` is from the command to the power being off, `back` from power-on to the command's end, in seconds (medians
 of the rounds); `disk` is the size of the image. Ratios are swsusp's numbers by kjump's: above 1 kjump is better.
@@ -32,7 +34,7 @@ from kjump.lab.workload import digest
 
 MIB = 1 << 20
 SWAP_DEVICE = "/dev/vdd"
-KJUMP, LZO, LZ4 = "kjump", "swsusp lzo", "swsusp lz4"
+KJUMP, STANDBY, LZO, LZ4 = "kjump", "kjump standby", "swsusp lzo", "swsusp lz4"
 Numbers = dict[str, float]
 """save, back (seconds), disk, memory (bytes), and the parts of the time."""
 
@@ -60,7 +62,7 @@ class Story:
         make_disk(swap, hardware.memory)
         self.disks = (source, swap)
         self.scene = Scene(folder, kernel, hardware, hardware.memory + 64 * MIB).prepare()
-        self.numbers: dict[str, list[Numbers]] = {KJUMP: [], LZO: [], LZ4: []}
+        self.numbers: dict[str, list[Numbers]] = {KJUMP: [], STANDBY: [], LZO: [], LZ4: []}
 
     def play(self, rounds: int) -> dict[str, list[Numbers]]:
         """Let the contestants take turns; return what each came to."""
@@ -71,7 +73,7 @@ class Story:
             fill(machine.guest, self.size, self.expected)
             for name in turns:
                 print(f"    {name}", file=sys.stderr, flush=True)
-                turn = self._kjump if name == KJUMP else self._swsusp
+                turn = self._kjump if name in (KJUMP, STANDBY) else self._swsusp
                 machine = turn(name, machine, stack)
             checks = hibernation.verify_workload(machine.guest)["checks"]
             if not all(checks.values()):
@@ -79,12 +81,17 @@ class Story:
         return self.numbers
 
     def _kjump(self, name: str, machine: Machine, stack: contextlib.ExitStack) -> Machine:
-        saved = hibernation.suspend(machine)
+        standby = name == STANDBY
+        if standby:
+            machine.guest.run("kjump", "standby", timeout=120)
+        saved = hibernation.suspend(machine, standby=standby)
         stack.pop_all().close()
         machine = stack.enter_context(self.scene.machine(more_disks=self.disks))
         resumed = hibernation.resume(machine, saved.command)
         if resumed.reply.status:
             raise SystemExit(f"kjump came back with {resumed.reply.status}: {resumed.reply.stderr}")
+        if standby:
+            machine.guest.run("kjump", "standby", "--off")
         details = saved.saved.details
         self.numbers[name].append(
             {
@@ -125,18 +132,19 @@ def medians(rounds: list[Numbers]) -> Numbers:
 def show(title: str, results: dict[str, Numbers]) -> None:
     """Print a case: seconds, sizes, ratios, and where the time goes."""
     print(
-        f"\n{title}\n{'':<12}{'save s':>8}{'back s':>8}{'disk MiB':>10}{'of MiB':>8}   ratio to kjump: save  back  disk"
+        f"\n{title}\n{'':<14}{'save s':>8}{'back s':>8}{'disk MiB':>10}{'of MiB':>8}   ratio to kjump: save  back  disk"
     )
     ours = results[KJUMP]
     for name, numbers in results.items():
         ratios = "  ".join(f"{numbers[what] / ours[what]:4.2f}" for what in ("save", "back", "disk"))
         print(
-            f"{name:<12}{numbers['save']:>8.1f}{numbers['back']:>8.1f}{numbers['disk'] / MIB:>10.0f}"
+            f"{name:<14}{numbers['save']:>8.1f}{numbers['back']:>8.1f}{numbers['disk'] / MIB:>10.0f}"
             f"{numbers['memory'] / MIB:>8.0f}{'' if name == KJUMP else ' ' * 24 + ratios}"
         )
-    print("  kjump:  " + ", ".join(f"{phase} {ours[f'phase {phase}']:.1f}" for phase in hibernation.PHASES))
     for name, numbers in results.items():
-        if name != KJUMP:
+        if name in (KJUMP, STANDBY):
+            print(f"  {name}: " + ", ".join(f"{phase} {numbers[f'phase {phase}']:.1f}" for phase in hibernation.PHASES))
+        else:
             rest = (numbers["save"] - numbers["write"], numbers["back"] - numbers["read"])
             print(
                 f"  {name}: freeze, copy, off {rest[0]:.1f}, write {numbers['write']:.1f}; "

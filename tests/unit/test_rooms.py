@@ -8,9 +8,10 @@ import pytest
 import kjump
 
 ROOT = Path(kjump.__file__).parent
-GROUND = {"errors", "ranges", "memory", "__init__"}
+GROUND = {"errors", "ranges", "memory", "libc", "__init__"}
 MAY_IMPORT = {
     "ranges": set(),
+    "libc": set(),
     "errors": set(),
     "memory": {"errors", "ranges"},
     "formats": GROUND,

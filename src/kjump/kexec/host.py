@@ -12,6 +12,7 @@ from pathlib import Path
 from kjump.errors import HostError
 from kjump.kexec.plan import Plan
 from kjump.kexec.refusal import refused_jump, refused_load, refused_unload
+from kjump.libc import libc
 
 _SYS_KEXEC_LOAD = {"x86_64": 246, "i686": 283, "i386": 283}
 _SYS_REBOOT = {"x86_64": 169, "i686": 88, "i386": 88}
@@ -33,9 +34,8 @@ class _Segment(ctypes.Structure):
 
 
 def _syscall(number: int, *arguments: object) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
     ctypes.set_errno(0)
-    return int(libc.syscall(ctypes.c_long(number), *arguments))
+    return int(libc().syscall(ctypes.c_long(number), *arguments))
 
 
 def _number(table: dict[str, int]) -> int:

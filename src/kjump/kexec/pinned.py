@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from kjump.errors import HostError
+from kjump.libc import libc
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import RangeSet
 
@@ -144,8 +145,7 @@ def _linear(memory: mmap.mmap) -> int:
 
 
 def _lock(memory: mmap.mmap, offset: int, length: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mlock(ctypes.c_void_p(_linear(memory) + offset), ctypes.c_size_t(length)):
+    if libc().mlock(ctypes.c_void_p(_linear(memory) + offset), ctypes.c_size_t(length)):
         raise HostError(f"cannot lock the mailbox in memory: {os.strerror(ctypes.get_errno())}")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kjump.errors import HostError
 from kjump.kexec.pinned import physical_addresses
+from kjump.libc import libc
 from kjump.ranges import Range, RangeSet
 
 SIZE = 2 << 20
@@ -82,8 +83,7 @@ def _mount(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if folder.is_mount():
         return
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"hugetlbfs", os.fsencode(folder), b"hugetlbfs", ctypes.c_ulong(0), b"pagesize=2M,mode=0700"):
+    if libc().mount(b"hugetlbfs", os.fsencode(folder), b"hugetlbfs", ctypes.c_ulong(0), b"pagesize=2M,mode=0700"):
         why = os.strerror(ctypes.get_errno())
         raise HostError(f"cannot mount hugetlbfs at {folder}: {why}; CONFIG_HUGETLBFS and root are needed")
 

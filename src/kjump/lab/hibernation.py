@@ -35,22 +35,30 @@ class Demo(Checked):
 
 @dataclass(frozen=True)
 class Suspended:
-    """A machine that has switched off: the number of its unfinished command, and when things happened."""
+    """A machine that has switched off: the number of its unfinished command, and when things happened.
+
+    `role` is the second kernel's first sign of life, None when one on standby did the work.
+    """
 
     command: int
     asked: float
-    role: Event
+    role: Event | None
     begun: Event
     saved: Event
     off: float
 
 
-def suspend(machine: Machine, *options: str, target: str = TARGET_DEVICE, timeout: float = 300) -> Suspended:
-    """Hibernate the running `machine` to `target` and wait until it is off; LabError when it comes back instead."""
+def suspend(
+    machine: Machine, *options: str, target: str = TARGET_DEVICE, standby: bool = False, timeout: float = 300
+) -> Suspended:
+    """Hibernate the running `machine` to `target` and wait until it is off; LabError when it comes back instead.
+
+    With `standby` a second kernel stands by, so that none need boot.
+    """
     guest = machine.guest
     asked = time.monotonic()
     command = guest.start("kjump", "hibernate", "--to", target, "--json", *options)
-    role = _saver_or_failure(guest, command, asked, timeout)
+    role = None if standby else _saver_or_failure(guest, command, asked, timeout)
     begun = guest.event("save-begins", "going-back", timeout=timeout, since=asked)
     saved = guest.event("saved", "going-back", timeout=timeout, since=asked)
     if saved.name == "going-back":
@@ -108,7 +116,8 @@ def phases(suspended: Suspended, machine: Machine, resumed: Resumed) -> dict[str
     """Return the seconds of each phase in PHASES, as seen from outside."""
     report = json.loads(resumed.reply.stdout)
     prepared = suspended.asked + report["phases"]["prepare"]
-    b_started = suspended.role.time - suspended.role.details["uptime"]
+    role = suspended.role
+    b_started = role.time - role.details["uptime"] if role else suspended.begun.time
     c_started = resumed.role.time
     seconds = {
         "prepare": report["phases"]["prepare"],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import json
 import mmap
 import os
@@ -76,6 +77,7 @@ def main() -> None:
                 visit.raise_unless_done()
                 wrong += visit.message != message or not visit.resident or visit.peer != name
                 if options.memory:
+                    gc.collect()  # what Python has not cleared up yet is not lost
                     free.append(free_memory())
         switches = {p.name: p.switches for p in peers.state.peers} if peers.state else {}
     print(json.dumps({"seconds": seconds, "free": free, "wrong": wrong, "switches": switches}))

@@ -145,9 +145,10 @@ class Filling:
 def _lock(memory: mmap.mmap) -> None:
     import ctypes
 
-    libc = ctypes.CDLL(None, use_errno=True)
+    from kjump.libc import libc
+
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    if libc.mlock(ctypes.c_void_p(address), ctypes.c_size_t(len(memory))):
+    if libc().mlock(ctypes.c_void_p(address), ctypes.c_size_t(len(memory))):
         raise OSError(ctypes.get_errno(), "mlock")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kjump.errors import HostError
+from kjump.libc import libc
 
 if TYPE_CHECKING:
     from kjump.roles.console import Console
@@ -33,9 +34,8 @@ class Role:
 
 def mount(source: str, target: str, kind: str | None, flags: int = 0, data: str = "") -> None:
     """Call mount(2); OSError as it gives it."""
-    libc = ctypes.CDLL(None, use_errno=True)
     encoded = [None if text is None else os.fsencode(text) for text in (source, target, kind)]
-    if libc.mount(*encoded, ctypes.c_ulong(flags), os.fsencode(data) if data else None):
+    if libc().mount(*encoded, ctypes.c_ulong(flags), os.fsencode(data) if data else None):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), target)
 
