@@ -110,7 +110,7 @@ def test_a_failed_job_leaves_the_peer_resident(kernel: FakeKernel, tmp_path: Pat
     ("outcome", "why"),
     [
         (mailbox.OUTCOME_NONE, "without a report"),
-        (mailbox.OUTCOME_GONE, "it is gone"),
+        (mailbox.OUTCOME_GONE, "the second kernel is gone"),
         (mailbox.OUTCOME_FAILED, "longer than its time limit"),
     ],
 )
@@ -161,7 +161,7 @@ def test_after_a_resume_the_peers_are_gone_and_others_can_be_started(kernel: Fak
 def test_a_boot_that_fails_leaves_nothing(kernel: FakeKernel, tmp_path: Path) -> None:
     kernel.behaviour = lambda c, o: c.note({}, mailbox.OUTCOME_GONE)
     with Peers(tmp_path) as peers:
-        with pytest.raises(JumpError, match="B: it is gone"):
+        with pytest.raises(JumpError, match="B: the second kernel is gone"):
             peers.boot(declared("B"))
         assert not kernel.loaded
         with pytest.raises(UsageError, match="no resident peer"):

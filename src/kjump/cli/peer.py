@@ -9,7 +9,8 @@ import click
 from kjump.cli.options import SIZE, WINDOW
 from kjump.errors import JumpError
 from kjump.hibernate import preflight
-from kjump.hibernate.suspend import Request, default_initrd, default_kernel, reason, travel
+from kjump.hibernate.postmortem import reason
+from kjump.hibernate.suspend import Request, default_initrd, default_kernel, travel
 from kjump.kexec import mailbox
 from kjump.kexec.window import DEFAULT_SIZE
 from kjump.ranges import Range

@@ -12,7 +12,7 @@ from kjump.dump import dmesg
 from kjump.dump.kernel import KernelLayout
 from kjump.errors import FormatError, KjumpError
 from kjump.formats import notes, vmcoreinfo
-from kjump.kexec import running
+from kjump.kexec import mailbox, running
 from kjump.kexec.shadow import ParkedMemory, Shadow, walk
 
 _LAST_LINES = 12
@@ -58,3 +58,16 @@ def why_it_panicked(message: str) -> str:
     if _PANIC_BY_NMI in message:
         return f"the second kernel hung, and was ended by the watchdog ({message})"
     return f"the second kernel panicked: {message or 'its log could not be read'}"
+
+
+def reason(outcome: int, report: dict[str, Any]) -> str:
+    """Return in words why the second kernel failed, nothing when it did not; `outcome` is mailbox.OUTCOME_*."""
+    if outcome in (mailbox.OUTCOME_RESUMED, mailbox.OUTCOME_DONE):
+        return ""
+    if outcome == mailbox.OUTCOME_GONE:
+        return "the second kernel is gone"
+    if outcome == mailbox.OUTCOME_PANIC:
+        return why_it_panicked(report.get("panic", ""))
+    if outcome in (mailbox.OUTCOME_FAILED, mailbox.OUTCOME_CANCELLED):
+        return str(report.get("reason", "the second kernel gave no reason"))
+    return "the second kernel came back without a report"

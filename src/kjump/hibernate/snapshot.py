@@ -13,7 +13,8 @@ from kjump.errors import JumpError
 from kjump.hibernate import filesystems
 from kjump.hibernate.filetarget import create
 from kjump.hibernate.image import Kind
-from kjump.hibernate.suspend import Request, Tell, Trip, reason, travel
+from kjump.hibernate.postmortem import reason
+from kjump.hibernate.suspend import Request, Tell, Trip, travel
 from kjump.kexec import mailbox
 
 _NUMBERED = re.compile(r"snapshot-(\d+)\.img")

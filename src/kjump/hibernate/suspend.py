@@ -139,7 +139,7 @@ def hibernate(
     return Hibernation(
         resumed=trip.outcome == mailbox.OUTCOME_RESUMED,
         window_bytes=trip.window_bytes,
-        reason=reason(trip.outcome, trip.report),
+        reason=postmortem.reason(trip.outcome, trip.report),
         phases={"prepare": round(trip.prepare_seconds, 3), "away": round(trip.away, 3)},
         report=trip.report,
     )
@@ -318,19 +318,6 @@ def make_unusable(path: str) -> None:
     """This system went on, so a whole image of it, should there be one, must never run."""
     with contextlib.suppress(TargetError), open_for_image(path) as target:
         target.invalidate("the saved system went on")
-
-
-def reason(outcome: int, report: dict[str, Any]) -> str:
-    """Return in words why B failed, nothing when it did not."""
-    if outcome in (mailbox.OUTCOME_RESUMED, mailbox.OUTCOME_DONE):
-        return ""
-    if outcome == mailbox.OUTCOME_GONE:
-        return "the second kernel is gone"
-    if outcome == mailbox.OUTCOME_PANIC:
-        return postmortem.why_it_panicked(report.get("panic", ""))
-    if outcome in (mailbox.OUTCOME_FAILED, mailbox.OUTCOME_CANCELLED):
-        return str(report.get("reason", "the second kernel gave no reason"))
-    return "the second kernel came back without a report"
 
 
 def raise_unless_resumed(result: Hibernation) -> None:

@@ -170,7 +170,7 @@ class Peers:
         resident = bool(words.pop("resident", False))
         if outcome == mailbox.OUTCOME_PANIC:
             words |= _last_words(words)
-        reason = _reason(outcome, words)
+        reason = postmortem.reason(outcome, words)
         peer.switches += 1
         peer.alive = resident
         peer.why_not = "" if resident else reason or "it left for good"
@@ -291,15 +291,3 @@ def _is_other_image(state: State) -> bool:
 def _last_words(words: dict[str, Any]) -> dict[str, Any]:
     with running.Kcore() as kcore:
         return postmortem.last_words(kcore, words)
-
-
-def _reason(outcome: int, words: dict[str, Any]) -> str:
-    if outcome in (mailbox.OUTCOME_DONE, mailbox.OUTCOME_RESUMED):
-        return ""
-    if outcome == mailbox.OUTCOME_GONE:
-        return "it is gone"
-    if outcome == mailbox.OUTCOME_PANIC:
-        return postmortem.why_it_panicked(words.get("panic", ""))
-    if outcome in mailbox.OUTCOMES_OF_JOBS:
-        return str(words.get("reason", "it gave no reason"))
-    return "it came back without a report"
