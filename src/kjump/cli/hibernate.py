@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from kjump.cli.options import LEVEL, SIZE, WINDOW, human, print_json
+from kjump.cli.options import (
+    KJUMP_INITRD,
+    LEVEL,
+    RESTORING_KERNEL,
+    SECOND_KERNEL,
+    SIZE,
+    WINDOW_PLACE,
+    human,
+    print_json,
+)
 from kjump.hibernate import preflight
 from kjump.hibernate.suspend import (
     DEFAULT_LEVEL,
@@ -23,16 +32,14 @@ from kjump.ranges import Range
 from kjump.resident import standby
 from kjump.resident.peers import refuse_if_peers_are_resident
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-
 
 @click.command()
 @click.option(
     "--to", "target", required=True, help="Block device, or file of `kjump target create`; what it holds is lost."
 )
-@click.option("--kernel", type=_FILE, help="Second kernel (default: the running one's bzImage in /boot).")
-@click.option("--initrd", type=_FILE, help="kjump's initramfs (default: /boot/kjump-initramfs.img).")
-@click.option("--window", type=WINDOW, help="Where the second kernel lives: START,SIZE (default: found).")
+@SECOND_KERNEL
+@KJUMP_INITRD
+@WINDOW_PLACE
 @click.option("--window-size", type=SIZE, help="Size of a window to find (default: 128M, less when memory is short).")
 @click.option("--level", type=LEVEL, default=str(DEFAULT_LEVEL), show_default=True, help="zstd level; auto: measured.")
 @click.option("--append", default="", help="More options for the second kernel's command line.")
@@ -107,8 +114,8 @@ def _describe(result: Hibernation) -> None:
 @click.command()
 @click.option("--from", "target", required=True, help="Block device that holds the image.")
 @click.option("--offset", type=int, default=0, help="First block of a target file on it, as kjump.resume_offset=.")
-@click.option("--kernel", type=_FILE, help="Kernel that restores (default: the running one's bzImage in /boot).")
-@click.option("--initrd", type=_FILE, help="kjump's initramfs (default: /boot/kjump-initramfs.img).")
+@RESTORING_KERNEL
+@KJUMP_INITRD
 @click.option("--dry-run", is_flag=True, help="Only say whether it would work.")
 @click.option("--force", is_flag=True, help="Resume although file systems are mounted here; they may be damaged.")
 def resume_command(

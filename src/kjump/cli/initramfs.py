@@ -6,9 +6,7 @@ from pathlib import Path
 
 import click
 
-from kjump.cli.options import human
-
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+from kjump.cli.options import FILE, human
 
 
 @click.group()
@@ -18,9 +16,9 @@ def initramfs_command() -> None:
 
 @initramfs_command.command()
 @click.argument("output", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--kernel", type=_FILE, help="bzImage that restores.")
+@click.option("--kernel", type=FILE, help="bzImage that restores.")
 @click.option("--level", type=int, default=19, show_default=True, help="zstd level.")
-@click.option("--tool", "tools", type=_FILE, multiple=True, help="Static program for hooks of snapshots: busybox.")
+@click.option("--tool", "tools", type=FILE, multiple=True, help="Static program for hooks of snapshots: busybox.")
 @click.option("--with-dump", is_flag=True, help="So that `kjump peer dump` works in it.")
 def build(output: Path, kernel: Path | None, level: int, tools: tuple[Path, ...], with_dump: bool) -> None:
     """Build the initramfs into OUTPUT; the boot role needs --kernel, the second role does not."""

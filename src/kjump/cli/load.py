@@ -6,11 +6,10 @@ from pathlib import Path
 
 import click
 
-from kjump.cli.options import SIZE, WINDOW, plan_as_json, print_json, show_plan
+from kjump.cli.options import WINDOW_PLACE, WINDOW_SIZE, plan_as_json, print_json, show_plan
 from kjump.errors import UsageError
 from kjump.kexec import host
 from kjump.kexec.plan import ARCH_X86_64, ON_CRASH
-from kjump.kexec.window import DEFAULT_SIZE
 from kjump.ranges import Range
 
 
@@ -20,8 +19,8 @@ from kjump.ranges import Range
 @click.option("--command-line", "--append", default="", help="Command line of the second kernel.")
 @click.option("--reuse-cmdline", is_flag=True, help="Begin the command line with the running kernel's machine options.")
 @click.option("--preserve-context", is_flag=True, help="Come back here when the second kernel jumps back.")
-@click.option("--window", type=WINDOW, help="Where the second kernel lives: START,SIZE (default: found).")
-@click.option("--window-size", type=SIZE, default=DEFAULT_SIZE, show_default="128M", help="Size of a window to find.")
+@WINDOW_PLACE
+@WINDOW_SIZE
 @click.option("--dry-run", is_flag=True, help="Show the segments, load nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def load_command(

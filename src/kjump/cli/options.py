@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import click
 
 from kjump.kexec.plan import Plan
+from kjump.kexec.window import DEFAULT_SIZE
 from kjump.ranges import Range
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -76,6 +78,20 @@ LEVEL = Level()
 NUMBER = Number()
 SIZE = Size()
 WINDOW = Window()
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+"""A file that can be read."""
+
+SECOND_KERNEL = click.option("--kernel", type=FILE, help="Second kernel (default: the running one's bzImage in /boot).")
+RESTORING_KERNEL = click.option(
+    "--kernel", type=FILE, help="Kernel that restores (default: the running one's bzImage in /boot)."
+)
+KJUMP_INITRD = click.option("--initrd", type=FILE, help="kjump's initramfs (default: /boot/kjump-initramfs.img).")
+WINDOW_PLACE = click.option("--window", type=WINDOW, help="Where the second kernel lives: START,SIZE (default: found).")
+WINDOW_SIZE = click.option(
+    "--window-size", type=SIZE, default=DEFAULT_SIZE, show_default="128M", help="Size of a window to find."
+)
+"""Options that several verbs have, as decorators."""
 
 
 def human(size: float) -> str:

@@ -6,24 +6,21 @@ from pathlib import Path
 
 import click
 
-from kjump.cli.options import SIZE, WINDOW
+from kjump.cli.options import KJUMP_INITRD, SECOND_KERNEL, WINDOW_PLACE, WINDOW_SIZE
 from kjump.errors import JumpError
 from kjump.hibernate import preflight
 from kjump.hibernate.postmortem import reason
 from kjump.hibernate.suspend import Request, default_initrd, default_kernel, travel
 from kjump.kexec import mailbox
-from kjump.kexec.window import DEFAULT_SIZE
 from kjump.ranges import Range
 from kjump.resident.peers import refuse_if_peers_are_resident
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--kernel", type=_FILE, help="Second kernel (default: the running one's bzImage in /boot).")
-@click.option("--initrd", type=_FILE, help="kjump's initramfs (default: /boot/kjump-initramfs.img).")
-@click.option("--window", type=WINDOW, help="Where the second kernel lives: START,SIZE (default: found).")
-@click.option("--window-size", type=SIZE, default=DEFAULT_SIZE, show_default="128M", help="Size of a window to find.")
+@SECOND_KERNEL
+@KJUMP_INITRD
+@WINDOW_PLACE
+@WINDOW_SIZE
 @click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="info|dump|drgn [OPTIONS]")
 def peer_command(
     kernel: Path | None, initrd: Path | None, window: Range | None, window_size: int, words: tuple[str, ...]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kjump.cli.options import SIZE, WINDOW, print_json
+from kjump.cli.options import FILE, KJUMP_INITRD, SECOND_KERNEL, SIZE, WINDOW, WINDOW_SIZE, print_json
 from kjump.errors import UsageError
 from kjump.kexec.window import DEFAULT_SIZE
 from kjump.ranges import Range
@@ -16,7 +16,6 @@ from kjump.ranges import Range
 if TYPE_CHECKING:
     from kjump.resident.peers import Order, Visit
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _OUT = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
 
 
@@ -71,16 +70,14 @@ def _tell(visit: Visit, receive: Path | None, as_json: bool) -> None:
 
 
 @click.command("boot-peer")
-@click.argument("kernel", type=_FILE, required=False)
+@click.argument("kernel", type=FILE, required=False)
 @click.argument("command", nargs=-1)
-@click.option(
-    "--initrd", type=_FILE, multiple=True, help="Initial RAM disk; several are joined (default: kjump's own)."
-)
+@click.option("--initrd", type=FILE, multiple=True, help="Initial RAM disk; several are joined (default: kjump's own).")
 @click.option("--name", help="What the peer is called from now on (default: B).")
 @click.option("--append", default="", help="More for the command line of its kernel.")
 @click.option("--window", type=WINDOW, help="Where it lives: START,SIZE (default: found).")
-@click.option("--window-size", type=SIZE, default=DEFAULT_SIZE, show_default="128M", help="Size of a window to find.")
-@click.option("--declared", type=_FILE, help="A TOML file that declares several peers, in place of KERNEL.")
+@WINDOW_SIZE
+@click.option("--declared", type=FILE, help="A TOML file that declares several peers, in place of KERNEL.")
 @_job_options
 def boot_peer_command(
     kernel: Path | None,
@@ -186,8 +183,8 @@ def drop_command() -> None:
 
 @click.command("standby")
 @click.option("--off", is_flag=True, help="Let the kernel on standby go.")
-@click.option("--kernel", type=_FILE, help="Second kernel (default: the running one's bzImage in /boot).")
-@click.option("--initrd", type=_FILE, help="kjump's initramfs (default: /boot/kjump-initramfs.img).")
+@SECOND_KERNEL
+@KJUMP_INITRD
 @click.option("--window-size", type=SIZE, default=DEFAULT_SIZE, show_default="128M", help="Size of its window.")
 def standby_command(off: bool, kernel: Path | None, initrd: Path | None, window_size: int) -> None:
     """Keep a second kernel booted, so that the next `kjump hibernate` need not boot one."""

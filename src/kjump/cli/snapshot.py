@@ -8,17 +8,23 @@ from pathlib import Path
 
 import click
 
-from kjump.cli.options import SIZE, WINDOW, human, print_json
+from kjump.cli.options import (
+    FILE,
+    KJUMP_INITRD,
+    RESTORING_KERNEL,
+    SECOND_KERNEL,
+    WINDOW_PLACE,
+    WINDOW_SIZE,
+    human,
+    print_json,
+)
 from kjump.hibernate import preflight
 from kjump.hibernate.hooks import TIMEOUT, Hook
 from kjump.hibernate.snapshot import PAUSE, Snapshot, numbered_file, raise_unless_taken, snapshot
 from kjump.hibernate.suspend import DEFAULT_LEVEL, Request, Tell, Trip, default_initrd, default_kernel, travel
-from kjump.kexec.window import DEFAULT_SIZE
 from kjump.ranges import Range
 from kjump.resident import standby
 from kjump.resident.peers import refuse_if_peers_are_resident
-
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
@@ -28,8 +34,8 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     required=True,
     help="Block device or target file, whose contents are lost, or a folder for numbered files.",
 )
-@click.option("--hook", type=_FILE, help="Program that puts file systems aside (save) and back (restore).")
-@click.option("--hook-tool", "tools", type=_FILE, multiple=True, help="Static program that the hook needs: busybox.")
+@click.option("--hook", type=FILE, help="Program that puts file systems aside (save) and back (restore).")
+@click.option("--hook-tool", "tools", type=FILE, multiple=True, help="Static program that the hook needs: busybox.")
 @click.option("--hook-timeout", type=click.FloatRange(0.1), default=TIMEOUT, show_default=True, help="In seconds.")
 @click.option(
     "--level",
@@ -37,10 +43,10 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Make a debugging dump instead: leave pages out, as `kjump dump --level` does; there is no way back to it.",
 )
 @click.option("--compression", type=int, default=DEFAULT_LEVEL, show_default=True, help="zstd level of the image.")
-@click.option("--kernel", type=_FILE, help="Second kernel (default: the running one's bzImage in /boot).")
-@click.option("--initrd", type=_FILE, help="kjump's initramfs (default: /boot/kjump-initramfs.img).")
-@click.option("--window", type=WINDOW, help="Where the second kernel lives: START,SIZE (default: found).")
-@click.option("--window-size", type=SIZE, default=DEFAULT_SIZE, show_default="128M", help="Size of a window to find.")
+@SECOND_KERNEL
+@KJUMP_INITRD
+@WINDOW_PLACE
+@WINDOW_SIZE
 @click.option("--force", is_flag=True, help="Overwrite a file system or other signature on the device.")
 @click.option("--json", "as_json", is_flag=True, help="Print what happened as one JSON object.")
 @click.option("--fault", default="", hidden=True)
@@ -127,8 +133,8 @@ def _describe(result: Snapshot) -> str:
 
 @click.command()
 @click.option("--from", "target", required=True, help="Block device or target file that holds the snapshot.")
-@click.option("--kernel", type=_FILE, help="Kernel that restores (default: the running one's bzImage in /boot).")
-@click.option("--initrd", type=_FILE, help="kjump's initramfs (default: /boot/kjump-initramfs.img).")
+@RESTORING_KERNEL
+@KJUMP_INITRD
 @click.option("--dry-run", is_flag=True, help="Only say whether it would work.")
 def rollback_command(target: str, kernel: Path | None, initrd: Path | None, dry_run: bool) -> None:
     """Replace this running system by the snapshot on a device; everything since is lost."""
