@@ -29,10 +29,16 @@ struct job {
     uint64_t cleared[CLASSES];
 };
 
-static uint64_t load(const uint8_t *at, uint64_t size)
+/* Return the number of `size` bytes, 4 or 8, at `at`; the size is a constant for the compiler wherever this is used. */
+static inline uint64_t load(const uint8_t *at, size_t size)
 {
-    uint64_t value = 0;
-    memcpy(&value, at, size);
+    if (size == 8) {
+        uint64_t value;
+        memcpy(&value, at, 8);
+        return value;
+    }
+    uint32_t value;
+    memcpy(&value, at, 4);
     return value;
 }
 
@@ -47,29 +53,30 @@ static uint64_t compound_order(const struct job *job, uint64_t i, uint64_t flags
 }
 
 /* Return the class of the page with struct `i`, or -1; sets `*pages` to how many it stands for. */
-static int classify_page(const struct job *job, uint64_t i, uint64_t *pages)
+static inline __attribute__((always_inline)) int classify_page(const struct job *job, uint64_t i, uint64_t *pages,
+                                                               const size_t word)
 {
     const struct fields *is = &job->is;
     const uint8_t *page = job->structs + i * is->stride;
     uint64_t type = load(page + is->type_at, 4) & is->type_mask;
-    uint64_t flags = load(page + is->flags_at, is->word), wanted = job->excluded;
+    uint64_t flags = load(page + is->flags_at, word), wanted = job->excluded;
     *pages = 1;
     if (type == is->buddy || type == is->unaccepted) {
-        uint64_t order = load(page + is->private_at, is->word);
+        uint64_t order = load(page + is->private_at, word);
         *pages = order <= MAX_ORDER ? 1ull << order : 1;
         return FREE;
     }
     uint64_t order = compound_order(job, i, flags);
     bool slab = type == is->slab || (flags & is->slab_mask);
     /* Tails use the words of `mapping` for something else; they go with their heads, or not at all. */
-    bool tail = load(page + is->tail_at, is->word) & is->tail_mask;
+    bool tail = load(page + is->tail_at, word) & is->tail_mask;
     bool anon = (page[is->mapping_at] & 1) && !slab && !tail;
     bool cache = (flags & is->lru_mask) || (is->swap_mask && (flags & is->swap_mask) == is->swap_mask);
     int class = -1;
     if (cache && !anon)
         class = flags & is->private_mask ? CACHE_PRIVATE : CACHE;
     else if (anon || type == is->hugetlb ||
-             (order && is->huge_mask && (load(page + is->huge_at, is->word) & is->huge_mask) == is->huge_value))
+             (order && is->huge_mask && (load(page + is->huge_at, word) & is->huge_mask) == is->huge_value))
         class = USER;
     if (class >= 0 && (wanted >> class & 1)) {
         *pages = 1ull << order;
@@ -80,17 +87,25 @@ static int classify_page(const struct job *job, uint64_t i, uint64_t *pages)
     return type == is->offline ? OFFLINE : class;
 }
 
-static void classify(struct job *job)
+static inline __attribute__((always_inline)) void classify_all(struct job *job, const size_t word)
 {
     uint64_t pages;
     for (uint64_t i = 0; i < job->count; i += pages) {
-        int class = classify_page(job, i, &pages);
+        int class = classify_page(job, i, &pages, word);
         uint64_t start = job->first + i;
         if (class < 0 || !(job->excluded >> class & 1))
             pages = 1;
         else
             job->cleared[class] += clear_bits(job->keep, MIN(start, job->keep_bits), MIN(start + pages, job->keep_bits));
     }
+}
+
+static void classify(struct job *job)
+{
+    if (job->is.word == 8)
+        classify_all(job, 8);
+    else
+        classify_all(job, 4);
 }
 
 /* Return what is wrong with the fields, or NULL. */
