@@ -9,7 +9,7 @@ from test_failures import assert_unharmed, mark
 
 from kjump.hibernate import snapshot
 from kjump.lab import hibernation, switching
-from kjump.lab.qemu import WATCHDOG, Guest, Reply
+from kjump.lab.qemu import WATCHDOG, Guest, Machine, Reply
 from kjump.lab.scene import TARGET_DEVICE, Hardware, Scene
 
 MIB = 1 << 20
@@ -43,6 +43,14 @@ def kjump(guest: Guest, *words: str, status: int = 0) -> Reply:
 def states(guest: Guest) -> dict[str, str]:
     peers = json.loads(guest.run("kjump", "status", "--json", check=False).stdout)["peers"]
     return {p["name"]: p["state"] for p in peers}
+
+
+def on_console(machine: Machine, text: str, since: int) -> None:
+    """Wait until `text` comes out of the serial console, behind the first `since` characters."""
+    deadline = time.monotonic() + 60
+    while text not in machine.console()[since:]:
+        assert time.monotonic() < deadline, machine.console()[since:]
+        time.sleep(0.1)
 
 
 DECLARATION = '[[peer]]\nname = "left"\nwindow_size = 100663296\n[[peer]]\nname = "right"\nwindow_size = 100663296\n'
@@ -118,6 +126,24 @@ def test_a_kernel_on_standby_saves_the_boot_of_a_second_kernel(scene: Scene) -> 
         assert states(machine.guest) == {"standby": "resident"}
         kjump(machine.guest, "standby", "--off")
         assert states(machine.guest) == {}
+
+
+def test_a_shell_in_a_peer_is_left_with_its_status(scene: Scene) -> None:
+    with scene.machine() as machine:
+        guest = machine.guest
+        guest.event("ready")
+        kjump(guest, "boot-peer")
+        # kjump's own initramfs has no other shell than Python.
+        for status in (7, 0):
+            before = len(machine.console())
+            command = guest.start("kjump", "switch", "--job", "shell")
+            on_console(machine, "a shell of the second kernel", before)
+            machine.type(b"import os; print(os.uname().release, 6 * 7)\r")
+            on_console(machine, f"{scene.kernel.release} 42", before)
+            machine.type(f"raise SystemExit({status})\r".encode())
+            reply = guest.reply(command, 60)
+            assert reply.status == status, reply
+        assert states(guest) == {"B": "resident"}
 
 
 def test_a_resident_peer_that_hangs_is_ended_by_the_watchdog(scene: Scene) -> None:
