@@ -8,6 +8,7 @@ import pytest
 from test_failures import assert_unharmed, mark
 
 from kjump.hibernate import snapshot
+from kjump.hibernate.level import LEVELS
 from kjump.lab import hibernation, switching
 from kjump.lab.qemu import WATCHDOG, Guest, Machine, Reply
 from kjump.lab.scene import TARGET_DEVICE, Hardware, Scene
@@ -114,8 +115,9 @@ def test_a_kernel_on_standby_saves_the_boot_of_a_second_kernel(scene: Scene) -> 
         taken = json.loads(kjump(guest, "snapshot", "--to", TARGET_DEVICE, "--json").stdout)
         assert taken["taken"] and not taken["rolled_back"] and set(snapshot.PAUSE) <= set(taken["phases"])
         assert states(guest) == {"standby": "resident"}
-        command = guest.start("kjump", "hibernate", "--to", TARGET_DEVICE, "--json")
+        command = guest.start("kjump", "hibernate", "--to", TARGET_DEVICE, "--level", "auto", "--json")
         guest.event("save-begins", timeout=120, since=asked)
+        assert guest.event("saved", timeout=120, since=asked).details["level"] in LEVELS
         assert not [e for e in guest.events if e.name == "role" and e.time > asked], "nobody boots"
         assert machine.wait_off(300) == "guest-shutdown"
     with scene.machine() as machine:
