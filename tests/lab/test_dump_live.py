@@ -1,4 +1,4 @@
-"""Memory that no file holds yet: /proc/kcore of a running guest.
+"""Memory that no file holds yet: /proc/kcore of a running guest, /proc/vmcore of one that panicked.
 
 The judge is QEMU, which saves the same physical memory from outside.
 """
@@ -6,20 +6,22 @@ The judge is QEMU, which saves the same physical memory from outside.
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 from kjump.dump import dmesg
+from kjump.dump.pages import runs
 from kjump.dump.sources import open_source
 from kjump.lab import kernel as kernels
-from kjump.lab.qemu import Guest, Machine
-from kjump.lab.scene import TARGET_DEVICE, Hardware, Scene
+from kjump.lab.qemu import PORT_NAME, Guest, Machine
+from kjump.lab.scene import ROOT_DEVICE, TARGET_DEVICE, Hardware, Scene
 
 MEMORY = 640 << 20
 
 
-def dump(guest: Guest, source: str) -> dict[str, object]:
+def dump(guest: Guest, source: str, level: int) -> dict[str, object]:
     """Dump `source` in the guest to the target disk, an ELF core from its first byte on."""
-    command = f"kjump dump {source} - --format elf --level 31 --json > {TARGET_DEVICE}"
+    command = f"kjump dump {source} - --format elf --level {level} --json > {TARGET_DEVICE}"
     report: dict[str, object] = json.loads(guest.run("sh", "-c", f"{command}; sync").stderr)
     return report
 
@@ -34,9 +36,9 @@ def memory_of(machine: Machine, folder: Path) -> bytes:
     return data
 
 
-def kernel_code(guest: Guest) -> range:
-    """Return where the running kernel's code is."""
-    (line,) = (x for x in guest.run("cat", "/proc/iomem").stdout.splitlines() if x.endswith(": Kernel code"))
+def where(guest: Guest, what: str) -> range:
+    """Return where in memory /proc/iomem has `what`, in whole pages."""
+    (line,) = (x for x in guest.run("cat", "/proc/iomem").stdout.splitlines() if x.endswith(f": {what}"))
     first, last = (int(word, 16) for word in line.split(" : ")[0].split("-"))
     return range(first, last + 1 & -4096)
 
@@ -51,8 +53,8 @@ def test_a_running_kernel(folder: Path) -> None:
 
 def check_kcore(machine: Machine, scene: Scene) -> None:
     """A dump of a running kernel says that it is not consistent; what does not change in it is right."""
-    code = kernel_code(machine.guest)
-    report = dump(machine.guest, "/proc/kcore")
+    code = where(machine.guest, "Kernel code")
+    report = dump(machine.guest, "/proc/kcore", 31)
     assert report["consistent"] is False and report["complete"] is True
     left_out = report["left_out"]
     assert isinstance(left_out, dict) and left_out["free"] > 10_000 and left_out["cache"] > 1000
@@ -67,3 +69,40 @@ def check_kcore(machine: Machine, scene: Scene) -> None:
         assert len(differ) < 10  # a running kernel patches its code: static keys
         log = [record.text for record in dmesg.records(source.layout)]
         assert log[0].startswith("Linux version 6.12")
+
+
+LOAD_CRASH_KERNEL = """
+import ctypes, os, sys
+kernel, initrd, line = sys.argv[1:]
+files = [os.open(path, os.O_RDONLY) for path in (kernel, initrd)]
+libc, data = ctypes.CDLL(None, use_errno=True), line.encode() + b"\\0"
+if libc.syscall(320, *files, ctypes.c_ulong(len(data)), data, ctypes.c_ulong(2)):  # kexec_file_load, ON_CRASH
+    sys.exit(os.strerror(ctypes.get_errno()))
+"""
+
+
+def test_a_panicked_kernel(folder: Path) -> None:
+    """As kdump does it: the crash kernel, started by the panic, dumps the one that panicked."""
+    hardware = Hardware(memory=MEMORY, cpus=2)
+    scene = Scene(folder, kernels.build("6.12"), hardware, target_size=700 << 20, options="crashkernel=192M").prepare()
+    line = f"console=ttyS0 quiet root={ROOT_DEVICE} rootfstype=ext4 kjump.status={PORT_NAME} nr_cpus=1 reset_devices"
+    with scene.machine() as machine:
+        guest = machine.guest
+        guest.event("ready")
+        crash_kernel = where(guest, "Crash kernel")
+        paths = (f"/boot/vmlinuz-{scene.kernel.release}", "/boot/kjump-initramfs.img")
+        guest.run("python3", "-c", LOAD_CRASH_KERNEL, *paths, line)
+        asked = time.monotonic()
+        guest.start("sh", "-c", "echo c > /proc/sysrq-trigger")
+        guest.event("ready", since=asked, timeout=120)
+        log = guest.run("kjump", "dump", "dmesg", "/proc/vmcore").stdout
+        assert "Kernel panic - not syncing: sysrq triggered crash" in log
+        # Level 1, because an ELF core has zeros for a few pages left out between others.
+        report = dump(guest, "/proc/vmcore", 1)
+        assert report["consistent"] is True and report["complete"] is True
+        outside = memory_of(machine, scene.folder)
+    with open_source(scene.target_disk) as source:
+        kept = [page for run in runs(source.present, len(source.present) * 8) for page in range(run.start, run.end)]
+        assert len(kept) > 10_000
+        differ = [page for page in kept if source.read(page << 12, 4096) != outside[page << 12 : page + 1 << 12]]
+        assert [page for page in differ if page << 12 not in crash_kernel] == []
