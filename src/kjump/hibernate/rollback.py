@@ -9,12 +9,16 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kjump.hibernate.filetarget import open_for_image
 from kjump.hibernate.hooks import Hook
 from kjump.hibernate.resume import check_disks, prepare_rollback
+
+_TIME_TO_STOP = 1.0
+_PF_KTHREAD = 0x00200000
 
 
 def rollback(
@@ -42,11 +46,18 @@ def rollback(
 
 @contextlib.contextmanager
 def everyone_stopped() -> Iterator[None]:
-    """Stop all processes but init and this one; at the end let those go on that went before."""
-    stopped_before = {pid for pid in _processes() if _state(pid) == "T"}
+    """Stop all processes but init and this one; at the end let those go on that went before.
+
+    A process stops when it leaves the kernel, so this waits until all have; for a second at most, for one whose disk
+    hangs, or that waits for a stopped child (vfork), cannot stop before that.
+    """
+    stopped_before = {pid for pid in _processes() if _is_stopped(pid)}
     with contextlib.suppress(ProcessLookupError):  # there is nobody else
         os.kill(-1, signal.SIGSTOP)
     try:
+        deadline = time.monotonic() + _TIME_TO_STOP
+        while time.monotonic() < deadline and not all(map(_is_at_rest, set(_processes()) - {1, os.getpid()})):
+            time.sleep(0.01)
         yield
     finally:
         # Those that are there now, not those that were there before: a process may have been born in between.
@@ -59,9 +70,20 @@ def _processes() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdecimal()]  # noqa: PTH208
 
 
-def _state(pid: int) -> str:
-    """Return a process's state as /proc/PID/stat has it ("T": stopped), nothing when it is gone."""
+def _is_stopped(pid: int) -> bool:
+    return _status(pid)[0] == "T"
+
+
+def _is_at_rest(pid: int) -> bool:
+    """Whether a process is stopped, dead or gone, or one of the kernel's own."""
+    state, flags = _status(pid)
+    return state in "TtZX" or bool(flags & _PF_KTHREAD)
+
+
+def _status(pid: int) -> tuple[str, int]:
+    """Return a process's state ("T": stopped) and flags as /proc/PID/stat has them; "X" (dead) when it is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return fields[0], int(fields[6])
     except (OSError, IndexError):
-        return ""
+        return "X", 0
