@@ -105,7 +105,8 @@ def test_everyone_is_stopped_and_those_go_on_that_went_before(scene: Scene) -> N
         guest = machine.guest
         guest.event("ready")
         guest.run("sh", "-c", "while :; do echo tick >> /run/ticks; sleep 0.05; done >/dev/null 2>&1 &")
-        guest.run("sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $! > /run/pid; kill -STOP $!")
+        # Redirected before the fork: a child stopped too soon would keep our end of the pipe open.
+        guest.run("sh", "-c", "exec >/dev/null 2>&1; sleep 1000 & echo $! > /run/pid; kill -STOP $!")
         guest.run("python3", "-c", STOP_EVERYONE)
         assert guest.run("sh", "-c", "cut -d' ' -f3 /proc/$(cat /run/pid)/stat").stdout == "T\n"
 
