@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ import tinykernel
 
 from kjump import _core
 from kjump.dump import outputs, pages, writers
+from kjump.dump.elfsource import ElfSource
 from kjump.dump.info import gather
 from kjump.dump.job import Format, Report, Request, dump
-from kjump.dump.pipeline import Stopped
+from kjump.dump.pipeline import Stopped, chunks, in_order
 from kjump.dump.sources import Source, open_source
 from kjump.errors import FormatError, KjumpError, TargetError, UsageError
 from kjump.formats.kdump import Method
@@ -187,6 +189,32 @@ def test_kdump_to_a_pipe_says_what_to_do(tmp_path: Path, vmcore: Path, monkeypat
     reader.start()
     with pytest.raises(TargetError, match="flattened"):
         written(vmcore, fifo, 0, KINDS[4])
+
+
+class OneReaderOnly:
+    """A file like /proc/kcore: a second reader spoils what the first one gets."""
+
+    def __init__(self, data: bytes) -> None:
+        self.size = len(data)
+        self._data = data
+        self._readers = 0
+
+    def read(self, offset: int, length: int) -> bytes:
+        self._readers += 1
+        time.sleep(0.001)
+        data = self._data[offset : offset + length] if self._readers == 1 else b"?" * length
+        self._readers -= 1
+        return data
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_live_memory_is_read_by_one_thread_at_a_time(vmcore: Path, live: bool) -> None:
+    with ElfSource(OneReaderOnly(vmcore.read_bytes()), os.open(os.devnull, os.O_RDONLY), "a core", live=live) as source:
+        keep, end = source.present, len(source.present) * 8
+        read = in_order(lambda chunk: source.read_pages(keep, chunk.start, chunk.end), chunks(keep, 0, end, 8), 4)
+        found = b"".join(data for _, data in read)
+    with open_source(vmcore) as source:
+        assert (found == source.read_pages(source.present, 0, end)) is live
 
 
 def test_info(vmcore: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 
 from kjump import _dump
 from kjump.dump import pages
@@ -31,6 +33,8 @@ class ElfSource(Source):
         self._file = file
         self.kind = kind
         self.live = live
+        # /proc/kcore has one buffer for each time it is opened, and does not keep two readers from using it at once.
+        self._turn = threading.Lock() if live else nullcontext()
         core = read_headers(file)
         self.word = 4 if core.header.machine == elf.EM_386 else 8
         self.notes = b"".join(_notes(file, core))
@@ -66,7 +70,8 @@ class ElfSource(Source):
             piece = self._memory.find(address)
             if piece is not None:
                 size = min(length, piece.address + piece.length - address)
-                parts.append(self._file.read(piece.offset + address - piece.address, size))
+                with self._turn:
+                    parts.append(self._file.read(piece.offset + address - piece.address, size))
             else:
                 hole = self._zeros.containing(address)
                 if hole is None:
@@ -83,7 +88,8 @@ class ElfSource(Source):
         """Return pages as `Source.read_pages`, natively where a file descriptor is behind this."""
         if self._native is None or not isinstance(self._file, Pieces):
             return super().read_pages(keep, start, end, stored)
-        return _dump.read_pages(self._file.fd, self._native, keep, stored or keep, start, end)
+        with self._turn:
+            return _dump.read_pages(self._file.fd, self._native, keep, stored or keep, start, end)
 
 
 class Lookup:
