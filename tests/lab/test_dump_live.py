@@ -81,16 +81,6 @@ def check_kcore(machine: Machine, scene: Scene) -> None:
         assert log[0].startswith("Linux version 6.12")
 
 
-LOAD_CRASH_KERNEL = """
-import ctypes, os, sys
-kernel, initrd, line = sys.argv[1:]
-files = [os.open(path, os.O_RDONLY) for path in (kernel, initrd)]
-libc, data = ctypes.CDLL(None, use_errno=True), line.encode() + b"\\0"
-if libc.syscall(320, *files, ctypes.c_ulong(len(data)), data, ctypes.c_ulong(2)):  # kexec_file_load, ON_CRASH
-    sys.exit(os.strerror(ctypes.get_errno()))
-"""
-
-
 def test_a_panicked_kernel(folder: Path) -> None:
     """As kdump does it: the crash kernel, started by the panic, dumps the one that panicked."""
     hardware = Hardware(memory=MEMORY, cpus=2)
@@ -100,8 +90,16 @@ def test_a_panicked_kernel(folder: Path) -> None:
         guest = machine.guest
         guest.event("ready")
         crash_kernel = where(guest, "Crash kernel")
-        paths = (f"/boot/vmlinuz-{scene.kernel.release}", "/boot/kjump-initramfs.img")
-        guest.run("python3", "-c", LOAD_CRASH_KERNEL, *paths, line)
+        kernel, initrd = f"/boot/vmlinuz-{scene.kernel.release}", "/boot/kjump-initramfs.img"
+        assert "bzImage" in guest.run("kjump", "load", "--on-crash", initrd, check=False).stderr
+        steps = (
+            (("load", "--on-crash", kernel), "yes"),
+            (("unload", "--on-crash"), "no"),
+            (("load", "--on-crash", kernel, "--initrd", initrd, "--append", line), "yes"),
+        )
+        for step, loaded in steps:
+            guest.run("kjump", *step)
+            assert f"loaded for a crash: {loaded}" in guest.run("kjump", "status", check=False).stdout
         asked = time.monotonic()
         guest.start("sh", "-c", "echo c > /proc/sysrq-trigger")
         guest.event("ready", since=asked, timeout=120)

@@ -42,6 +42,8 @@ def test_load_status_unload_and_what_is_refused(scene: Scene) -> None:
             (["load", kernel, "--window", "nonsense"], 2, "START,SIZE"),
             (["load", kernel, "--window-size", "100G"], 1, "no room for a window"),
             (["load", kernel, "--append", "x" * 4096], 1, "command line"),
+            (["load", kernel, "--on-crash"], 1, "crashkernel="),
+            (["load", kernel, "--on-crash", "--dry-run"], 2, "without a window"),
             (["load", "/nowhere"], 2, "does not exist"),
             (["exec"], 2, "nothing is loaded"),
         ):

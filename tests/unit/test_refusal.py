@@ -8,7 +8,7 @@ import pytest
 
 from kjump.errors import HostError
 from kjump.kexec.here import HostMachine
-from kjump.kexec.refusal import refused_jump, refused_load, refused_unload
+from kjump.kexec.refusal import refused_jump, refused_load, refused_load_file, refused_unload
 
 
 @pytest.mark.parametrize("name", ["EPERM", "EBUSY", "EINVAL", "EFAULT", "EADDRNOTAVAIL", "ENOMEM", "ENOSYS"])
@@ -26,6 +26,7 @@ def test_a_refused_jump_says_whether_it_was_undone() -> None:
     assert "refused to freeze" in str(refused_jump(errno.EBUSY))
     assert "nothing is loaded" in str(refused_jump(errno.EINVAL))
     assert "the kernel has undone the jump" in str(refused_jump(errno.EIO))
+    assert "CONFIG_KEXEC_FILE" in str(refused_load_file(errno.ENOSYS, "a kernel"))
     assert "unload" in str(refused_unload(errno.EBUSY))
 
 

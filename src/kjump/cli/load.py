@@ -21,6 +21,7 @@ from kjump.ranges import Range
 @click.option("--preserve-context", is_flag=True, help="Come back here when the second kernel jumps back.")
 @WINDOW_PLACE
 @WINDOW_SIZE
+@click.option("--on-crash", is_flag=True, help="To be started when this kernel panics, in what crashkernel= set aside.")
 @click.option("--dry-run", is_flag=True, help="Show the segments, load nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def load_command(
@@ -31,18 +32,29 @@ def load_command(
     preserve_context: bool,
     window: Range | None,
     window_size: int,
+    on_crash: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Load KERNEL (a bzImage) to be jumped to by `kjump exec`."""
+    """Load KERNEL (a bzImage) to be jumped to by `kjump exec`, or with --on-crash to be started by a panic."""
     from kjump.hibernate import peer
     from kjump.kexec import running
     from kjump.resident.peers import refuse_if_peers_are_resident
 
+    reused = peer.machine_options(running.command_line()) if reuse_cmdline else ""
+    command_line = " ".join(filter(None, [reused, command_line]))
+    if on_crash:
+        if preserve_context or window or dry_run or as_json:
+            raise UsageError(
+                "where a crash kernel goes is for the running one to say: use --on-crash without a window, "
+                "--preserve-context, --dry-run and --json"
+            )
+        host.load_on_crash(kernel, initrd, command_line)
+        return
     plan = peer.plan_kernel(
         kernel,
         initrd,
-        " ".join(filter(None, [peer.machine_options(running.command_line()) if reuse_cmdline else "", command_line])),
+        command_line,
         window=window,
         window_size=window_size,
         preserve=preserve_context,

@@ -1,4 +1,4 @@
-"""The system calls: kexec_load and reboot. Nothing else in kjump makes them.
+"""The system calls: kexec_load, kexec_file_load and reboot. Nothing else in kjump makes them.
 
 Numbers are those of Linux on x86_64 and i386 (arch/x86/entry/syscalls, include/uapi/linux/{kexec,reboot}.h).
 """
@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 from kjump.errors import HostError
 from kjump.kexec.plan import Plan
-from kjump.kexec.refusal import refused_jump, refused_load, refused_unload
+from kjump.kexec.refusal import refused_jump, refused_load, refused_load_file, refused_unload
 from kjump.libc import libc
 
 _SYS_KEXEC_LOAD = {"x86_64": 246, "i686": 283, "i386": 283}
+_SYS_KEXEC_FILE_LOAD = {"x86_64": 320}
 _SYS_REBOOT = {"x86_64": 169, "i686": 88, "i386": 88}
 
 _MAGIC1 = 0xFEE1DEAD
@@ -22,6 +24,9 @@ _MAGIC2 = 672274793
 _CMD_RESTART = 0x01234567
 _CMD_POWER_OFF = 0x4321FEDC
 _CMD_KEXEC = 0x45584543
+
+_FILE_ON_CRASH = 2
+_FILE_NO_INITRAMFS = 4
 
 
 class _Segment(ctypes.Structure):
@@ -41,7 +46,7 @@ def _syscall(number: int, *arguments: object) -> int:
 def _number(table: dict[str, int]) -> int:
     machine = os.uname().machine
     if machine not in table:
-        raise HostError(f"kjump jumps on x86_64 and i386, not on {machine}")
+        raise HostError(f"kjump does this on {' and '.join(sorted({*table} - {'i686'}))}, not on {machine}")
     return table[machine]
 
 
@@ -64,6 +69,29 @@ def load(plan: Plan) -> None:
         raise refused_load(ctypes.get_errno(), str(plan))
 
 
+def load_on_crash(kernel: Path, initrd: Path | None, command_line: str) -> None:
+    """Load the bzImage `kernel` to be started when this one panics; the kernel lays it out, and adds `elfcorehdr=`.
+
+    It goes into the memory that `crashkernel=` set aside. HostError says why it was refused.
+    """
+    if crash_memory() == 0:
+        raise HostError("no memory is set aside for a crash kernel: boot this one with crashkernel=256M, say")
+    line = command_line.encode() + b"\0"
+    with ExitStack() as files:
+        kernel_file, *initrd_file = (files.enter_context(path.open("rb")) for path in filter(None, (kernel, initrd)))
+        result = _syscall(
+            _number(_SYS_KEXEC_FILE_LOAD),
+            ctypes.c_int(kernel_file.fileno()),
+            ctypes.c_int(initrd_file[0].fileno() if initrd_file else -1),
+            ctypes.c_ulong(len(line)),
+            line,
+            ctypes.c_ulong(_FILE_ON_CRASH | (0 if initrd_file else _FILE_NO_INITRAMFS)),
+        )
+    if result:
+        asked = f"{kernel}, {initrd or 'no initial RAM disk'}, command line {command_line!r}"
+        raise refused_load_file(ctypes.get_errno(), asked)
+
+
 def unload(flags: int) -> None:
     """Drop what is loaded for `flags` (the architecture, and ON_CRASH for the crash slot)."""
     if _syscall(_number(_SYS_KEXEC_LOAD), ctypes.c_ulong(0), ctypes.c_ulong(0), None, ctypes.c_ulong(flags)):
@@ -72,9 +100,17 @@ def unload(flags: int) -> None:
 
 def is_loaded(*, on_crash: bool = False) -> bool:
     """Tell whether the kernel holds a loaded image (in its crash slot with `on_crash`)."""
-    name = "kexec_crash_loaded" if on_crash else "kexec_loaded"
+    return _number_in_sys("kexec_crash_loaded" if on_crash else "kexec_loaded") == 1
+
+
+def crash_memory() -> int:
+    """Return how many bytes are set aside for a crash kernel (`crashkernel=`)."""
+    return _number_in_sys("kexec_crash_size")
+
+
+def _number_in_sys(name: str) -> int:
     try:
-        return Path("/sys/kernel", name).read_text().strip() == "1"
+        return int(Path("/sys/kernel", name).read_text())
     except OSError as error:
         raise HostError(f"cannot read /sys/kernel/{name}: {error.strerror}; is CONFIG_KEXEC set?") from None
 

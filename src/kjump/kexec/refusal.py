@@ -16,6 +16,17 @@ _WHY_LOAD = {
     errno.ENOMEM: "not enough free memory for the copies of the segments: free some, or take a smaller window",
     errno.ENOSYS: "this kernel is built without CONFIG_KEXEC",
 }
+_WHY_LOAD_FILE = {
+    errno.EPERM: _WHY_LOAD[errno.EPERM],
+    errno.EBUSY: _WHY_LOAD[errno.EBUSY],
+    errno.EINVAL: "the kernel refuses the command line, or what crashkernel= set aside is too small",
+    errno.EADDRNOTAVAIL: "what crashkernel= set aside is too small for kernel and initial RAM disk: set more aside",
+    errno.ENOEXEC: "that is no bzImage which can be entered in 64-bit mode",
+    errno.ENOMEM: "not enough free memory: free some",
+    errno.ENOSYS: "this kernel is built without CONFIG_KEXEC_FILE",
+    errno.EKEYREJECTED: "this kernel wants kernels with a signature it knows, and this one has another",
+    errno.ENODATA: "this kernel wants kernels with a signature, and this one has none",
+}
 _WHY_JUMP = {
     errno.EPERM: "root with CAP_SYS_BOOT is needed",
     errno.EBUSY: "a task refused to freeze, or another load or jump is under way: try again",
@@ -42,6 +53,12 @@ def _explain(number: int, reason: str | None) -> str:
 def refused_load(number: int, request: str) -> RefusedError:
     """Return the error for a refused load; `request` says what was asked for."""
     return RefusedError(f"kexec_load refused: {_explain(number, _WHY_LOAD.get(number))}. Asked: {request}", number)
+
+
+def refused_load_file(number: int, request: str) -> RefusedError:
+    """Return the error for a refused kexec_file_load; `request` says what was asked for."""
+    why = _explain(number, _WHY_LOAD_FILE.get(number))
+    return RefusedError(f"kexec_file_load refused: {why}. Asked: {request}", number)
 
 
 def refused_unload(number: int) -> RefusedError:
