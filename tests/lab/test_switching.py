@@ -10,7 +10,7 @@ from test_failures import assert_unharmed, mark
 from kjump.hibernate import snapshot
 from kjump.hibernate.level import LEVELS
 from kjump.lab import hibernation, switching
-from kjump.lab.qemu import WATCHDOG, Guest, Machine, Reply
+from kjump.lab.qemu import WATCHDOG, Guest, Machine, Reply, without_kernel_lines
 from kjump.lab.scene import TARGET_DEVICE, Hardware, Scene
 
 MIB = 1 << 20
@@ -49,7 +49,7 @@ def states(guest: Guest) -> dict[str, str]:
 def on_console(machine: Machine, text: str, since: int) -> None:
     """Wait until `text` comes out of the serial console, behind the first `since` characters."""
     deadline = time.monotonic() + 60
-    while text not in machine.console()[since:]:
+    while text not in without_kernel_lines(machine.console()[since:]):
         assert time.monotonic() < deadline, machine.console()[since:]
         time.sleep(0.1)
 

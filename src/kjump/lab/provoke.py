@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kjump.errors import FormatError, LabError
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
-from kjump.lab.qemu import IoError, Machine, Reply
+from kjump.lab.qemu import IoError, Machine, Reply, without_kernel_lines
 from kjump.lab.scene import TARGET_DEVICE, Hardware, Scene
 
 _BOOT = 180.0
@@ -142,8 +142,9 @@ def refusal_at_boot(scene: Scene, options: str = "", *, hardware: Hardware | Non
             raise LabError("the boot took the image for good")
         reason = str(first.details["reason"])
         machine.guest.event("ready", timeout=_BOOT)
-        if f"kjump: not resumed: {reason}" not in machine.console() and "cannot resume" not in machine.console():
-            raise LabError("the reason is not on the console")
+        said = without_kernel_lines(machine.console())
+        if f"kjump: not resumed: {reason}" not in said and "cannot resume" not in said:
+            raise LabError(f"the reason ({reason}) is not on the console: {said[-1000:]}")
         if machine.guest.run("cat", "/run/marker", "/run/workload.sock", check=False).stdout:
             raise LabError("this is the saved system, not one that has booted")
         return reason

@@ -12,6 +12,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -373,6 +374,14 @@ class Machine:
         while self._qmp.shutdown_reason is None and time.monotonic() < deadline:
             time.sleep(0.01)
         return self._qmp.shutdown_reason or f"QEMU exited {self._process.returncode}"
+
+
+_KERNEL_LINE = re.compile(r"\[ *\d+\.\d{6}\] [^\n]*\n")
+
+
+def without_kernel_lines(console: str) -> str:
+    """Return what programs wrote to a serial console: the kernel prints its lines at once, in the midst of theirs."""
+    return _KERNEL_LINE.sub("", console)
 
 
 @functools.cache
