@@ -95,7 +95,7 @@ def test_a_panicked_kernel(folder: Path) -> None:
         steps = (
             (("load", "--on-crash", kernel), "yes"),
             (("unload", "--on-crash"), "no"),
-            (("load", "--on-crash", kernel, "--initrd", initrd, "--append", line), "yes"),
+            (("load", "--on-crash", kernel, "--initrd", initrd, "--reuse-cmdline", "--append", line), "yes"),
         )
         for step, loaded in steps:
             guest.run("kjump", *step)
