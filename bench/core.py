@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from kjump import _core
+from kjump.dump.classes import PageFields
 from kjump.formats.seekable import SeekTable
 from kjump.memory import PAGE_SIZE
 
@@ -131,32 +132,24 @@ def bench_pages(sample: Path) -> None:
     buddy, used = struct.pack("<QI", 3, 0xFFFFFF7F), struct.pack("<QI", 0, 0xFFFFFFFF)
     structs = b"".join(bytes(40) + (buddy if i % 16 == 0 else used) + bytes(12) for i in range(64)) * (count // 64)
     bitmap = bytearray(b"\xff" * (count // 8))
-    none = 1 << 32
-    fields = (
-        stride,
-        8,
-        0,
-        24,
-        48,
-        40,
-        0,
-        0,
-        1 << 5,
-        1 << 14,
-        0,
-        0,
-        0,
-        0xFFFFFF7F,
-        none,
-        none,
-        none,
-        none,
-        0xFFFFFFFF,
-        0,
-        0,
-        0,
+    nothing = dict.fromkeys(PageFields.__dataclass_fields__, 0)
+    no_type = dict.fromkeys(("slab", "offline", "unaccepted", "hugetlb"), 1 << 32)
+    fields = PageFields(
+        **nothing
+        | no_type
+        | {
+            "stride": stride,
+            "word": 8,
+            "mapping_at": 24,
+            "type_at": 48,
+            "private_at": 40,
+            "lru_mask": 1 << 5,
+            "private_mask": 1 << 14,
+            "buddy": 0xFFFFFF7F,
+            "type_mask": 0xFFFFFFFF,
+        }
     )
-    classify = partial(_core.classify, structs, 0, struct.pack("=22Q", *fields), 1, bitmap)
+    classify = partial(_core.classify, structs, 0, fields.pack(), 1, bitmap)
     show("classify", len(structs), classify, lambda: "page structs of 16 GiB")
     show("bitmap_runs", len(bitmap), partial(_core.bitmap_runs, bitmap, 0, count), lambda: f"{count // 16} runs")
     data = sample.read_bytes()
