@@ -87,17 +87,32 @@ static inline __attribute__((always_inline)) int classify_page(const struct job 
     return type == is->offline ? OFFLINE : class;
 }
 
+/* Leave out frames [start, end), which are of `class`. */
+static void leave_out(struct job *job, int class, uint64_t start, uint64_t end)
+{
+    job->cleared[class] += clear_bits(job->keep, MIN(start, job->keep_bits), MIN(end, job->keep_bits));
+}
+
 static inline __attribute__((always_inline)) void classify_all(struct job *job, const size_t word)
 {
-    uint64_t pages;
+    /* Neighbours of one class go together: a call for each page takes as long as all the rest. */
+    uint64_t pages, start = job->first, end = start;
+    int running = FREE;
     for (uint64_t i = 0; i < job->count; i += pages) {
         int class = classify_page(job, i, &pages, word);
-        uint64_t start = job->first + i;
-        if (class < 0 || !(job->excluded >> class & 1))
+        if (class < 0 || !(job->excluded >> class & 1)) {
             pages = 1;
-        else
-            job->cleared[class] += clear_bits(job->keep, MIN(start, job->keep_bits), MIN(start + pages, job->keep_bits));
+            continue;
+        }
+        uint64_t frame = job->first + i;
+        if (class != running || frame != end) {
+            leave_out(job, running, start, end);
+            running = class;
+            start = frame;
+        }
+        end = frame + pages;
     }
+    leave_out(job, running, start, end);
 }
 
 static void classify(struct job *job)
