@@ -27,10 +27,10 @@ def _memory(monkeypatch: pytest.MonkeyPatch, available: int, *, after: int | Non
     ("available", "after", "size"),
     [
         (4000, None, 128),
-        (160, None, 128),
-        (159, 159, 96),
-        (100, 160, 128),
-        (127, 127, 80),
+        (168, None, 128),
+        (167, 167, 96),
+        (100, 168, 128),
+        (135, 135, 80),
         (112, 112, 80),
         (50, 60, 80),
     ],
@@ -40,7 +40,7 @@ def test_the_largest_window_that_leaves_a_enough(
 ) -> None:
     asked = _memory(monkeypatch, available, after=after)
     assert preflight.window_size_that_fits() == size * MIB
-    assert bool(asked) == (available < 160)
+    assert bool(asked) == (available < 168)
 
 
 def test_what_is_missing_is_said_in_mebibytes(monkeypatch: pytest.MonkeyPatch) -> None:

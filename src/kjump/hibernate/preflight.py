@@ -28,6 +28,8 @@ _NEEDED = (
 MIB = 1 << 20
 _SLACK = 32 * MIB
 """Memory that a load takes beside the window: kernel and initramfs as read and as joined, low memory, lists."""
+_DRIFT = 8 * MIB
+"""What checking takes itself: so much more must be there when a window is chosen, or it may be refused then."""
 
 _LEAST_TARGET = 4 << 20
 """No image of a Linux is as small as this."""
@@ -138,10 +140,11 @@ def window_size_that_fits() -> int:
 
     The smallest when there is no room even for that: `checks` then says what is missing.
     """
-    if running.meminfo()["MemAvailable"] < SIZES[0] + _SLACK:
-        make_room(SIZES[0] + _SLACK)
+    beside = _SLACK + _DRIFT
+    if running.meminfo()["MemAvailable"] < SIZES[0] + beside:
+        make_room(SIZES[0] + beside)
     available = running.meminfo()["MemAvailable"]
-    return next((size for size in SIZES if size + _SLACK <= available), SIZES[-1])
+    return next((size for size in SIZES if size + beside <= available), SIZES[-1])
 
 
 def make_room(needed: int) -> None:
