@@ -76,7 +76,7 @@ class MachineConfig:
     incoming: Path | None = None
 
     def arguments(self, folder: Path) -> list[str]:
-        """Return QEMU's command line; sockets and the console log lie in `folder`."""
+        """Return QEMU's command line; its sockets lie in `folder`."""
         accelerator = "tcg,thread=multi" if self.accelerator == "tcg" else self.accelerator
         machine = [QEMU, "-nodefaults", "-display", "none", "-no-reboot", "-machine", "pc"]
         machine += [
@@ -105,12 +105,12 @@ class MachineConfig:
 
 
 def _channels(folder: Path) -> list[str]:
-    def chardev(name: str, more: str = "") -> str:
-        return f"socket,id={name},path={folder / name},server=on,wait=off{more}"
+    def chardev(name: str) -> str:
+        return f"socket,id={name},path={folder / name},server=on,wait=off"
 
     return [
         *("-chardev", chardev("qmp"), "-mon", "chardev=qmp,mode=control"),
-        *("-chardev", chardev("console", f",logfile={folder / 'console.log'}"), "-serial", "chardev:console"),
+        *("-chardev", chardev("console"), "-serial", "chardev:console"),
         *("-device", "virtio-serial-pci", "-chardev", chardev("status")),
         *("-device", f"virtserialport,chardev=status,name={PORT_NAME}"),
     ]
@@ -261,6 +261,7 @@ class Machine:
     folder: Path = field(init=False)
     guest: Guest = field(init=False)
     started: float = field(init=False)
+    _printed: bytearray = field(init=False, default_factory=bytearray, repr=False)
 
     def __enter__(self) -> Machine:
         """Start QEMU and connect to it; LabError when it does not start."""
@@ -273,7 +274,8 @@ class Machine:
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors)
         try:
             self._console = self._connect("console")
-            threading.Thread(target=self._drain, daemon=True).start()
+            self._listener = threading.Thread(target=self._listen, daemon=True)
+            self._listener.start()
             self.guest = Guest(self._connect("status"))
             self._qmp = _Qmp(self.folder / "qmp")
         except QMPError as error:
@@ -298,11 +300,11 @@ class Machine:
                     raise LabError(f"QEMU did not start: {self._errors.read().strip()}") from None
                 time.sleep(0.01)
 
-    def _drain(self) -> None:
-        # The log file has the console's text; but QEMU would wait for a connected reader that does not read.
+    def _listen(self) -> None:
+        # Not QEMU's own logfile=: a byte that finds the socket full is tried again, and is in that file twice.
         with contextlib.suppress(OSError):
-            while self._console.recv(65536):
-                pass
+            while data := self._console.recv(65536):
+                self._printed += data
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -323,8 +325,9 @@ class Machine:
 
     def console(self) -> str:
         """Return all that came out of the serial console so far."""
-        path = self.folder / "console.log"
-        return path.read_text(errors="replace") if path.exists() else ""
+        if self._process.poll() is not None and hasattr(self, "_listener"):
+            self._listener.join(5)  # what QEMU wrote last is still on its way
+        return self._printed.decode(errors="replace")
 
     def type(self, keys: bytes) -> None:
         """Send `keys` to the serial console."""
