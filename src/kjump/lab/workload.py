@@ -18,7 +18,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ _PAGE = 4096
 _PIECE = 16 * MIB
 _VALUES = b"values"
 _EVERYTHING = b"everything"
+_WORKERS = ("counter", "appender", "consumer")
 
 
 def content(size: int, seed: int) -> Iterator[bytes]:
@@ -271,14 +272,25 @@ def _ask(what: bytes) -> dict[str, Any]:
     return answer
 
 
+def _values_when(there: Callable[[dict[str, int]], bool], limit: float = 10.0) -> dict[str, int]:
+    """Return the counters as soon as they are as wanted, or after `limit` seconds as they are: a disk may be slow."""
+    deadline = time.monotonic() + limit
+    while True:
+        values: dict[str, int] = _ask(_VALUES)["values"]
+        if there(values) or time.monotonic() > deadline:
+            return values
+        time.sleep(0.05)
+
+
 def verify(pause: float = 0.3) -> dict[str, Any]:
     """Return {"checks": name -> bool, "values": counters now, "pages": frames of the pattern's pages}."""
-    before = _ask(_VALUES)["values"]
+    before = _values_when(lambda values: all(values[name] > 0 for name in _WORKERS))
     time.sleep(pause)
+    _values_when(lambda values: all(values[name] > before[name] for name in _WORKERS))
     answer = _ask(_EVERYTHING)
     after = answer["values"]
-    lines = _LOG.read_text().splitlines()
-    complete = lines if _LOG.read_text().endswith("\n") else lines[:-1]
+    text = _LOG.read_text()
+    complete = text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]
     answer["checks"] |= {
         "counting": after["counter"] > before["counter"] > 0,
         "appending": after["appender"] > before["appender"] > 0,
