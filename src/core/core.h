@@ -60,7 +60,7 @@ struct span {
 /* A file of which some spans are wanted. `extents`: what may be mapped, in pages, sorted. */
 struct layout {
     int fd;
-    uint64_t gap;
+    uint64_t gap, page; /* `page`: maps begin and end at its multiples */
     bool writable, mappable;
     struct span *spans;
     struct extent {

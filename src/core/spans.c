@@ -4,7 +4,8 @@
  * Memory devices are mapped. A slice is a 16 MiB aligned part of the file, cut to the extent it lies in: the
  * pages that spans touch, joined across gaps no larger than the caller allows, and nothing outside them, for
  * /dev/mem refuses a map that runs over what it allows. So pages that are scattered in the stream but close in
- * the file share a slice. What cannot be mapped is read and written the ordinary way.
+ * the file share a slice. What cannot be mapped is read and written the ordinary way. Maps of a file of huge pages
+ * begin and end at its own pages.
  */
 #include "core.h"
 
@@ -12,6 +13,9 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
+
+#define HUGETLBFS 0x958458f6 /* statfs(2) */
 
 /* Return what is wrong with a span of a stream that may lie from `first` to `end`, or NULL. */
 static const char *check_span(const struct span *span, uint64_t first, uint64_t end, uint64_t file_size)
@@ -49,7 +53,8 @@ static int find_extents(struct layout *layout)
     }
     size_t kept = 0;
     for (size_t i = 0; i < layout->count; i++) {
-        struct extent wide = {page_down(extents[i].start), page_up(extents[i].end)};
+        struct extent wide = {extents[i].start & ~(layout->page - 1),
+                              (extents[i].end + layout->page - 1) & ~(layout->page - 1)};
         if (kept > 0 && wide.start - MIN(layout->gap, wide.start) <= extents[kept - 1].end)
             extents[kept - 1].end = MAX(extents[kept - 1].end, wide.end);
         else
@@ -63,7 +68,7 @@ int layout_init(struct layout *layout, int fd, bool writable, uint64_t gap, cons
                 uint64_t end)
 {
     size_t size = (size_t)packed->len;
-    *layout = (struct layout){.fd = fd, .gap = gap, .writable = writable, .mappable = true};
+    *layout = (struct layout){.fd = fd, .gap = gap, .writable = writable, .mappable = true, .page = PAGE};
     layout->count = size / sizeof(struct span);
     if (size % sizeof(struct span) != 0) {
         PyErr_Format(PyExc_ValueError, "spans are %zu bytes, not a multiple of %zu", size, sizeof(struct span));
@@ -74,6 +79,9 @@ int layout_init(struct layout *layout, int fd, bool writable, uint64_t gap, cons
         PyErr_SetFromErrno(PyExc_OSError);
         return -1;
     }
+    struct statfs file_system;
+    if (fstatfs(fd, &file_system) == 0 && (uint32_t)file_system.f_type == HUGETLBFS)
+        layout->page = MIN((uint64_t)file_system.f_bsize, SLICE);
     /* To touch a map beyond the end of a file is fatal. Some files in /proc have contents but no size. */
     uint64_t file_size = INT64_MAX - PAGE;
     if (S_ISREG(status.st_mode) && status.st_size > 0)

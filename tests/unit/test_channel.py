@@ -87,15 +87,16 @@ def test_a_mailbox_with_another_cookie_is_not_believed() -> None:
 
 def test_the_page_list_lies_where_the_mailbox_says_and_ends_with_a_zero() -> None:
     memory = bytearray(SIZE)
-    pages = ((0x5000, 0x1000000), (0x9000, 0x1001000))
+    pages = ((0x5000, 0x1000000), (0x6000, 0x1001000), (0x9000, 0x1002000))
     Channel(memory, COOKIE).post(Parcel(1), head=0, wanted=0, restart=PageList(0x40000000, pages))
     at = int.from_bytes(memory[0xFF0:0xFF8], "little") - 0x40000000
-    words = [int.from_bytes(memory[at + i * 8 : at + i * 8 + 8], "little") for i in range(6)]
-    assert words == [0x5000, 0x1000000, 0x9000, 0x1001000, 0, 0]
+    words = [int.from_bytes(memory[at + i * 8 : at + i * 8 + 8], "little") for i in range(9)]
+    assert words == [0x5000, 0x1000000, 2, 0x9000, 0x1002000, 1, 0, 0, 0]
     Channel(memory, COOKIE).post(Parcel(2), head=0, wanted=0)
     assert memory[0xFF0:0xFF8] == bytes(8), "only once"
 
 
 def test_more_pages_than_the_channel_holds_are_refused() -> None:
-    with pytest.raises(UsageError, match="254 MiB at most"):
+    with pytest.raises(UsageError, match="a list of 70000 scattered pages does not fit"):
         PageList(0, ((0x1000, 0x2000),) * 70000).pack()
+    assert len(PageList(0, tuple((0x1000 * i, 0x1000 * i + 0x5000) for i in range(70000))).pack()) == 48

@@ -123,12 +123,15 @@ def resume_command(
 ) -> None:
     """Replace this running system by the one saved on a device."""
     from kjump.formats.extentmap import BLOCK
-    from kjump.hibernate.resume import prepare_resume, refuse_if_mounted
+    from kjump.hibernate.resume import open_for_resume, prepare_resume, refuse_if_mounted
     from kjump.hibernate.target import open_at
 
     with open_at(target, offset * BLOCK, writable=not dry_run) as opened:
-        kernel_bytes = (kernel or default_kernel()).read_bytes()
-        prepared = prepare_resume(opened, kernel_bytes, (initrd or default_initrd()).read_bytes())
+        kernel_bytes, initrd_bytes = (
+            (kernel or default_kernel()).read_bytes(),
+            (initrd or default_initrd()).read_bytes(),
+        )
+        prepared = prepare_resume(opened, open_for_resume(opened), kernel_bytes, initrd_bytes)
         prepared.plan({})
         if not force:
             refuse_if_mounted()

@@ -7,6 +7,7 @@ and reads them back. All addresses are physical and in bytes unless a name says 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -45,7 +46,8 @@ class Gate:
     by the gate when A comes in, save `a_gdt_base` (a linear address in A) and `a_gdt_limit`, which A gives;
     `next_entry` is where A jumps next time; `mailbox` and `cookie` say where reports go. `a_apic` is the local APIC
     id of the CPU that A came in on (filled by the gate), `low_page` a page of the peer's below 1 MiB, on which a
-    CPU that panicked elsewhere has that one started.
+    CPU that panicked elsewhere has that one started. `restore` is the address of a page list (`pack_page_list`) that is
+    put in place on the way back, before A is entered.
     The `b_*` fields are filled when a resident B leaves by its door; `switches` counts how often the peer was entered.
     """
 
@@ -70,7 +72,7 @@ class Gate:
     tsc_out: int = 0
     a_apic: int = 0
     low_page: int = 0
-    unused: int = 0
+    restore: int = 0
     b_entry: int = 0
     b_stack: int = 0
     b_gdt_base: int = 0
@@ -125,6 +127,14 @@ class Door:
         binary = bytearray(door_binary())
         _DOOR_FIELDS.pack_into(binary, _DOOR_OFFSET, *(getattr(self, f.name) for f in fields(self)))
         return bytes(binary)
+
+
+_PAGE_LIST_ENTRY = struct.Struct("<3Q")
+
+
+def pack_page_list(runs: Iterable[tuple[int, int, int]]) -> bytes:
+    """Return a page list as the gate reads it (gate.h): runs of (address from, address to, pages), all physical."""
+    return b"".join(_PAGE_LIST_ENTRY.pack(*run) for run in (*runs, (0, 0, 0)))
 
 
 _PRESENT_WRITABLE = 0x3

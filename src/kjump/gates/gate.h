@@ -38,7 +38,7 @@
 #define GATE_TSC_OUT         0x0e0 /* u64 time stamp when the way back was taken */
 #define GATE_A_APIC          0x0e8 /* u64 local APIC id of the CPU that A came in on, and must go on on */
 #define GATE_LOW_PAGE        0x0f0 /* u64 a page below 1 MiB that is the peer's: a CPU starts there in real mode */
-#define GATE_UNUSED          0x0f8 /* u64 */
+#define GATE_RESTORE         0x0f8 /* u64 physical address of a page list: put in place before A is entered; 0: none */
 #define GATE_B_ENTRY         0x100 /* u64 physical address at which a parked B wants to be re-entered */
 #define GATE_B_STACK         0x108 /* u64 RSP as B's kernel gave it; it points at B_ENTRY */
 #define GATE_B_GDT_BASE      0x110 /* u64 linear address, in B, of B's CPU 0's GDT */
@@ -68,10 +68,11 @@
 #define MAILBOX_OUTCOME_GONE 1 /* A came in, but the peer is not there any more */
 #define MAILBOX_OUTCOME_PANIC 6 /* the peer's kernel panicked (2 to 5 are said by the peer's programs) */
 
-/* A page list: for each page where it lies and where it belongs (physical addresses); a zero ends it. */
+/* A page list: for each run of pages where it lies and where it belongs (physical addresses); no pages end it. */
 #define PAGE_LIST_FROM       0x00 /* u64 */
 #define PAGE_LIST_TO         0x08 /* u64 */
-#define PAGE_LIST_ENTRY      0x10
+#define PAGE_LIST_PAGES      0x10 /* u64 */
+#define PAGE_LIST_ENTRY      0x18
 
 /*
  * The door: a page of its own through which a resident B leaves. B's kernel swaps that page with one of B's whenever

@@ -9,6 +9,8 @@
  *           Then A is entered exactly as its kernel expects a callee to return: the return address
  *           popped, our next entry pushed in its place. (A plain `ret` would leave RSP one word above the
  *           page on kernels before 6.14, and they then read the next entry from a foreign page.)
+ *           With GATE_RESTORE it is a boot kernel that calls this: what it has read of A lies aside, and is put in
+ *           place first.
  * crash     B's kernel calls this when it panics: a copy of the gate is loaded in its crash slot. Nothing has been
  *           quieted then, and it may be any of B's CPUs. A goes on on the CPU it left, with B's devices silenced.
  * switch    B's kernel calls this, through the door, as A's kernel calls entry: with the return address on a
@@ -230,8 +232,14 @@ leave:
 	call	note_time
 	movq	%rax, GATE_TSC_OUT(%rbx)
 	testq	$GATE_FLAG_INIT_CPUS, GATE_FLAGS(%rbx)
-	jz	return_to_a
+	jz	1f
 	call	init_other_cpus
+1:
+	movq	GATE_RESTORE(%rbx), %r13
+	testq	%r13, %r13
+	jz	return_to_a
+	call	silence_devices
+	call	copy_pages
 	jmp	return_to_a
 
 crash:
@@ -622,11 +630,11 @@ send_message:
 
 /* Put the pages of the list at R13 where they belong. Spoils RCX, RSI, RDI, R13. */
 copy_pages:
-	movq	PAGE_LIST_FROM(%r13), %rsi
-	testq	%rsi, %rsi
+	movq	PAGE_LIST_PAGES(%r13), %rcx
+	shlq	$9, %rcx
 	jz	1f
+	movq	PAGE_LIST_FROM(%r13), %rsi
 	movq	PAGE_LIST_TO(%r13), %rdi
-	movl	$512, %ecx
 	rep movsq
 	addq	$PAGE_LIST_ENTRY, %r13
 	jmp	copy_pages

@@ -180,6 +180,16 @@ def frames_to_restore(contents: ImageContents) -> RangeSet:
     return RangeSet(contents.headers.loads) - shadow.sources - shadow.in_place
 
 
+def spans_to_restore(contents: ImageContents) -> list[Span]:
+    """Return where the pages that a restorer writes stand in the stream, and where they belong."""
+    return spans(contents.headers, frames_to_restore(contents), contents.shadow)
+
+
+def homes(items: Iterable[Span]) -> RangeSet:
+    """Return the physical ranges (bytes) to which `items` belong."""
+    return RangeSet(Range.of_size(s.address, s.length) for s in items)
+
+
 def pack_spans(items: Sequence[Span]) -> bytes:
     """Return spans as the native core takes them: native u64 triples (stream, offset, length)."""
     return b"".join(_SPAN.pack(s.stream, s.address, s.length) for s in items)

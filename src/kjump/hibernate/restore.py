@@ -1,8 +1,7 @@
-"""The restorer: in C, which is confined to B's old window, A's pages from the target to where they belong."""
+"""The restorer: an image checked against target and machine, and A's pages from it to where they are to land."""
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from kjump.formats import seekable
 from kjump.formats.e820 import E820Entry, difference
 from kjump.formats.superblock import State, Superblock
 from kjump.hibernate import image
+from kjump.hibernate.landing import Landing
 from kjump.hibernate.target import Target, check_digest, why_not_resumable
 from kjump.kexec import running
 from kjump.memory import PAGE_SIZE
@@ -20,8 +20,6 @@ from kjump.ranges import Range, RangeSet
 
 if TYPE_CHECKING:
     from kjump.hibernate.save import Progress
-
-PHYSICAL_MEMORY = "/dev/mem"
 
 
 @dataclass(frozen=True)
@@ -93,30 +91,25 @@ def check_machine(
 def restore(
     target: Target,
     opened: OpenImage,
-    own: RangeSet,
+    landing: Landing,
     *,
     threads: int,
     progress: Progress | None = None,
-    memory: str = PHYSICAL_MEMORY,
 ) -> dict[str, Any]:
-    """Write A's pages into physical memory (or a file `memory` in its place); return sizes and times as a report.
+    """Write A's pages where `landing` says; return sizes and times as a report.
 
-    `own` is the running kernel's own RAM (physical ranges): the image must not name any of it. ImageError when
-    a frame is damaged; A's memory is then incomplete, and nobody may jump to it.
+    ImageError when a frame is damaged, or `landing` has no place for a page; A's memory is then incomplete, and nobody
+    may jump to it.
     """
     begun = time.monotonic()
-    spans = image.spans(opened.contents.headers, image.frames_to_restore(opened.contents), opened.contents.shadow)
-    clash = RangeSet(Range.of_size(s.address, s.length) for s in spans) & own
-    if clash:
-        raise ImageError(f"the image would overwrite the restoring kernel at {next(iter(clash))}")
-    fd = os.open(memory, os.O_RDWR | os.O_CLOEXEC)
+    spans = landing.place(image.spans_to_restore(opened.contents))
     try:
         _core.restore(
             image_fd=target.fd,
             image_offset=opened.superblock.image_offset,
             entries=opened.seek_table.entries,
             spans=image.pack_spans(spans),
-            dest_fd=fd,
+            dest_fd=landing.fd,
             threads=threads,
             direct=True,
             progress=progress,
@@ -126,8 +119,6 @@ def restore(
         raise ImageError(f"the image on {target.path} is damaged: {error}") from None
     except OSError as error:
         raise ImageError(f"reading the image on {target.path} failed: {error.strerror}") from None
-    finally:
-        os.close(fd)
     return {
         "restored_bytes": sum(s.length for s in spans),
         "restore_seconds": round(time.monotonic() - begun, 3),

@@ -20,9 +20,9 @@ from kjump.hibernate.restore import OpenImage, check_machine, open_image
 from kjump.hibernate.target import Target
 from kjump.initramfs.contents import with_job
 from kjump.kexec import host, running
-from kjump.kexec.linux import LinuxPeer
+from kjump.kexec.linux import LinuxPeer, Surroundings
 from kjump.kexec.plan import Plan
-from kjump.kexec.window import lay_out
+from kjump.kexec.window import WindowLayout, lay_out
 from kjump.ranges import Range
 
 
@@ -42,21 +42,13 @@ class PreparedResume:
     def plan(self, report: dict[str, Any]) -> Plan:
         """Return the Plan that starts C, confined to B's window; `report` travels on to A."""
         facts = self.opened.contents.facts
-        around = peer.describe_machine(Gate(), vmcoreinfo_note=b"", low=Range(*facts["low"]))
-        layout = lay_out(
-            Range(*facts["window"]),
-            elf_headers_size=facts["elf_headers_size"],
-            memory_end=around.memory_end,
-            huge=around.huge,
-        )
-        if layout.gate != facts["gate_address"]:
-            raise ImageError("this version of kjump lays the window out differently from the one that saved")
+        around, layout = window_of(self.opened)
         job = {
             "gate": layout.gate,
             "cookie": self.opened.superblock.cookie.hex(),
             "target": self.target.place.as_json(),
             "kind": self.opened.contents.kind,
-            "report": report | {"clock": Moment.now(self.clock_accuracy).as_json(), "seed": fresh_seed()},
+            "report": report | parting_words(self.clock_accuracy),
         }
         lpj = facts.get("loops_per_jiffy", 0) if self._kernel.release == facts["release"] else 0
         line = peer.command_line(running.command_line(), "restorer", la57=facts["la57"], loops_per_jiffy=lpj)
@@ -79,12 +71,39 @@ class PreparedResume:
             raise
 
 
-def prepare_resume(target: Target, kernel: bytes, initrd: bytes, *, clock_accuracy: float = 0.001) -> PreparedResume:
+def open_for_resume(target: Target) -> OpenImage:
     """Check the image on `target` against this machine; ImageError says in one sentence why it cannot be run."""
     opened = open_image(target, states=(State.COMPLETE,))
     _check_this_machine(opened)
     filesystems.check(opened.contents.facts["file_systems"])
+    return opened
+
+
+def prepare_resume(
+    target: Target, opened: OpenImage, kernel: bytes, initrd: bytes, *, clock_accuracy: float = 0.001
+) -> PreparedResume:
+    """Take the image that `open_for_resume` has found good; C is to be of `kernel` and `initrd`."""
     return PreparedResume(target, opened, clock_accuracy, bzimage.parse(kernel), initrd)
+
+
+def window_of(opened: OpenImage) -> tuple[Surroundings, WindowLayout]:
+    """Return this machine, and B's window in it as it was laid out; ImageError when it would be otherwise today."""
+    facts = opened.contents.facts
+    around = peer.describe_machine(Gate(), vmcoreinfo_note=b"", low=Range(*facts["low"]))
+    layout = lay_out(
+        Range(*facts["window"]),
+        elf_headers_size=facts["elf_headers_size"],
+        memory_end=around.memory_end,
+        huge=around.huge,
+    )
+    if layout.gate != facts["gate_address"]:
+        raise ImageError("this version of kjump lays the window out differently from the one that saved")
+    return around, layout
+
+
+def parting_words(clock_accuracy: float) -> dict[str, Any]:
+    """Return what the system that is left tells A: what time it is, to `clock_accuracy` seconds, and some entropy."""
+    return {"clock": Moment.now(clock_accuracy).as_json(), "seed": fresh_seed()}
 
 
 def _check_this_machine(opened: OpenImage) -> None:

@@ -21,10 +21,12 @@ import json
 import mmap
 import os
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from kjump.errors import FormatError, UsageError
+from kjump.gates import pack_page_list
 from kjump.kexec import mailbox
 from kjump.memory import PAGE_SIZE
 
@@ -34,7 +36,6 @@ _ANSWER_AT = 0x100000
 _ROOM = 0xFF000
 _MAGIC = b"KJPARCL1"
 _HEADER = struct.Struct("<8sQII")
-_PAGE_LIST_ENTRY = struct.Struct("<2Q")
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,26 @@ class PageList:
 
     def pack(self) -> bytes:
         """Return the list as the gate reads it (gate.h); UsageError when the channel cannot hold it."""
-        if (len(self.pages) + 1) * _PAGE_LIST_ENTRY.size > _ROOM:
-            most = (_ROOM // _PAGE_LIST_ENTRY.size - 1) * PAGE_SIZE >> 20
-            raise UsageError(f"kernel and initrds are too large to be started anew: {most} MiB at most")
-        return b"".join(_PAGE_LIST_ENTRY.pack(*page) for page in self.pages) + bytes(_PAGE_LIST_ENTRY.size)
+        packed = pack_page_list(_runs(self.pages))
+        if len(packed) > _ROOM:
+            raise UsageError(
+                f"kernel and initrds are too large to be started anew: a list of {len(self.pages)} scattered pages "
+                "does not fit into the channel"
+            )
+        return packed
+
+
+def _runs(pages: Iterable[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """Return `pages` (from, to) as runs (from, to, pages) of what lies together on both sides."""
+    runs: list[tuple[int, int, int]] = []
+    for source, destination in pages:
+        if runs:
+            start, to, count = runs[-1]
+            if (start + count * PAGE_SIZE, to + count * PAGE_SIZE) == (source, destination):
+                runs[-1] = (start, to, count + 1)
+                continue
+        runs.append((source, destination, 1))
+    return runs
 
 
 class Channel:

@@ -191,6 +191,27 @@ def way_back_plan(gate_at: int, gate: Gate) -> Plan:
     return make_plan(gate_at + GATE_WAY_BACK, [segment], ARCH_X86_64)
 
 
+def restore_plan(layout: WindowLayout, gate: Gate, memory_end: int, huge: bool, page_list: bytes) -> Plan:
+    """Return the Plan by which a boot kernel leaves for A, whose pages lie aside and are put in place on the way.
+
+    What stands in the reserved part of the window `layout` is what C would find there: the gate with `gate` as its
+    fields, and identity tables up to `memory_end`. `page_list` (`gates.pack_page_list`) lies at the window's start;
+    PlanError when it is too long for the window.
+    """
+    if len(page_list) > layout.usable.size:
+        raise PlanError(f"window {layout.window} is too small for a page list of {len(page_list)} bytes")
+    gate = dataclasses.replace(gate, restore=layout.window.start)
+    reserved = bytearray(layout.reserved.size)
+    tables = identity_tables(layout.tables, memory_end, huge=huge)
+    for address, piece in ((layout.gate, gate.pack()), (layout.tables, tables)):
+        reserved[address - layout.gate : address - layout.gate + len(piece)] = piece
+    segments = [
+        Segment(layout.window.start, align_up(len(page_list), PAGE_SIZE), page_list, "page list"),
+        Segment(layout.gate, layout.reserved.size, bytes(reserved), "gate"),
+    ]
+    return make_plan(layout.gate + GATE_WAY_BACK, segments, ARCH_X86_64)
+
+
 def door_plan(gate_at: int, gate: Gate, gdt: tuple[int, int]) -> Plan:
     """Return the Plan by which a resident second kernel leaves for the first and is re-entered later.
 

@@ -105,28 +105,33 @@ class Mailbox:
 
 
 class PeerMailbox:
-    """The other side's view: A's mailbox, reached through /dev/mem at its physical address."""
+    """The other side's view of A's mailbox."""
 
-    def __init__(self, address: int, cookie: bytes) -> None:
-        """Map the page at physical `address`; FormatError unless it begins with `cookie`."""
+    def __init__(self, page: mmap.mmap | memoryview, cookie: bytes) -> None:
+        """Use `page`, PAGE_SIZE bytes; FormatError unless they begin with `cookie`."""
+        if bytes(page[:COOKIE_SIZE]) != cookie:
+            raise FormatError("there is no mailbox of ours where it should be")
+        self._page = page
+        self.cookie = cookie
+
+    @classmethod
+    def at_physical(cls, address: int, cookie: bytes) -> PeerMailbox:
+        """Reach it through /dev/mem at its physical `address`; FormatError unless it begins with `cookie`."""
         fd = os.open("/dev/mem", os.O_RDWR | os.O_CLOEXEC)
         try:
-            self._page = mmap.mmap(fd, PAGE_SIZE, offset=address)
+            return cls(mmap.mmap(fd, PAGE_SIZE, offset=address), cookie)
         finally:
             os.close(fd)
-        if self._page[:COOKIE_SIZE] != cookie:
-            raise FormatError(f"there is no mailbox of ours at physical address {address:#x}")
-        self.cookie = cookie
 
     @property
     def head(self) -> int:
         """The head of the indirection list that A left."""
-        return decode(self._page[:PAGE_SIZE])[2]
+        return decode(bytes(self._page[:PAGE_SIZE]))[2]
 
     @property
     def words(self) -> dict[str, Any]:
         """What A left for this side, until a report takes its place."""
-        return decode(self._page[:PAGE_SIZE])[3]
+        return decode(bytes(self._page[:PAGE_SIZE]))[3]
 
     def report(self, outcome: int, report: dict[str, Any]) -> None:
         """Leave `outcome` and `report` for A; a report that is too long is cut to its `reason`."""

@@ -22,7 +22,11 @@ _PAGEMAP_PRESENT = 1 << 63
 _PAGEMAP_PFN = (1 << 55) - 1
 _CHUNK_SIZE = 1 << 20
 _MORE = 64 << 20
-_HUGE_PAGE = 2 << 20
+_POOL = Path("/proc/sys/vm/nr_hugepages")
+HUGE_PAGE = 2 << 20
+"""Bytes of a huge page."""
+_MFD_HUGE_2MB = 21 << 26
+_MADV_POPULATE_WRITE = 23
 
 
 class PinnedPages(Protocol):
@@ -89,19 +93,19 @@ class HostPages:
 class HugePage:
     """One 2 MiB page of this process: physical memory without gaps, for code that shall lie in A itself."""
 
-    size = _HUGE_PAGE
+    size = HUGE_PAGE
 
     def __init__(self) -> None:
         """Take one, asking the kernel to set one aside; HostError when it has none."""
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000  # MAP_HUGETLB
         try:
             _change_pool(1)
-            self._memory = mmap.mmap(-1, _HUGE_PAGE, flags=flags)
+            self._memory = mmap.mmap(-1, HUGE_PAGE, flags=flags)
         except OSError as error:
             raise HostError(f"no huge page of 2 MiB could be had: {error.strerror}") from None
-        for offset in range(0, _HUGE_PAGE, PAGE_SIZE):
+        for offset in range(0, HUGE_PAGE, PAGE_SIZE):
             self._memory[offset] = 0
-        _lock(self._memory, 0, _HUGE_PAGE)
+        _lock(self._memory, 0, HUGE_PAGE)
         self.address = physical_addresses(self._memory)[0]
 
     def write(self, offset: int, data: bytes) -> None:
@@ -114,9 +118,65 @@ class HugePage:
         _change_pool(-1)
 
 
-def _change_pool(count: int) -> None:
-    pool = Path("/proc/sys/vm/nr_hugepages")
-    pool.write_text(str(int(pool.read_text()) + count))
+class HugeFile:
+    """Huge pages as one file of memory: `fd`, `memory` (all of it, mapped), and the physical address of each page."""
+
+    def __init__(self, name: str, count: int) -> None:
+        """Take `count` zeroed pages, set aside by the kernel for this; HostError when it has not so many together."""
+        self._count = count
+        self._take_from_kernel()
+        try:
+            self.fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_HUGETLB | _MFD_HUGE_2MB)
+            try:
+                os.ftruncate(self.fd, count * HUGE_PAGE)
+                self.memory = mmap.mmap(self.fd, count * HUGE_PAGE)
+            except BaseException:
+                os.close(self.fd)
+                raise
+        except OSError as error:
+            _change_pool(-count)
+            raise HostError(f"{count} huge pages of 2 MiB cannot be used: {error.strerror}") from None
+        try:
+            self.addresses = self._populate()
+        except BaseException:
+            self.release()
+            raise
+
+    def _take_from_kernel(self) -> None:
+        before = _pool_size()
+        try:
+            got = _change_pool(self._count) - before
+        except OSError as error:
+            raise HostError(f"the kernel has no huge pages: {error.strerror}") from None
+        if got < self._count:
+            _change_pool(-got)
+            raise HostError(f"the kernel has {got} huge pages of 2 MiB, {self._count} are needed")
+
+    def _populate(self) -> list[int]:
+        size = self._count * HUGE_PAGE
+        if libc().madvise(ctypes.c_void_p(_linear(self.memory)), ctypes.c_size_t(size), _MADV_POPULATE_WRITE):
+            for offset in range(0, size, HUGE_PAGE):  # a kernel before 5.14
+                self.memory[offset] = 0
+        return physical_addresses(self.memory, HUGE_PAGE)
+
+    def release(self) -> None:
+        """Give the pages back to the kernel, and out of the pool of huge pages."""
+        self.memory.close()
+        os.close(self.fd)
+        _change_pool(-self._count)
+
+
+def _pool_size() -> int:
+    try:
+        return int(_POOL.read_text())
+    except OSError as error:
+        raise HostError(f"the kernel has no huge pages: {error.strerror}") from None
+
+
+def _change_pool(count: int) -> int:
+    """Let the pool of huge pages grow by `count`; return its size, which may be less than wanted."""
+    _POOL.write_text(str(int(_POOL.read_text()) + count))
+    return int(_POOL.read_text())
 
 
 def _pages_outside(count: int, avoid: RangeSet) -> list[tuple[mmap.mmap, int]]:
@@ -149,11 +209,19 @@ def _lock(memory: mmap.mmap, offset: int, length: int) -> None:
         raise HostError(f"cannot lock the mailbox in memory: {os.strerror(ctypes.get_errno())}")
 
 
-def physical_addresses(memory: mmap.mmap) -> list[int]:
-    """Return the physical address of each page of `memory`, from /proc/self/pagemap; HostError when hidden."""
-    first, count = _linear(memory) // PAGE_SIZE, len(memory) // PAGE_SIZE
+def physical_addresses(memory: mmap.mmap, page_size: int = PAGE_SIZE) -> list[int]:
+    """Return the physical address of each page of `memory`, from /proc/self/pagemap; HostError when hidden.
+
+    With a larger `page_size` (bytes) `memory` is made of such pages, and only their first addresses are returned.
+    """
+    first, step = _linear(memory) // PAGE_SIZE, page_size // PAGE_SIZE
     with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:  # noqa: PTH123
-        entries = struct.unpack(f"<{count}Q", os.pread(pagemap.fileno(), count * 8, first * 8))
+        if step == 1:
+            data = os.pread(pagemap.fileno(), len(memory) // PAGE_SIZE * 8, first * 8)
+        else:
+            offsets = range(first * 8, (first + len(memory) // PAGE_SIZE) * 8, step * 8)
+            data = b"".join(os.pread(pagemap.fileno(), 8, offset) for offset in offsets)
+    entries = struct.unpack(f"<{len(data) // 8}Q", data)
     if not all(entry & _PAGEMAP_PRESENT and entry & _PAGEMAP_PFN for entry in entries):
         raise HostError("/proc/self/pagemap hides physical addresses: root with CAP_SYS_ADMIN is needed")
     return [(entry & _PAGEMAP_PFN) * PAGE_SIZE for entry in entries]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from kjump.errors import KjumpError, LabError, TargetError
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State
+from kjump.hibernate.landing import InPlace
 from kjump.hibernate.restore import open_image, restore
 from kjump.hibernate.target import Place, Target
 from kjump.lab import provoke
@@ -102,7 +103,8 @@ class Judge:
             os.truncate(fd, self._memory)
             with DiskImage(disk) as target:
                 opened = open_image(target, states=(State.COMPLETE,))
-                restore(target, opened, RangeSet(), threads=os.cpu_count() or 1, memory=f"/proc/self/fd/{fd}")
+                with InPlace(RangeSet(), 0, f"/proc/self/fd/{fd}") as landing:
+                    restore(target, opened, landing, threads=os.cpu_count() or 1)
             with os.fdopen(os.dup(fd), "rb") as memory:
                 return hashlib.file_digest(memory, "sha256").hexdigest()
         finally:

@@ -93,11 +93,14 @@ def _failure(reply: Reply) -> str:
 
 @dataclass(frozen=True)
 class Resumed:
-    """A machine that is back: its command's reply, and when things happened."""
+    """A machine that is back: its command's reply, and when things happened.
+
+    `role` is C's first sign of life, None when the boot kernel did the work.
+    """
 
     reply: Reply
     resuming: Event
-    role: Event
+    role: Event | None
     going_back: Event
 
 
@@ -107,9 +110,8 @@ def resume(machine: Machine, command: int, timeout: float = 300) -> Resumed:
     first = guest.event("resuming", "not-resumed", timeout=timeout)
     if first.name == "not-resumed":
         raise LabError(f"the machine did not resume: {first.details['reason']}")
-    role: Event = guest.wait(lambda: _role(guest, "restorer"), "the restorer", timeout)
     going_back = guest.event("going-back", timeout=timeout)
-    return Resumed(guest.reply(command, timeout), first, role, going_back)
+    return Resumed(guest.reply(command, timeout), first, _role(guest, "restorer"), going_back)
 
 
 def phases(suspended: Suspended, machine: Machine, resumed: Resumed) -> dict[str, float]:
@@ -118,7 +120,7 @@ def phases(suspended: Suspended, machine: Machine, resumed: Resumed) -> dict[str
     prepared = suspended.asked + report["phases"]["prepare"]
     role = suspended.role
     b_started = role.time - role.details["uptime"] if role else suspended.begun.time
-    c_started = resumed.role.time
+    c_started = resumed.role.time if resumed.role else resumed.resuming.time
     seconds = {
         "prepare": report["phases"]["prepare"],
         "jump": b_started - prepared,

@@ -1,5 +1,8 @@
 """The boot role: resume from a valid image if there is one, else mount the root file system and hand over.
 
+What fits into memory beside this kernel is read by it, and put in place by the gate; for more it boots C, which is
+confined to B's window. `kjump.nodirect` takes that way in any case.
+
 A boot that does not resume invalidates a complete image before it mounts anything: what the image remembers
 of the disks is no longer true from then on. A snapshot is another matter: it is meant to be gone back to later, by
 `kjump rollback`, or by a boot that is told so with kjump.rollback=; boots leave it as it is.
@@ -7,12 +10,18 @@ of the disks is no longer true from then on. A snapshot is another matter: it is
 
 from __future__ import annotations
 
-from kjump.errors import ImageError, KjumpError, TargetError
-from kjump.formats.superblock import SUPERBLOCK_SIZE
-from kjump.hibernate.resume import prepare_resume, prepare_rollback
+from typing import Any
+
+from kjump.errors import HostError, ImageError, KjumpError, TargetError
+from kjump.formats.superblock import SUPERBLOCK_SIZE, State
+from kjump.hibernate.image import homes, spans_to_restore
+from kjump.hibernate.landing import Aside
+from kjump.hibernate.restore import OpenImage
+from kjump.hibernate.resume import open_for_resume, parting_words, prepare_resume, prepare_rollback, window_of
 from kjump.hibernate.target import Target, open_at
 from kjump.initramfs.contents import KERNEL, own_initrd
 from kjump.ranges import Range
+from kjump.roles.homecoming import bring_back
 from kjump.roles.system import Role, mount, switch_root, uptime, wait_for_device
 
 _DEVICE_TIMEOUT = 5.0
@@ -59,15 +68,35 @@ def _try_to_resume(role: Role, path: str) -> None:
     if "kjump.noresume" not in role.options:
         try:
             with open_at(path, _offset(role), writable=True) as target:
-                prepared = prepare_resume(target, KERNEL.read_bytes(), own_initrd(), clock_accuracy=_RTC_ACCURACY)
+                opened = open_for_resume(target)
                 role.status.send("resuming", uptime=uptime())
                 role.console.line(f"kjump: resuming from {path}")
-                prepared.go({"boot_seconds_cold": uptime()})
+                _resume(role, target, opened, {"boot_seconds_cold": uptime()})
         except KjumpError as error:
             why = str(error)
     role.console.line(f"kjump: not resumed: {why}; booting as usual")
     role.status.send("not-resumed", reason=why)
     _invalidate(role, path, why)
+
+
+def _resume(role: Role, target: Target, opened: OpenImage, report: dict[str, Any]) -> None:
+    """Bring A back from here if there is room for it, else by way of C; returns only by an error."""
+    landing = None if "kjump.nodirect" in role.options else _land_aside(role, opened)
+    if landing is None:
+        prepare_resume(target, opened, KERNEL.read_bytes(), own_initrd(), clock_accuracy=_RTC_ACCURACY).go(report)
+        return
+    with landing:
+        target.write_superblock(opened.superblock.evolve(state=State.ATTEMPTED))
+        bring_back(role, target, opened, landing, report | parting_words(_RTC_ACCURACY))
+
+
+def _land_aside(role: Role, opened: OpenImage) -> Aside | None:
+    try:
+        around, layout = window_of(opened)
+        return Aside(homes(spans_to_restore(opened.contents)), layout, around)
+    except HostError as error:
+        role.console.line(f"kjump: by way of a second kernel: {error}")
+        return None
 
 
 def _offset(role: Role, option: str = "kjump.resume_offset") -> int:

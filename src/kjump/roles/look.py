@@ -35,7 +35,7 @@ def open_source() -> ParkedSource:
     except (OSError, KeyError, ValueError):
         raise HostError("there is no parked system here: this is for a second kernel that kjump started") from None
     gate = Gate.unpack(read_physical(gate_at, GATE_SIZE))
-    return ParkedSource(open_parked(mailbox.PeerMailbox(gate.mailbox, gate.cookie).head))
+    return ParkedSource(open_parked(mailbox.PeerMailbox.at_physical(gate.mailbox, gate.cookie).head))
 
 
 def info(arguments: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ def run(role: Role) -> None:
     """Do the job; returns only when even the way back is closed."""
     gate_at = int(role.job["gate"])
     gate = Gate.unpack(read_physical(gate_at, GATE_SIZE))
-    way = _WayBack(role, mailbox.PeerMailbox(gate.mailbox, gate.cookie))
+    way = _WayBack(role, mailbox.PeerMailbox.at_physical(gate.mailbox, gate.cookie))
     try:
         words = way.box.words
         way.open(gate_at, gate)
