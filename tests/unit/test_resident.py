@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kjump.errors import HostError, PlanError, UsageError
 from kjump.formats.e820 import IomemResource
-from kjump.kexec.window import MIB, find_window, split_low_memory
+from kjump.kexec.window import MIB, find_window, places, split_low_memory
 from kjump.ranges import Range, RangeSet
 from kjump.resident import state
 from kjump.resident.declare import Declared, read_declaration
@@ -118,8 +118,8 @@ def test_low_memory_is_split_into_equal_parts_that_do_not_touch_a_foreign_page(s
 
 def test_windows_keep_out_of_each_others_way() -> None:
     iomem = [IomemResource(Range(MIB, 300 * MIB), "System RAM", 0)]
-    first = find_window(iomem, 64 * MIB)
-    second = find_window(iomem, 64 * MIB, [first])
+    first = find_window(places(iomem), 64 * MIB)
+    second = find_window(places(iomem, [first]), 64 * MIB)
     assert (first, second) == (Range(16 * MIB, 80 * MIB), Range(80 * MIB, 144 * MIB))
     with pytest.raises(PlanError):
-        find_window(iomem, 128 * MIB, [first, second, Range(180 * MIB, 200 * MIB)])
+        find_window(places(iomem, [first, second, Range(180 * MIB, 200 * MIB)]), 128 * MIB)

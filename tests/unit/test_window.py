@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from kjump.errors import PlanError
 from kjump.formats.e820 import IomemResource
-from kjump.kexec.window import ALIGNMENT, LOWEST, MIB, find_window, lay_out, low_memory
+from kjump.kexec.freemap import FreeMap
+from kjump.kexec.window import ALIGNMENT, LOWEST, MIB, find_window, lay_out, low_memory, places
 from kjump.ranges import Range, RangeSet
 
 
@@ -24,7 +25,7 @@ def test_a_found_window_is_in_ram_and_clear_of_the_kernel(size: int, kernel: int
     resources = iomem((0x1000, 0x9F000, "System RAM"), (MIB, ram, "System RAM"))
     resources.append(IomemResource(kernel_range, "Kernel code", 1))
     try:
-        window = find_window(resources, size)
+        window = find_window(places(resources), size)
     except PlanError:
         free = RangeSet([Range(LOWEST, max(ram, LOWEST))]) - RangeSet([kernel_range.aligned_outside(ALIGNMENT)])
         assert all(r.aligned_inside(ALIGNMENT).size < size for r in free)
@@ -37,7 +38,7 @@ def test_a_found_window_is_in_ram_and_clear_of_the_kernel(size: int, kernel: int
 
 def test_no_room_names_the_largest_gap() -> None:
     with pytest.raises(PlanError, match="largest gap in RAM clear of the running kernel is 48 MiB"):
-        find_window(iomem((MIB, 64 * MIB, "System RAM")), 128 * MIB)
+        find_window(places(iomem((MIB, 64 * MIB, "System RAM"))), 128 * MIB)
 
 
 @pytest.mark.parametrize("huge", [True, False])
@@ -74,3 +75,23 @@ def test_low_memory_leaves_page_zero_and_odd_ends() -> None:
 def test_too_little_low_memory_is_refused() -> None:
     with pytest.raises(PlanError, match="640 KiB"):
         low_memory(RangeSet([Range(0x1000, 0x5000), Range(0x100000, 0x8000000)]))
+
+
+@given(
+    blocks=st.dictionaries(st.integers(8, 120), st.integers(0, 512)),
+    more=st.integers(0, 50000),
+    size=st.integers(1, 40),
+)
+def test_the_best_window_has_the_fewest_crumbs(blocks: dict[int, int], more: int, size: int) -> None:
+    free = FreeMap(blocks, sum(blocks.values()) + more)
+    areas = RangeSet([Range(8 * ALIGNMENT, 60 * ALIGNMENT), Range(70 * ALIGNMENT, 130 * ALIGNMENT)])
+    found = find_window(areas, size * ALIGNMENT, free)
+
+    def cost(first: int) -> int:
+        inside = [blocks.get(n, 0) for n in range(first, first + size)]
+        crumbs = sum(n for n in inside if n < 512)
+        return crumbs + max(0, size * 512 - (free.pages - sum(inside)))
+
+    places = [n for n in range(8, 131 - size) if areas.covers(Range(n * ALIGNMENT, (n + size) * ALIGNMENT))]
+    assert found.size == size * ALIGNMENT
+    assert found.start // ALIGNMENT == min(places, key=lambda n: (cost(n), n))

@@ -11,9 +11,10 @@ from kjump.formats.bzimage import BzImage
 from kjump.gates import Gate
 from kjump.initramfs.contents import unpacked_size
 from kjump.kexec import running
+from kjump.kexec.freemap import window_here
 from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size
 from kjump.kexec.plan import Plan
-from kjump.kexec.window import WindowLayout, find_window, lay_out, low_memory
+from kjump.kexec.window import WindowLayout, lay_out, low_memory
 from kjump.ranges import Range, align_up
 
 CRASH_KERNEL_SIZE = 1 << 20
@@ -113,7 +114,7 @@ def plan_kernel(
         gdt, limit = running.boot_cpu_gdt(kcore)
     around = describe_machine(Gate(a_gdt_base=gdt, a_gdt_limit=limit), vmcoreinfo_note=note)
     layout = lay_out(
-        window or find_window(running.iomem(), window_size),
+        window or window_here(window_size),
         elf_headers_size=elf_headers_size(around.ram, note),
         memory_end=around.memory_end,
         huge=around.huge,

@@ -12,7 +12,8 @@ from pathlib import Path
 from kjump.errors import HostError, KjumpError
 from kjump.hibernate.filetarget import FileTarget, open_for_image
 from kjump.kexec import running
-from kjump.kexec.window import SIZES, find_window, low_memory
+from kjump.kexec.freemap import window_here
+from kjump.kexec.window import SIZES, low_memory
 from kjump.memory import PAGE_SIZE
 
 _NEEDED = (
@@ -130,7 +131,7 @@ def _symbols() -> str:
 
 
 def _window(size: int) -> str:
-    window = find_window(running.iomem(), size)
+    window = window_here(size)
     low = low_memory(running.ram())
     return f"{window}, {window.size >> 20} MiB, and low memory {low}"
 

@@ -22,9 +22,10 @@ from kjump.hibernate.image import Kind
 from kjump.hibernate.target import Target
 from kjump.initramfs.contents import with_job
 from kjump.kexec import host, mailbox, running
+from kjump.kexec.freemap import window_here
 from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size
 from kjump.kexec.plan import ARCH_X86_64, Plan
-from kjump.kexec.window import DEFAULT_SIZE, WindowLayout, find_window, lay_out
+from kjump.kexec.window import DEFAULT_SIZE, WindowLayout, lay_out
 from kjump.ranges import Range, RangeSet
 
 DEFAULT_LEVEL = 1
@@ -200,7 +201,7 @@ def last_words(items: list[dict[str, Any]]) -> dict[str, Any]:
 def _prepare(request: Request, kcore: running.Kcore, target: Target | None, tell: Tell) -> _Prepared:
     """Decide everything about B, arm the target, and return the Plan with B's job in its initrd."""
     note = kcore.vmcoreinfo_note()
-    window = request.window or find_window(running.iomem(), request.window_size)
+    window = request.window or window_here(request.window_size)
     around, box = _surroundings(kcore, note, window)
     headers_size = elf_headers_size(around.ram, note)
     layout = lay_out(window, elf_headers_size=headers_size, memory_end=around.memory_end, huge=around.huge)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from kjump.errors import PlanError
 from kjump.formats.e820 import IomemResource
@@ -85,19 +86,37 @@ def lay_out(window: Range, *, elf_headers_size: int, memory_end: int, huge: bool
     )
 
 
-def find_window(iomem: Iterable[IomemResource], size: int = DEFAULT_SIZE, taken: Iterable[Range] = ()) -> Range:
-    """Return the lowest place for a window of `size` bytes in the running kernel's RAM; PlanError if none.
+class Costs(Protocol):
+    """What is known of the places for a window: see `kexec.freemap`."""
 
-    Clear of the running kernel's own text and data, of a crash kernel's memory, and of `taken`. The lowest, because
-    kernels keep page tables, per-CPU data and memory maps near the top, and those are best left in place.
+    def cost(self, window: Range) -> int:
+        """Return a number that is smaller for a better window."""
+        ...
+
+
+def places(iomem: Iterable[IomemResource], taken: Iterable[Range] = ()) -> RangeSet:
+    """Return the running kernel's RAM in which a window may lie, aligned to ALIGNMENT.
+
+    Clear of the running kernel's own text and data, of a crash kernel's memory, and of `taken`.
     """
     resources = list(iomem)
     ram = RangeSet(r.range for r in resources if r.name == "System RAM")
     fixed = RangeSet(r.range.aligned_outside(ALIGNMENT) for r in resources if r.name.startswith(_MUST_NOT_MOVE))
-    free = ((ram & RangeSet([Range(LOWEST, HIGHEST)])) - fixed - RangeSet(taken)).aligned_inside(ALIGNMENT)
-    window = free.lowest_fit(size, ALIGNMENT)
+    return ((ram & RangeSet([Range(LOWEST, HIGHEST)])) - fixed - RangeSet(taken)).aligned_inside(ALIGNMENT)
+
+
+def find_window(areas: RangeSet, size: int, costs: Costs | None = None) -> Range:
+    """Return the best place for a window of `size` bytes in `areas` (see `places`); PlanError if there is none.
+
+    Of those that cost the same the lowest, because kernels keep page tables, per-CPU data and memory maps near the top,
+    and those are best left in place.
+    """
+    candidates = (
+        Range.of_size(start, size) for area in areas for start in range(area.start, area.end - size + 1, ALIGNMENT)
+    )
+    window = min(candidates, key=lambda w: (costs.cost(w) if costs else 0, w.start), default=None)
     if window is None:
-        largest = max((r.size for r in free), default=0)
+        largest = max((r.size for r in areas), default=0)
         raise PlanError(
             f"no room for a window of {size // MIB} MiB between 16 MiB and 4 GiB: the largest gap in RAM "
             f"clear of the running kernel is {largest // MIB} MiB; take a smaller one"

@@ -15,9 +15,10 @@ from kjump.formats import bzimage, cpio
 from kjump.gates import FLAG_CHOOSE, FLAG_INIT_CPUS, GATE_ENTRY, Gate
 from kjump.hibernate import peer as described
 from kjump.kexec import mailbox, running, standing
+from kjump.kexec.freemap import window_here
 from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size, low_memory_segment
 from kjump.kexec.plan import ARCH_X86_64, PRESERVE_CONTEXT, Plan, make_plan
-from kjump.kexec.window import DEFAULT_SIZE, WindowLayout, find_window, lay_out, split_low_memory
+from kjump.kexec.window import DEFAULT_SIZE, WindowLayout, lay_out, split_low_memory
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
 from kjump.resident.state import Peer
@@ -148,13 +149,12 @@ def pages_to_restart(peer: Peer, peers: Sequence[Peer]) -> dict[int, bytes]:
 
 def _windows(declared: Sequence[Declared]) -> list[Range]:
     """Return a window for each: those that are asked for first, the rest around them."""
-    iomem = running.iomem()
     taken = [d.window for d in declared if d.window is not None]
     windows = []
     for d in declared:
         window = d.window
         if window is None:
-            window = find_window(iomem, d.window_size, taken)
+            window = window_here(d.window_size, taken)
             taken.append(window)
         windows.append(window)
     if RangeSet(windows).size < sum(w.size for w in windows):

@@ -1,0 +1,75 @@
+"""Which memory is free, as far as it matters to a load: where a window costs least.
+
+kexec_load takes its pages one by one from the kernel. A page that happens to lie in the window is put aside until its
+turn comes, and for each further page the kernel goes through all that were put aside: a few thousand of them make a
+load ten times as slow. What the kernel hands out first are the crumbs, free pages whose neighbours are in use; blocks
+that are free as a whole come last. So the best window has no crumbs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from itertools import accumulate
+
+from kjump.kexec import running
+from kjump.kexec.window import ALIGNMENT, find_window, places
+from kjump.memory import PAGE_SIZE
+from kjump.ranges import Range, RangeSet
+
+_PAGES = ALIGNMENT // PAGE_SIZE
+_KPF_BUDDY = 1 << 10
+_ENTRY = 8
+_MASK = int.from_bytes(_KPF_BUDDY.to_bytes(_ENTRY, "little") * _PAGES, "little")
+_CHUNK = 64 * ALIGNMENT
+
+
+class FreeMap:
+    """How many pages are free in each block of ALIGNMENT bytes of physical memory."""
+
+    def __init__(self, blocks: dict[int, int], free_pages: int) -> None:
+        """`blocks` maps the number of a block to its free pages; `free_pages` is how many the machine has in all."""
+        numbers = range(max(blocks, default=-1) + 1)
+        self._free = [0, *accumulate(blocks.get(n, 0) for n in numbers)]
+        self._crumbs = [0, *accumulate(blocks.get(n, 0) % _PAGES for n in numbers)]
+        self.pages = free_pages
+
+    def cost(self, window: Range) -> int:
+        """Return how many pages of `window` (whole blocks) a load of its size may be handed out before others."""
+        free, crumbs = self._within(self._free, window), self._within(self._crumbs, window)
+        outside = self.pages - free
+        return crumbs + max(0, window.size // PAGE_SIZE - outside)
+
+    @staticmethod
+    def _within(sums: list[int], window: Range) -> int:
+        last = len(sums) - 1
+        return sums[min(window.end // ALIGNMENT, last)] - sums[min(window.start // ALIGNMENT, last)]
+
+
+def read(areas: Iterable[Range]) -> FreeMap | None:
+    """Return the running kernel's map of `areas` (physical ranges); None when it does not tell.
+
+    Source: Documentation/admin-guide/mm/pagemap.rst (/proc/kpageflags, KPF_BUDDY).
+    """
+    blocks = {}
+    try:
+        with open("/proc/kpageflags", "rb", buffering=0) as flags:  # noqa: PTH123
+            for area in RangeSet(areas).aligned_inside(ALIGNMENT):
+                for start in range(area.start, area.end, _CHUNK):
+                    size = min(_CHUNK, area.end - start)
+                    data = os.pread(flags.fileno(), size // PAGE_SIZE * _ENTRY, start // PAGE_SIZE * _ENTRY)
+                    for at in range(0, len(data), _PAGES * _ENTRY):
+                        word = int.from_bytes(data[at : at + _PAGES * _ENTRY], "little") & _MASK
+                        blocks[start // ALIGNMENT + at // (_PAGES * _ENTRY)] = word.bit_count()
+    except OSError:
+        return None
+    return FreeMap(blocks, running.meminfo()["MemFree"] // PAGE_SIZE)
+
+
+def window_here(size: int, taken: Iterable[Range] = ()) -> Range:
+    """Return the best place for a window of `size` bytes in the running kernel's memory, clear of `taken`.
+
+    PlanError when there is none.
+    """
+    areas = places(running.iomem(), taken)
+    return find_window(areas, size, read(areas))
