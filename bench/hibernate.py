@@ -1,11 +1,11 @@
-"""Hibernation against the kernel's own: `python bench/hibernate.py [--rounds N] [--sizes 300,1024] [--kernel 6.12]`.
+"""Hibernation against the kernel's own: `python bench/hibernate.py [--rounds N] [--sizes 300,1024] ...`.
 
 For each size (MiB in use beside the system) and kind of contents one machine is started and filled; then kjump
 and swsusp save, switch off and bring back that same machine in turn, with the same kernel. swsusp has its best
 case: a swap disk of its own, an image of any size, and a boot without initramfs, whose kernel resumes before it
 starts a program. It is tried with LZO, its default, and with LZ4 (kernels from 6.9 on). kjump has its defaults, and
 plays once more with a second kernel on standby (`kjump standby`), whose boot comes after the way back, not
-before the save.
+before the save: the phase `again`, which `back` does not count.
 
 `save` is from the command to the power being off, `back` from power-on to the command's end, in seconds (medians
 of the rounds); `disk` is the size of the image. Ratios are swsusp's numbers by kjump's: above 1 kjump is better.
@@ -52,8 +52,11 @@ CONTENTS: dict[str, Callable[[Path, int], str]] = {"random": make_random, "progr
 class Story:
     """One machine, saved and brought back by one contestant after the other."""
 
-    def __init__(self, folder: Path, version: str, kind: str, size: int) -> None:
-        """Make the disks of a machine in which `size` bytes of that kind will be in use."""
+    def __init__(self, folder: Path, version: str, kind: str, size: int, names: list[str], options: list[str]) -> None:
+        """Make the disks of a machine in which `size` bytes of that kind will be in use, for the contestants `names`.
+
+        `options` go to `kjump hibernate`.
+        """
         kernel = kernels.build(version)
         # Room for swsusp's copy of all that is in use, and some.
         hardware = Hardware(memory=max(1024 * MIB, size * 5 // 2 + 512 * MIB) // MIB * MIB)
@@ -62,7 +65,8 @@ class Story:
         make_disk(swap, hardware.memory)
         self.disks = (source, swap)
         self.scene = Scene(folder, kernel, hardware, hardware.memory + 64 * MIB).prepare()
-        self.numbers: dict[str, list[Numbers]] = {KJUMP: [], STANDBY: [], LZO: [], LZ4: []}
+        self.numbers: dict[str, list[Numbers]] = {name: [] for name in names}
+        self.options = options
 
     def play(self, rounds: int) -> dict[str, list[Numbers]]:
         """Let the contestants take turns; return what each came to."""
@@ -84,7 +88,7 @@ class Story:
         standby = name == STANDBY
         if standby:
             machine.guest.run("kjump", "standby", timeout=120)
-        saved = hibernation.suspend(machine, standby=standby)
+        saved = hibernation.suspend(machine, *self.options, standby=standby)
         stack.pop_all().close()
         machine = stack.enter_context(self.scene.machine(more_disks=self.disks))
         resumed = hibernation.resume(machine, saved.command)
@@ -93,13 +97,14 @@ class Story:
         if standby:
             machine.guest.run("kjump", "standby", "--off")
         details = saved.saved.details
+        phases = hibernation.phases(saved, machine, resumed)
         self.numbers[name].append(
             {
                 "save": saved.off - saved.asked,
-                "back": resumed.reply.time - machine.started,
+                "back": resumed.reply.time - machine.started - phases["again"],
                 "disk": details["image_bytes"],
                 "memory": details["kept_bytes"],
-                **{f"phase {n}": seconds for n, seconds in hibernation.phases(saved, machine, resumed).items()},
+                **{f"phase {n}": seconds for n, seconds in phases.items()},
             }
         )
         return machine
@@ -134,12 +139,12 @@ def show(title: str, results: dict[str, Numbers]) -> None:
     print(
         f"\n{title}\n{'':<14}{'save s':>8}{'back s':>8}{'disk MiB':>10}{'of MiB':>8}   ratio to kjump: save  back  disk"
     )
-    ours = results[KJUMP]
+    ours = next(iter(results.values()))
     for name, numbers in results.items():
         ratios = "  ".join(f"{numbers[what] / ours[what]:4.2f}" for what in ("save", "back", "disk"))
         print(
             f"{name:<14}{numbers['save']:>8.1f}{numbers['back']:>8.1f}{numbers['disk'] / MIB:>10.0f}"
-            f"{numbers['memory'] / MIB:>8.0f}{'' if name == KJUMP else ' ' * 24 + ratios}"
+            f"{numbers['memory'] / MIB:>8.0f}{'' if numbers is ours else ' ' * 24 + ratios}"
         )
     for name, numbers in results.items():
         if name in (KJUMP, STANDBY):
@@ -160,6 +165,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--sizes", default="300,1024", help="MiB in use")
     parser.add_argument("--contents", default="random,programs")
+    parser.add_argument("--contestants", default=",".join((KJUMP, STANDBY, LZO, LZ4)))
+    parser.add_argument("--options", default="", help="for `kjump hibernate`")
     options = parser.parse_args()
     print(f"hibernation against swsusp, Linux {options.kernel}, {os.cpu_count()} cores, {options.rounds} rounds")
     for size in map(int, options.sizes.split(",")):
@@ -167,7 +174,8 @@ def main() -> None:
             title = f"{size} MiB of {kind} in use"
             print(f"  {title}", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(prefix="kjump-bench-") as folder:
-                numbers = Story(Path(folder), options.kernel, kind, size * MIB).play(options.rounds)
+                names, words = options.contestants.split(","), options.options.split()
+                numbers = Story(Path(folder), options.kernel, kind, size * MIB, names, words).play(options.rounds)
             show(title, {name: medians(rounds) for name, rounds in numbers.items()})
 
 

@@ -29,8 +29,7 @@ from kjump.hibernate.suspend import (
 from kjump.hibernate.suspend import raise_unless_resumed as _raise_unless_resumed
 from kjump.kexec.window import DEFAULT_SIZE
 from kjump.ranges import Range
-from kjump.resident import standby
-from kjump.resident.peers import refuse_if_peers_are_resident
+from kjump.resident import FOLDER
 
 
 @click.command()
@@ -65,7 +64,7 @@ def hibernate_command(
     fault: str,
 ) -> None:
     """Save this system to a device and switch the machine off; resumed at the next boot."""
-    on_standby = standby.is_ready() and not (kernel or initrd or window or append)
+    on_standby = _goes_on_standby(particular=bool(kernel or initrd or window or append))
     size = window.size if window else window_size or (DEFAULT_SIZE if on_standby else preflight.window_size_that_fits())
     request = Request(
         target=target,
@@ -88,9 +87,10 @@ def hibernate_command(
     if on_standby:
         # What is checked of windows and free memory is about a second kernel that must still be loaded.
         preflight.require(c for c in checks if c.name not in ("window", "free memory"))
-        result = hibernate(request, tell=tell, go=standby.travel)
+        from kjump.resident.standby import travel
+
+        result = hibernate(request, tell=tell, go=travel)
     else:
-        refuse_if_peers_are_resident()
         preflight.require(checks)
         result = hibernate(request, tell=tell)
     if as_json:
@@ -100,6 +100,22 @@ def hibernate_command(
     for line in () if as_json else result.report.get("log", ()):
         click.echo(f"second kernel: {line}", err=True)
     _raise_unless_resumed(result)
+
+
+def _goes_on_standby(*, particular: bool) -> bool:
+    """Tell whether a kernel stands by and will do: not when a `particular` one is wanted.
+
+    UsageError when there are peers that will not do, for the memory they have would be needed.
+    """
+    if not FOLDER.exists():
+        return False  # and what looks further need not be imported
+    from kjump.resident import standby
+    from kjump.resident.peers import refuse_if_peers_are_resident
+
+    if not particular and standby.is_ready():
+        return True
+    refuse_if_peers_are_resident()
+    return False
 
 
 def _describe(result: Hibernation) -> None:

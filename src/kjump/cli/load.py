@@ -81,8 +81,8 @@ def exec_command() -> None:
 
 def _peers() -> list[dict[str, object]]:
     """Return the resident peers, each as a JSON object: what its gate says of it, not only what is remembered."""
+    from kjump.resident import FOLDER
     from kjump.resident.peers import Peers
-    from kjump.resident.state import FOLDER
 
     if not FOLDER.exists():
         return []

@@ -6,14 +6,15 @@ of the loaded image, until that is unloaded. B's log is found there by B's VMCOR
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kjump.dump import dmesg
-from kjump.dump.kernel import KernelLayout
 from kjump.errors import FormatError, KjumpError
 from kjump.formats import notes, vmcoreinfo
 from kjump.kexec import mailbox, running
 from kjump.kexec.shadow import ParkedMemory, Shadow, walk
+
+if TYPE_CHECKING:
+    from kjump.dump import dmesg
 
 _LAST_LINES = 12
 _PANIC_BY_NMI = "NMI: Not continuing"
@@ -34,6 +35,9 @@ def log_of_peer(kcore: running.Kcore, vmcoreinfo_address: int, vmcoreinfo_size: 
 
     FormatError when what is found there is not a kernel's.
     """
+    from kjump.dump import dmesg
+    from kjump.dump.kernel import KernelLayout
+
     memory = peer_memory(kcore)
     for note in notes.iterate(memory.read(vmcoreinfo_address, vmcoreinfo_size)):
         if note.name == running.VMCOREINFO_NAME:
@@ -50,6 +54,8 @@ def last_words(kcore: running.Kcore, report: dict[str, Any]) -> dict[str, Any]:
         lines = log_of_peer(kcore, *report.get("vmcoreinfo", (0, 0)))
     except KjumpError as error:
         return {"panic": "", "log": [f"its log could not be read: {error}"]}
+    from kjump.dump import dmesg
+
     return {"panic": dmesg.panic_message(lines) or "", "log": [str(line) for line in lines[-_LAST_LINES:]]}
 
 

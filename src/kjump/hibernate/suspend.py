@@ -28,7 +28,7 @@ from kjump.kexec.plan import ARCH_X86_64, Plan
 from kjump.kexec.window import DEFAULT_SIZE, WindowLayout, lay_out
 from kjump.ranges import Range, RangeSet
 
-DEFAULT_LEVEL = 1
+DEFAULT_LEVEL = -1
 DEFAULT_WATCHDOG = 30
 """Seconds; B feeds it four times as often."""
 
@@ -110,7 +110,8 @@ class Trip:
     """A way to B and back: the outcome (mailbox.OUTCOME_*) and report, the target's cookie, and the times.
 
     `prepare_seconds` is what came before the jump; `left` and `back` are the time stamp counter just before and just
-    after it, in units of `pace`; `away` is by the wall clock. `clock_step` is how far that clock had to be set.
+    after it, in units of `pace`; `away` is by the wall clock. `clock_step` is how far that clock had to be set,
+    `again_seconds` how long it took until a second kernel stood by again.
     """
 
     outcome: int
@@ -123,6 +124,7 @@ class Trip:
     back: int
     away: float
     clock_step: float
+    again_seconds: float = 0
 
 
 Tell = Callable[[str], None]
@@ -141,7 +143,11 @@ def hibernate(
         resumed=trip.outcome == mailbox.OUTCOME_RESUMED,
         window_bytes=trip.window_bytes,
         reason=postmortem.reason(trip.outcome, trip.report),
-        phases={"prepare": round(trip.prepare_seconds, 3), "away": round(trip.away, 3)},
+        phases={
+            "prepare": round(trip.prepare_seconds, 3),
+            "away": round(trip.away, 3),
+            "again": round(trip.again_seconds, 3),
+        },
         report=trip.report,
     )
 

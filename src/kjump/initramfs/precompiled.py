@@ -6,9 +6,10 @@ The builder notes the texts with `record`, the initramfs begins with `use`. Unkn
 
 from __future__ import annotations
 
-import dataclasses
 import marshal
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 FILE = Path("/kjump/dataclasses")
@@ -16,6 +17,7 @@ FILE = Path("/kjump/dataclasses")
 
 def record(texts: list[str]) -> None:
     """From now on add what the dataclass decorator compiles to `texts`."""
+    import dataclasses
 
     def noted(text: str, *namespaces: Any) -> None:
         texts.append(text)
@@ -29,8 +31,31 @@ def compiled(texts: list[str]) -> bytes:
     return marshal.dumps({text: marshal.dumps(compile(text, "<dataclass>", "exec", optimize=2)) for text in texts})
 
 
+class _NoInspect(ModuleType):
+    """Stands in for `inspect`, of which dataclasses want the signature for a docstring; the rest is the real one's.
+
+    The initramfs has no docstrings, so one would be made up for each class; and `inspect` brings a parser along.
+    """
+
+    @staticmethod
+    def signature(_: object) -> str:
+        return ""
+
+    def __getattr__(self, name: str) -> Any:
+        import inspect
+
+        return getattr(inspect, name)
+
+
 def use(file: Path = FILE) -> None:
-    """From now on let the dataclass decorator find its methods in `file`."""
+    """From now on let the dataclass decorator find its methods in `file`; to be called before others import it."""
+    if "inspect" not in sys.modules:
+        sys.modules["inspect"] = _NoInspect("inspect")
+        import dataclasses
+
+        del sys.modules["inspect"]
+    import dataclasses
+
     known = marshal.loads(file.read_bytes())
 
     def found(text: str, *namespaces: Any) -> None:

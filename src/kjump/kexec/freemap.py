@@ -2,8 +2,9 @@
 
 kexec_load takes its pages one by one from the kernel. A page that happens to lie in the window is put aside until its
 turn comes, and for each further page the kernel goes through all that were put aside: a few thousand of them make a
-load ten times as slow. What the kernel hands out first are the crumbs, free pages whose neighbours are in use; blocks
-that are free as a whole come last. So the best window has no crumbs.
+load ten times as slow. What the kernel hands out first are the crumbs, free pages whose neighbours are in use; when
+there are no more it breaks up blocks that are free as a whole: on a system that has run for long any of them, on one
+that has just booted the lowest. So the best window is all in use, or out of reach.
 """
 
 from __future__ import annotations
@@ -30,20 +31,24 @@ class FreeMap:
     def __init__(self, blocks: dict[int, int], free_pages: int) -> None:
         """`blocks` maps the number of a block to its free pages; `free_pages` is how many the machine has in all."""
         numbers = range(max(blocks, default=-1) + 1)
-        self._free = [0, *accumulate(blocks.get(n, 0) for n in numbers)]
         self._crumbs = [0, *accumulate(blocks.get(n, 0) % _PAGES for n in numbers)]
-        self.pages = free_pages
+        self._whole = [0, *accumulate(blocks.get(n, 0) // _PAGES * _PAGES for n in numbers)]
+        self._elsewhere = max(0, free_pages - self._crumbs[-1] - self._whole[-1])
 
     def cost(self, window: Range) -> int:
-        """Return how many pages of `window` (whole blocks) a load of its size may be handed out before others."""
-        free, crumbs = self._within(self._free, window), self._within(self._crumbs, window)
-        outside = self.pages - free
-        return crumbs + max(0, window.size // PAGE_SIZE - outside)
+        """Return about how many pages of `window` (whole blocks) the kernel would hand out to a load of its size."""
+        crumbs_below, crumbs_up_to = _below(self._crumbs, window.start), _below(self._crumbs, window.end)
+        whole_below, whole_up_to = _below(self._whole, window.start), _below(self._whole, window.end)
+        crumbs, whole = crumbs_up_to - crumbs_below, whole_up_to - whole_below
+        outside = self._crumbs[-1] - crumbs + self._elsewhere
+        broken_up = min(self._whole[-1], max(0, window.size // PAGE_SIZE - outside))
+        lowest_first = min(whole, max(0, broken_up - whole_below))
+        any_of_them = whole * broken_up // max(1, self._whole[-1])
+        return crumbs + (7 * lowest_first + any_of_them) // 8
 
-    @staticmethod
-    def _within(sums: list[int], window: Range) -> int:
-        last = len(sums) - 1
-        return sums[min(window.end // ALIGNMENT, last)] - sums[min(window.start // ALIGNMENT, last)]
+
+def _below(sums: list[int], address: int) -> int:
+    return sums[min(address // ALIGNMENT, len(sums) - 1)]
 
 
 def read(areas: Iterable[Range]) -> FreeMap | None:

@@ -17,7 +17,7 @@ from kjump.lab.qemu import Event, Guest, Machine, Reply
 from kjump.lab.scene import TARGET_DEVICE, Hardware, Scene
 
 TARGET_FILE = "/var/hibernate.img"
-PHASES = ("prepare", "jump", "boot_b", "save", "off", "boot", "boot_c", "restore", "back")
+PHASES = ("prepare", "jump", "boot_b", "save", "off", "boot", "boot_c", "restore", "back", "again")
 
 
 @dataclass
@@ -130,7 +130,8 @@ def phases(suspended: Suspended, machine: Machine, resumed: Resumed) -> dict[str
         "boot": resumed.resuming.time - machine.started,
         "boot_c": c_started - resumed.resuming.time,
         "restore": resumed.going_back.time - c_started,
-        "back": resumed.reply.time - resumed.going_back.time,
+        "back": resumed.reply.time - resumed.going_back.time - report["phases"]["again"],
+        "again": report["phases"]["again"],
     }
     return {name: round(seconds[name], 3) for name in PHASES}
 

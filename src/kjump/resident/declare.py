@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +46,8 @@ def read_declaration(text: str, *, kernel: Path | None = None, initrd: Path | No
 
     UsageError says what is wrong in it.
     """
+    import tomllib
+
     try:
         tables = tomllib.loads(text).get("peer", [])
     except tomllib.TOMLDecodeError as error:

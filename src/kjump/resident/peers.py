@@ -20,9 +20,10 @@ from kjump.kexec.plan import ARCH_X86_64
 from kjump.kexec.shadow import Shadow
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
+from kjump.resident import FOLDER
 from kjump.resident.declare import Declared, arrange, pages_to_restart
 from kjump.resident.picture import Resident, Survey
-from kjump.resident.state import FOLDER, Ledger, Peer, State, boot_id
+from kjump.resident.state import Ledger, Peer, State, boot_id
 
 DEFAULT_WATCHDOG = 30
 """Seconds; a peer that has a job and does not feed the machine's watchdog for so long is brought back."""

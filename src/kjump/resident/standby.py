@@ -19,9 +19,9 @@ from kjump.hibernate.clock import Moment, Pace
 from kjump.kexec import mailbox, running
 from kjump.kexec.window import DEFAULT_SIZE
 from kjump.ranges import Range
+from kjump.resident import FOLDER
 from kjump.resident.declare import Declared, layout_of
 from kjump.resident.peers import Order, Peers, Visit
-from kjump.resident.state import FOLDER
 
 NAME = "standby"
 
@@ -88,6 +88,7 @@ def travel(request: suspend.Request, tell: suspend.Tell, folder: Path = FOLDER) 
     if visit.outcome not in (mailbox.OUTCOME_RESUMED, mailbox.OUTCOME_DONE):
         suspend.make_unusable(request.target)
     tell("back")
+    begun_again = Moment.now().stamp
     if not visit.resident:
         _again(tell, folder)
     return suspend.Trip(
@@ -101,6 +102,7 @@ def travel(request: suspend.Request, tell: suspend.Tell, folder: Path = FOLDER) 
         back=back,
         away=away,
         clock_step=step,
+        again_seconds=pace.seconds(begun_again, Moment.now().stamp),
     )
 
 

@@ -15,8 +15,8 @@ from types import TracebackType
 
 from kjump.errors import HostError, UsageError
 from kjump.ranges import Range
+from kjump.resident import FOLDER
 
-FOLDER = Path("/run/kjump")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
