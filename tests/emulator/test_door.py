@@ -19,6 +19,7 @@ from kjump.gates import (
     Gate,
     identity_tables,
     identity_tables_size,
+    pack_page_list,
 )
 from kjump.kexec.machine import Loaded
 from kjump.kexec.mailbox import COOKIE_SIZE, encode
@@ -161,7 +162,7 @@ def test_a_peer_is_started_anew_from_pages_of_a_and_the_other_goes_on(tmp_path: 
     fresh, listed = (peers.machine.pin(1, make_ranges(2)) for _ in range(2))
     door = HERE[1] + 0x4000
     fresh.write(0, peers.codes[1][:0x818] + struct.pack("<Q", door) + peers.codes[1][0x820:0x1000])
-    listed.write(0, struct.pack("<4Q", fresh.addresses[0], HERE[1], 0, 0))
+    listed.write(0, pack_page_list([(fresh.addresses[0], HERE[1], 1)]))
     peers.pages.write(0, encode(COOKIE, 0, 0, {}, HERE[1] + 0x2000, listed.addresses[0]))
     peers.machine.jump()
     counted = [struct.unpack("<2Q", peers.read(base + 0x808, 16)) for base in HERE]

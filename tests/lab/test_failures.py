@@ -94,7 +94,12 @@ def test_bad_images_give_a_sentence_and_an_ordinary_boot(scene: Scene) -> None:
     copy_disk(image, scene.target_disk)
     copy_disk(root, scene.root_disk)
     flip(scene.target_disk, SUPERBLOCK_SIZE + good.image_length // 2)
-    assert "tried before and failed: the image on /dev/vdb is damaged" in provoke.failing_restore(scene)
+    assert "did not resume it (the image on /dev/vdb is damaged" in provoke.failing_restore(scene)
+
+    copy_disk(image, scene.target_disk)
+    copy_disk(root, scene.root_disk)
+    flip(scene.target_disk, SUPERBLOCK_SIZE + good.image_length // 2)
+    assert "tried before and failed: the image on /dev/vdb is damaged" in provoke.failing_restore_in_c(scene)
 
 
 def test_a_damaged_superblock(scene: Scene) -> None:

@@ -10,6 +10,7 @@ from elftools.elf.elffile import ELFFile
 from kjump.formats import seekable
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
 from kjump.lab import hibernation
+from kjump.lab.provoke import NO_DIRECT
 from kjump.lab.qemu import Machine
 from kjump.lab.scene import Hardware, Scene
 from kjump.lab.workload import PATTERN
@@ -20,20 +21,24 @@ PAGE = 4096
 
 
 @pytest.mark.parametrize(
-    ("version", "hardware", "rounds"),
+    ("version", "hardware", "rounds", "options"),
     [
-        ("6.12", Hardware(memory=768 * MIB, cpus=2, cpu="max"), 2),
-        ("6.1", Hardware(memory=768 * MIB, cpus=4, cpu="max"), 1),
-        ("6.1", Hardware(memory=512 * MIB, cpus=1, cpu="max,la57=off"), 1),
-        ("6.12", Hardware(memory=8192 * MIB, cpus=2, cpu="max,la57=off"), 1),
+        ("6.12", Hardware(memory=768 * MIB, cpus=2, cpu="max"), 2, ""),
+        ("6.12", Hardware(memory=768 * MIB, cpus=2, cpu="max"), 1, NO_DIRECT),
+        ("6.1", Hardware(memory=768 * MIB, cpus=4, cpu="max"), 1, ""),
+        ("6.1", Hardware(memory=512 * MIB, cpus=1, cpu="max,la57=off"), 1, NO_DIRECT),
+        ("6.12", Hardware(memory=8192 * MIB, cpus=2, cpu="max,la57=off"), 1, ""),
     ],
     ids=lambda value: (
         f"{value.memory >> 20}M-{value.cpus}cpu-{value.cpu}" if isinstance(value, Hardware) else str(value)
     ),
 )
-def test_a_linux_at_work_is_saved_and_comes_back(folder: Path, version: str, hardware: Hardware, rounds: int) -> None:
-    demo = hibernation.run(folder, version=version, hardware=hardware, rounds=rounds)
+def test_a_linux_at_work_is_saved_and_comes_back(
+    folder: Path, version: str, hardware: Hardware, rounds: int, options: str
+) -> None:
+    demo = hibernation.run(folder, version=version, hardware=hardware, rounds=rounds, options=options)
     assert demo.ok, demo.failed
+    assert (demo.phases["boot_c"] > 0) == (options == NO_DIRECT)
     assert set(demo.phases) == set(hibernation.PHASES)
     assert all(seconds >= 0 for seconds in demo.phases.values()), demo.phases
     assert 200 * MIB < demo.saved_bytes < hardware.memory

@@ -256,15 +256,27 @@ def _changed(campaign: Campaign) -> str:
     return provoke.refusal_at_boot(scene)
 
 
-@_fault("restore-failed-once", "a restart and an ordinary boot; and again at the next one", "tried before and failed")
-def _failed_once(campaign: Campaign) -> str:
+def _damaged_in_the_middle(campaign: Campaign) -> Scene:
     scene = campaign.saved()
     provoke.flip(scene.target_disk, SUPERBLOCK_SIZE + campaign.story.image().image_length // 2)
+    return scene
+
+
+@_fault("restore-failed-once", f"{_USUAL}; and again at the next one", "a boot did not resume it")
+def _failed_once(campaign: Campaign) -> str:
+    scene = _damaged_in_the_middle(campaign)
     provoke.failing_restore(scene)
     return provoke.refusal_at_boot(scene)
 
 
-@_fault("read-error", "a restart and an ordinary boot, with the reason", "Input/output error")
+@_fault("restore-failed-in-c", "a restart and an ordinary boot; and again at the next one", "tried before and failed")
+def _failed_in_c(campaign: Campaign) -> str:
+    scene = _damaged_in_the_middle(campaign)
+    provoke.failing_restore_in_c(scene)
+    return provoke.refusal_at_boot(scene)
+
+
+@_fault("read-error", f"{_USUAL}; and again at the next one", "Input/output error")
 def _read_error(campaign: Campaign) -> str:
     middle = SUPERBLOCK_SIZE + campaign.story.image().image_length // 2
     return provoke.failing_restore(campaign.saved(), IoError(disk=1, operation="read", byte=middle))
@@ -351,10 +363,12 @@ def _kill_save(campaign: Campaign) -> str:
 def _kill_restore(campaign: Campaign) -> str:
     generator, story = random.Random(campaign.seed), campaign.story
     early = campaign.size.restore_kills // 4
-    late = campaign.size.restore_kills - early
+    in_c = (campaign.size.restore_kills - early) // 2
+    late = campaign.size.restore_kills - early - in_c
     moments = [
         *_moments("resuming", story.resuming.length, early, generator),
         *_moments("restoring", story.restoring.length, late, generator),
+        *_moments("restoring_in_c", story.restoring_in_c.length, in_c, generator),
     ]
     return _kills(campaign, moments)
 

@@ -14,6 +14,9 @@ from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
 from kjump.lab.qemu import IoError, Machine, Reply, without_kernel_lines
 from kjump.lab.scene import TARGET_DEVICE, Hardware, Scene
 
+NO_DIRECT = "kjump.nodirect"
+"""The option by which a boot restores by way of C in any case."""
+
 _BOOT = 180.0
 """Seconds in which any machine of ours has booted, on a busy host too."""
 
@@ -153,10 +156,25 @@ def refusal_at_boot(scene: Scene, options: str = "", *, hardware: Hardware | Non
 def failing_restore(scene: Scene, *io_errors: IoError) -> str:
     """Boot a machine whose image proves bad only while it is restored; return the reason the boot after that gives.
 
-    LabError when the machine does not restart by itself, or resumes.
+    That very boot goes on as usual. LabError when it resumes.
     """
     with scene.machine(io_errors=io_errors) as machine:
-        machine.guest.event("resuming", timeout=_BOOT)
+        machine.guest.event("restore-begins", timeout=_BOOT)
+        ended = machine.guest.event("not-resumed", "going-back", timeout=_BOOT)
+        if ended.name == "going-back":
+            raise LabError("a bad image was restored")
+        machine.guest.event("ready", timeout=_BOOT)
+        power_off(machine)
+    return refusal_at_boot(scene)
+
+
+def failing_restore_in_c(scene: Scene) -> str:
+    """Let C restore an image that proves bad only then; return the reason the boot after that gives.
+
+    LabError when the machine does not restart by itself, or resumes.
+    """
+    with scene.machine(NO_DIRECT) as machine:
+        machine.guest.event("restore-begins", timeout=_BOOT)
         ended = machine.wait_off(_BOOT)
         if ended != "guest-reset":
             raise LabError(f"the machine ended with {ended}, it did not restart")

@@ -1,9 +1,9 @@
 """One hibernation, prepared once and then broken off wherever one likes.
 
-The story is played to its end once, by a Linux A with the usual workload. At three points the machine is stopped and
-kept, its state and its disks: when B is about to save (`saving`), when the boot kernel has found the image good
-(`resuming`), and when C is about to restore (`restoring`). A run that loses its power at some moment goes on from the
-nearest of them, so it costs seconds.
+The story is played to its end by a Linux A with the usual workload, its resume once without and once with C. At four
+points the machine is stopped and kept, its state and its disks: when B is about to save (`saving`), when the boot
+kernel has found the image good (`resuming`), and when it, or C, is about to restore (`restoring`, `restoring_in_c`). A
+run that loses its power at some moment goes on from the nearest of them, so it costs seconds.
 
 Taking the power away is a SIGKILL of QEMU. Its disks are opened for direct I/O, so what the guest was told is
 written is on the host's disk; a real disk's volatile cache, which a flush empties, is not played.
@@ -51,6 +51,7 @@ class Story:
     saved: Path
     resuming: Point
     restoring: Point
+    restoring_in_c: Point
 
     def image(self) -> Superblock:
         """Return the superblock of the complete image."""
@@ -73,18 +74,28 @@ def prepare(scene: Scene, tell: Callable[[str], None]) -> Story:
         saving = Point(scene.folder / "saving", time.monotonic() - begun)
     saved = _copy_disks(scene, "saved")
     tell("preparing: it is resumed")
-    with scene.machine() as machine:
+    resuming, restoring = _resumed(scene, command, ("resuming", "restoring"))
+    for disk in (scene.root_disk, scene.target_disk):
+        copy_disk(saved / disk.name, disk)
+    tell("preparing: it is resumed by way of C")
+    _, in_c = _resumed(scene, command, ("resuming_in_c", "restoring_in_c"), provoke.NO_DIRECT)
+    return Story(scene, command, saving, saved, resuming, restoring, in_c)
+
+
+def _resumed(scene: Scene, command: int, names: tuple[str, str], options: str = "") -> tuple[Point, Point]:
+    """Let the machine resume to the end; return its points when it is about to, and when it is about to restore."""
+    with scene.machine(options) as machine:
         guest = machine.guest
         guest.event("resuming", timeout=_PATIENCE)
-        begun = _keep(machine, scene, "resuming")
+        begun = _keep(machine, scene, names[0])
         guest.event("restore-begins", timeout=_PATIENCE)
-        resuming = Point(scene.folder / "resuming", time.monotonic() - begun)
-        begun = _keep(machine, scene, "restoring")
+        resuming = Point(scene.folder / names[0], time.monotonic() - begun)
+        begun = _keep(machine, scene, names[1])
         if guest.reply(command, _PATIENCE).status:
             raise LabError("the undisturbed story does not end well")
-        restoring = Point(scene.folder / "restoring", time.monotonic() - begun)
+        restoring = Point(scene.folder / names[1], time.monotonic() - begun)
         provoke.power_off(machine)
-    return Story(scene, command, saving, saved, resuming, restoring)
+    return resuming, restoring
 
 
 def _keep(machine: Machine, scene: Scene, name: str) -> float:

@@ -1,0 +1,155 @@
+"""Where A's pages lie until the jump, and that they end where they belong."""
+
+import mmap
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kjump.errors import FormatError, HostError, ImageError
+from kjump.gates import Gate
+from kjump.hibernate import landing
+from kjump.hibernate.image import Span
+from kjump.hibernate.landing import Aside, InPlace, lodge
+from kjump.kexec import mailbox
+from kjump.kexec.linux import Surroundings
+from kjump.kexec.window import lay_out
+from kjump.memory import PAGE_SIZE
+from kjump.ranges import Range, RangeSet
+
+MIB = 1 << 20
+HUGE = 2 * MIB
+WINDOW = Range.of_size(32 * MIB, 64 * MIB)
+LOW = Range(0x1000, 0x9F000)
+AROUND = Surroundings((), RangeSet([Range(0, 512 * MIB)]), LOW, b"", 0, True, Gate())
+LAYOUT = lay_out(WINDOW, elf_headers_size=0, memory_end=AROUND.memory_end, huge=True)
+
+frames = st.lists(st.tuples(st.integers(0, 200), st.integers(1, 12)), max_size=20).map(
+    lambda items: RangeSet(Range.of_size(start, size) for start, size in items)
+)
+
+
+@given(homes=frames, blocks=st.permutations(range(60)), unusable=frames)
+def test_every_page_comes_home_in_whatever_order_they_are_moved(
+    homes: RangeSet, blocks: list[int], unusable: RangeSet
+) -> None:
+    size = 4
+    count = -(-(homes.size + unusable.size) // size) + 1
+    pages = [(block * size, index * size) for index, block in enumerate(blocks[:count])]
+    try:
+        lodgings = lodge(homes, pages, unusable, size)
+    except HostError:
+        ours = RangeSet(Range.of_size(address, size) for address, _ in pages) - unusable
+        assert ours.size < homes.size
+        return
+    assert RangeSet(Range.of_size(p.home, p.length) for p in lodgings) == homes
+    assert sum(p.length for p in lodgings) == homes.size
+    assert not RangeSet(Range.of_size(p.lodge, p.length) for p in lodgings) & unusable
+    memory: dict[int, int] = {}
+    file = {}
+    for piece in lodgings:
+        for i in range(piece.length):
+            assert piece.lodge + i not in memory, "a page of ours is taken once"
+            memory[piece.lodge + i] = piece.home + i
+            file[piece.offset + i] = piece.lodge + i
+    where = {offset + i: address + i for address, offset in pages for i in range(size)}
+    assert all(where[offset] == address for offset, address in file.items())
+    for piece in reversed(lodgings):
+        for i in range(piece.length):
+            memory[piece.home + i] = memory[piece.lodge + i]
+    assert all(memory[frame] == frame for r in homes for frame in range(r.start, r.end))
+
+
+class FakeFile:
+    """Pages at addresses of our choice."""
+
+    first = 128 * MIB
+
+    def __init__(self, _: str, count: int) -> None:
+        self.fd = -1
+        self.memory = mmap.mmap(-1, count * HUGE)
+        self.addresses = [self.first + i * HUGE for i in range(count)]
+        self.released = False
+
+    def release(self) -> None:
+        self.memory.close()
+        self.released = True
+
+
+@pytest.fixture
+def faked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(landing, "HugeFile", FakeFile)
+    monkeypatch.setattr(landing.running, "meminfo", lambda: {"MemAvailable": 200 * MIB})
+
+
+@pytest.mark.usefixtures("faked")
+def test_what_lies_in_place_is_not_moved_and_the_rest_is() -> None:
+    wanted = RangeSet([Range(120 * MIB, 132 * MIB), Range(300 * MIB, 301 * MIB)])
+    with Aside(wanted, LAYOUT, AROUND) as aside:
+        assert aside.moved_bytes == 9 * MIB
+        spans = aside.place([Span(0, 127 * MIB, 2 * MIB), Span(2 * MIB, 300 * MIB, PAGE_SIZE)])
+        assert sum(s.length for s in spans) == 2 * MIB + PAGE_SIZE
+        assert [s.stream for s in spans] == sorted(s.stream for s in spans)
+        assert (spans[1].address, spans[1].length) == (0, MIB), "what belongs to our first page lies there"
+        plan = aside.way_back(Gate())
+    listed, reserved = plan.segments
+    assert plan.entry == LAYOUT.gate + 0x10
+    assert (listed.address, reserved.address) == (WINDOW.start, LAYOUT.gate)
+    assert Gate.unpack(reserved.data[:0x2000]).restore == WINDOW.start
+    runs = list(struct.iter_unpack("<3Q", listed.data))
+    assert runs[-1] == (0, 0, 0)
+    assert sum(pages for _, _, pages in runs) * PAGE_SIZE == 9 * MIB
+    assert all(Range(120 * MIB, 128 * MIB).covers(Range.of_size(to, n * PAGE_SIZE)) or to == 300 * MIB
+               for _, to, n in runs[:-1])  # fmt: skip
+
+
+@pytest.mark.usefixtures("faked")
+def test_pages_where_the_kernel_puts_the_gate_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeFile, "first", WINDOW.start)
+    with Aside(RangeSet([Range(200 * MIB, 264 * MIB)]), LAYOUT, AROUND) as aside:
+        plan = aside.way_back(Gate())
+    taken = RangeSet(Range.of_size(a, n * PAGE_SIZE) for a, _, n in struct.iter_unpack("<3Q", plan.segments[0].data))
+    assert not taken & plan.destinations
+
+
+@pytest.mark.usefixtures("faked")
+def test_too_little_memory_is_said_and_nothing_is_taken() -> None:
+    with pytest.raises(HostError, match=r"200 MiB are available, 2\d\d MiB needed"):
+        Aside(RangeSet([Range(120 * MIB, 300 * MIB)]), LAYOUT, AROUND)
+
+
+@pytest.mark.usefixtures("faked")
+@pytest.mark.parametrize("where", [WINDOW.start, WINDOW.end - PAGE_SIZE, LOW.start])
+def test_an_image_with_something_in_the_window_is_refused(where: int) -> None:
+    with pytest.raises(ImageError, match="where the second kernel was"):
+        Aside(RangeSet([Range.of_size(where, PAGE_SIZE)]), LAYOUT, AROUND)
+
+
+@pytest.mark.usefixtures("faked")
+def test_the_mailbox_lies_aside_too() -> None:
+    cookie = bytes(range(16))
+    gate = Gate(mailbox=300 * MIB, cookie=cookie)
+    with Aside(RangeSet([Range(299 * MIB, 301 * MIB)]), LAYOUT, AROUND) as aside:
+        with pytest.raises(FormatError, match="no mailbox"):
+            aside.mailbox(gate)
+        (span,) = aside.place([Span(0, gate.mailbox, PAGE_SIZE)])
+        memory = aside._file.memory
+        memory[span.address : span.address + PAGE_SIZE] = mailbox.encode(cookie, 0, 0, {})
+        aside.mailbox(gate).report(mailbox.OUTCOME_RESUMED, {"a": 1})
+        assert mailbox.decode(memory[span.address : span.address + PAGE_SIZE])[1::2] == (
+            mailbox.OUTCOME_RESUMED,
+            {"a": 1},
+        )
+    assert aside._file.released  # type: ignore[attr-defined]
+
+
+def test_a_restorer_does_not_overwrite_itself(tmp_path: Path) -> None:
+    memory = tmp_path / "memory"
+    memory.write_bytes(bytes(PAGE_SIZE))
+    with (
+        InPlace(RangeSet([Range(0x10000, 0x20000)]), 0, str(memory)) as here,
+        pytest.raises(ImageError, match="overwrite the restoring kernel at"),
+    ):
+        here.place([Span(0, 0x1F000, 2 * PAGE_SIZE)])
