@@ -325,15 +325,17 @@ def _timeline(result: object) -> None:
         "off": "power off",
         "boot": "power on, the boot kernel finds the image",
         "boot_c": "C boots in the window",
-        "restore": "C puts A's pages back",
+        "restore": "the boot kernel, or C, puts A's pages back",
         "back": "A is back in user space",
+        "again": "a second kernel stands by again",
     }
     table = Table(title=f"Linux {result.kernel}, {human(result.memory_bytes)} of RAM", title_justify="left")
     table.add_column("phase")
     table.add_column("seconds", justify="right")
     table.add_column("")
     for name, seconds in result.phases.items():
-        table.add_row(name, f"{seconds:.2f}", what[name])
+        if seconds:  # what was not needed took none
+            table.add_row(name, f"{seconds:.2f}", what[name])
     console = Console(width=100)
     console.print(table)
     sizes = map(human, (result.saved_bytes, result.image_bytes, result.window_bytes))
