@@ -7,6 +7,7 @@ starts a program. It is tried with LZO, its default, and with LZ4 (kernels from 
 plays once more with a second kernel on standby (`kjump standby`), whose boot comes after the way back, not
 before the save: the phase `again`, which `back` does not count.
 
+All memory of the machine is backed by the host's before it is switched on, as that of a real one is there.
 `save` is from the command to the power being off, `back` from power-on to the command's end, in seconds (medians
 of the rounds); `disk` is the size of the image. Ratios are swsusp's numbers by kjump's: above 1 kjump is better.
 Contents: `random` cannot be compressed; `programs` are programs and libraries of this machine, and a quarter zeros.
@@ -22,6 +23,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from core import make_sample
@@ -72,7 +74,7 @@ class Story:
         """Let the contestants take turns; return what each came to."""
         turns = [name for _ in range(rounds) for name in self.numbers]
         with contextlib.ExitStack() as stack:
-            machine = stack.enter_context(self.scene.machine(more_disks=self.disks))
+            machine = stack.enter_context(self._machine())
             machine.guest.event("ready", timeout=120)
             fill(machine.guest, self.size, self.expected)
             for name in turns:
@@ -84,13 +86,17 @@ class Story:
                 raise SystemExit(f"the machine came back damaged: {checks}")
         return self.numbers
 
+    def _machine(self) -> Machine:
+        machine = self.scene.machine(more_disks=self.disks)
+        return Machine(replace(machine.config, preallocate=True), log=machine.log)
+
     def _kjump(self, name: str, machine: Machine, stack: contextlib.ExitStack) -> Machine:
         standby = name == STANDBY
         if standby:
             machine.guest.run("kjump", "standby", timeout=120)
         saved = hibernation.suspend(machine, *self.options, standby=standby)
         stack.pop_all().close()
-        machine = stack.enter_context(self.scene.machine(more_disks=self.disks))
+        machine = stack.enter_context(self._machine())
         resumed = hibernation.resume(machine, saved.command)
         if resumed.reply.status:
             raise SystemExit(f"kjump came back with {resumed.reply.status}: {resumed.reply.stderr}")
@@ -113,7 +119,7 @@ class Story:
         swsusp.prepare(machine.guest, SWAP_DEVICE, name.split()[1])
         saved = swsusp.suspend(machine)
         stack.pop_all().close()
-        machine = stack.enter_context(swsusp.resuming_machine(self.scene.machine(more_disks=self.disks), SWAP_DEVICE))
+        machine = stack.enter_context(swsusp.resuming_machine(self._machine(), SWAP_DEVICE))
         resumed = swsusp.resume(machine, saved.command)
         swsusp.finish(machine.guest, SWAP_DEVICE)
         self.numbers[name].append(
