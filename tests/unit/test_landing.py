@@ -13,7 +13,7 @@ from kjump.gates import Gate
 from kjump.hibernate import landing
 from kjump.hibernate.image import Span
 from kjump.hibernate.landing import Aside, InPlace, lodge
-from kjump.kexec import mailbox
+from kjump.kexec import mailbox, pinned
 from kjump.kexec.linux import Surroundings
 from kjump.kexec.window import lay_out
 from kjump.memory import PAGE_SIZE
@@ -153,3 +153,18 @@ def test_a_restorer_does_not_overwrite_itself(tmp_path: Path) -> None:
         pytest.raises(ImageError, match="overwrite the restoring kernel at"),
     ):
         here.place([Span(0, 0x1F000, 2 * PAGE_SIZE)])
+
+
+def test_a_kernel_without_huge_pages_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pinned, "_POOL", tmp_path / "nr_hugepages")
+    with pytest.raises(HostError, match="the kernel has no huge pages"):
+        pinned.HugeFile("test", 1)
+
+
+def test_a_pool_that_does_not_give_what_it_says_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = tmp_path / "nr_hugepages"
+    pool.write_text("3\n")
+    monkeypatch.setattr(pinned, "_POOL", pool)
+    with pytest.raises(HostError, match="1048576 huge pages of 2 MiB cannot be used"):
+        pinned.HugeFile("test", 1 << 20)
+    assert int(pool.read_text()) == 3
