@@ -143,10 +143,8 @@ def resume_command(
     from kjump.hibernate.target import open_at
 
     with open_at(target, offset * BLOCK, writable=not dry_run) as opened:
-        kernel_bytes, initrd_bytes = (
-            (kernel or default_kernel()).read_bytes(),
-            (initrd or default_initrd()).read_bytes(),
-        )
+        kernel_bytes = (kernel or default_kernel()).read_bytes()
+        initrd_bytes = (initrd or default_initrd()).read_bytes()
         prepared = prepare_resume(opened, open_for_resume(opened), kernel_bytes, initrd_bytes)
         prepared.plan({})
         if not force:

@@ -133,8 +133,19 @@ _PAGE_LIST_ENTRY = struct.Struct("<3Q")
 
 
 def pack_page_list(runs: Iterable[tuple[int, int, int]]) -> bytes:
-    """Return a page list as the gate reads it (gate.h): runs of (address from, address to, pages), all physical."""
-    return b"".join(_PAGE_LIST_ENTRY.pack(*run) for run in (*runs, (0, 0, 0)))
+    """Return a page list as the gate reads it (gate.h): runs of (address from, address to, pages), all physical.
+
+    A run that goes on where the one before ends, on both sides, is joined to it.
+    """
+    joined: list[tuple[int, int, int]] = []
+    for source, destination, pages in runs:
+        if joined:
+            first, to, before = joined[-1]
+            if (first + before * PAGE_SIZE, to + before * PAGE_SIZE) == (source, destination):
+                joined[-1] = (first, to, before + pages)
+                continue
+        joined.append((source, destination, pages))
+    return b"".join(_PAGE_LIST_ENTRY.pack(*run) for run in (*joined, (0, 0, 0)))
 
 
 _PRESENT_WRITABLE = 0x3

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 from kjump.errors import FormatError
@@ -111,6 +112,11 @@ class ImageContents:
     facts: dict[str, Any]
     shadow: Shadow
 
+    @cached_property
+    def spans_to_restore(self) -> list[Span]:
+        """Where the pages that a restorer writes stand in the stream, and where they belong."""
+        return spans(self.headers, frames_to_restore(self), self.shadow)
+
     @property
     def kind(self) -> Kind:
         """What the image is for; FormatError when it is of a kind that is not known."""
@@ -178,11 +184,6 @@ def frames_to_restore(contents: ImageContents) -> RangeSet:
     """
     shadow = contents.shadow
     return RangeSet(contents.headers.loads) - shadow.sources - shadow.in_place
-
-
-def spans_to_restore(contents: ImageContents) -> list[Span]:
-    """Return where the pages that a restorer writes stand in the stream, and where they belong."""
-    return spans(contents.headers, frames_to_restore(contents), contents.shadow)
 
 
 def homes(items: Iterable[Span]) -> RangeSet:

@@ -8,7 +8,6 @@ then can never overwrite what has yet to be moved.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -39,7 +38,7 @@ class Landing(Protocol):
         """The file that the native core writes to."""
         ...
 
-    def place(self, items: Sequence[Span]) -> list[Span]:
+    def place(self, items: Sequence[Span]) -> Sequence[Span]:
         """Return `items`, whose addresses are physical, with addresses that are offsets in `fd`."""
         ...
 
@@ -69,12 +68,12 @@ class InPlace:
         self._gate_at = gate_at
         self.fd = os.open(memory, os.O_RDWR | os.O_CLOEXEC)
 
-    def place(self, items: Sequence[Span]) -> list[Span]:
+    def place(self, items: Sequence[Span]) -> Sequence[Span]:
         """Return `items` as they are; ImageError when one lies in this kernel's own memory."""
         clash = homes(items) & self._own
         if clash:
             raise ImageError(f"the image would overwrite the restoring kernel at {next(iter(clash))}")
-        return list(items)
+        return items
 
     def mailbox(self, gate: Gate) -> mailbox.PeerMailbox:
         """Return A's mailbox; FormatError when there is none."""
@@ -172,7 +171,6 @@ class Aside:
             self._file.release()
             raise
         self._homes = [piece.home for piece in self._lodgings]
-        self._views: list[memoryview] = []
 
     @property
     def fd(self) -> int:
@@ -201,23 +199,14 @@ class Aside:
     def mailbox(self, gate: Gate) -> mailbox.PeerMailbox:
         """Return A's mailbox, which lies aside too; FormatError when there is none."""
         (span,) = self.place([Span(0, gate.mailbox, PAGE_SIZE)])
-        view = memoryview(self._file.memory)[span.address : span.address + PAGE_SIZE]
-        self._views.append(view)
-        return mailbox.PeerMailbox(view, gate.cookie)
+        return mailbox.PeerMailbox(gate.mailbox, gate.cookie, self._file.memory, span.address)
 
     def way_back(self, gate: Gate) -> Plan:
         """Return the Plan by which the boot kernel leaves for A; HostError when there is too much to move."""
-        runs: list[tuple[int, int, int]] = []
-        for piece in self._lodgings:
-            if piece.home == piece.lodge:
-                continue
-            if runs and runs[-1][0] + runs[-1][2] == piece.lodge and runs[-1][1] + runs[-1][2] == piece.home:
-                runs[-1] = (*runs[-1][:2], runs[-1][2] + piece.length)
-            else:
-                runs.append((piece.lodge, piece.home, piece.length))
-        page_list = pack_page_list((lodge, home, length // PAGE_SIZE) for lodge, home, length in runs)
+        moved = (piece for piece in self._lodgings if piece.home != piece.lodge)
+        page_list = pack_page_list((piece.lodge, piece.home, piece.length // PAGE_SIZE) for piece in moved)
         if len(page_list) > self._list_room.size:
-            raise HostError(f"the saved system's pages are scattered too far: {len(runs)} runs")
+            raise HostError(f"the saved system's pages are scattered too far: {len(page_list)} bytes list them")
         return restore_plan(self._layout, gate, self._around.memory_end, self._around.huge, page_list)
 
     def __enter__(self) -> Aside:
@@ -226,7 +215,4 @@ class Aside:
 
     def __exit__(self, *_: object) -> None:
         """Give the memory back."""
-        for view in self._views:
-            view.release()
-        with contextlib.suppress(BufferError):
-            self._file.release()
+        self._file.release()

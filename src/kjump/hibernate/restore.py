@@ -102,7 +102,7 @@ def restore(
     may jump to it.
     """
     begun = time.monotonic()
-    spans = landing.place(image.spans_to_restore(opened.contents))
+    spans = landing.place(opened.contents.spans_to_restore)
     try:
         _core.restore(
             image_fd=target.fd,

@@ -49,13 +49,13 @@ class _NoInspect(ModuleType):
 
 def use(file: Path = FILE) -> None:
     """From now on let the dataclass decorator find its methods in `file`; to be called before others import it."""
-    if "inspect" not in sys.modules:
+    stand_in = "inspect" not in sys.modules
+    if stand_in:
         sys.modules["inspect"] = _NoInspect("inspect")
-        import dataclasses
-
-        del sys.modules["inspect"]
     import dataclasses
 
+    if stand_in:
+        del sys.modules["inspect"]
     known = marshal.loads(file.read_bytes())
 
     def found(text: str, *namespaces: Any) -> None:

@@ -21,7 +21,6 @@ import json
 import mmap
 import os
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,26 +84,13 @@ class PageList:
 
     def pack(self) -> bytes:
         """Return the list as the gate reads it (gate.h); UsageError when the channel cannot hold it."""
-        packed = pack_page_list(_runs(self.pages))
+        packed = pack_page_list((source, destination, 1) for source, destination in self.pages)
         if len(packed) > _ROOM:
             raise UsageError(
                 f"kernel and initrds are too large to be started anew: a list of {len(self.pages)} scattered pages "
                 "does not fit into the channel"
             )
         return packed
-
-
-def _runs(pages: Iterable[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """Return `pages` (from, to) as runs (from, to, pages) of what lies together on both sides."""
-    runs: list[tuple[int, int, int]] = []
-    for source, destination in pages:
-        if runs:
-            start, to, count = runs[-1]
-            if (start + count * PAGE_SIZE, to + count * PAGE_SIZE) == (source, destination):
-                runs[-1] = (start, to, count + 1)
-                continue
-        runs.append((source, destination, 1))
-    return runs
 
 
 class Channel:

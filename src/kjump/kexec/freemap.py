@@ -51,15 +51,15 @@ def _below(sums: list[int], address: int) -> int:
     return sums[min(address // ALIGNMENT, len(sums) - 1)]
 
 
-def read(areas: Iterable[Range]) -> FreeMap | None:
-    """Return the running kernel's map of `areas` (physical ranges); None when it does not tell.
+def read(areas: RangeSet) -> FreeMap | None:
+    """Return the running kernel's map of `areas` (physical, aligned to ALIGNMENT); None when it does not tell.
 
     Source: Documentation/admin-guide/mm/pagemap.rst (/proc/kpageflags, KPF_BUDDY).
     """
     blocks = {}
     try:
         with open("/proc/kpageflags", "rb", buffering=0) as flags:  # noqa: PTH123
-            for area in RangeSet(areas).aligned_inside(ALIGNMENT):
+            for area in areas:
                 for start in range(area.start, area.end, _CHUNK):
                     size = min(_CHUNK, area.end - start)
                     data = os.pread(flags.fileno(), size // PAGE_SIZE * _ENTRY, start // PAGE_SIZE * _ENTRY)

@@ -168,7 +168,6 @@ class LinuxPeer:
             peer_argument=layout.boot_params,
             low_page=around.low.start,
         )
-        content = bytearray(layout.reserved.size)
         pieces = {
             layout.gate: gate.pack(),
             layout.boot_params: bootparams.build(boot_params),
@@ -176,10 +175,16 @@ class LinuxPeer:
             layout.elf_headers: headers,
             layout.tables: identity_tables(layout.tables, around.memory_end, huge=around.huge),
         }
-        for address, piece in pieces.items():
-            start = address - layout.gate
-            content[start : start + len(piece)] = piece
-        return bytes(content)
+        return _filled(layout.reserved, pieces)
+
+
+def _filled(where: Range, pieces: dict[int, bytes]) -> bytes:
+    """Return the contents of the physical range `where`: `pieces` at their addresses, zeros between."""
+    content = bytearray(where.size)
+    for address, piece in pieces.items():
+        start = address - where.start
+        content[start : start + len(piece)] = piece
+    return bytes(content)
 
 
 def way_back_plan(gate_at: int, gate: Gate) -> Plan:
@@ -196,18 +201,14 @@ def restore_plan(layout: WindowLayout, gate: Gate, memory_end: int, huge: bool, 
 
     What stands in the reserved part of the window `layout` is what C would find there: the gate with `gate` as its
     fields, and identity tables up to `memory_end`. `page_list` (`gates.pack_page_list`) lies at the window's start;
-    PlanError when it is too long for the window.
+    PlanError when it reaches into the reserved part.
     """
-    if len(page_list) > layout.usable.size:
-        raise PlanError(f"window {layout.window} is too small for a page list of {len(page_list)} bytes")
     gate = dataclasses.replace(gate, restore=layout.window.start)
-    reserved = bytearray(layout.reserved.size)
     tables = identity_tables(layout.tables, memory_end, huge=huge)
-    for address, piece in ((layout.gate, gate.pack()), (layout.tables, tables)):
-        reserved[address - layout.gate : address - layout.gate + len(piece)] = piece
+    reserved = _filled(layout.reserved, {layout.gate: gate.pack(), layout.tables: tables})
     segments = [
         Segment(layout.window.start, align_up(len(page_list), PAGE_SIZE), page_list, "page list"),
-        Segment(layout.gate, layout.reserved.size, bytes(reserved), "gate"),
+        Segment(layout.gate, layout.reserved.size, reserved, "gate"),
     ]
     return make_plan(layout.gate + GATE_WAY_BACK, segments, ARCH_X86_64)
 

@@ -107,11 +107,12 @@ class Mailbox:
 class PeerMailbox:
     """The other side's view of A's mailbox."""
 
-    def __init__(self, page: mmap.mmap | memoryview, cookie: bytes) -> None:
-        """Use `page`, PAGE_SIZE bytes; FormatError unless they begin with `cookie`."""
-        if bytes(page[:COOKIE_SIZE]) != cookie:
-            raise FormatError("there is no mailbox of ours where it should be")
-        self._page = page
+    def __init__(self, address: int, cookie: bytes, memory: mmap.mmap, at: int = 0) -> None:
+        """Use the page at byte `at` of `memory`, A's at physical `address`; FormatError unless `cookie` is there."""
+        if memory[at : at + COOKIE_SIZE] != cookie:
+            raise FormatError(f"there is no mailbox of ours at physical address {address:#x}")
+        self._memory = memory
+        self._place = slice(at, at + PAGE_SIZE)
         self.cookie = cookie
 
     @classmethod
@@ -119,19 +120,19 @@ class PeerMailbox:
         """Reach it through /dev/mem at its physical `address`; FormatError unless it begins with `cookie`."""
         fd = os.open("/dev/mem", os.O_RDWR | os.O_CLOEXEC)
         try:
-            return cls(mmap.mmap(fd, PAGE_SIZE, offset=address), cookie)
+            return cls(address, cookie, mmap.mmap(fd, PAGE_SIZE, offset=address))
         finally:
             os.close(fd)
 
     @property
     def head(self) -> int:
         """The head of the indirection list that A left."""
-        return decode(bytes(self._page[:PAGE_SIZE]))[2]
+        return decode(self._memory[self._place])[2]
 
     @property
     def words(self) -> dict[str, Any]:
         """What A left for this side, until a report takes its place."""
-        return decode(bytes(self._page[:PAGE_SIZE]))[3]
+        return decode(self._memory[self._place])[3]
 
     def report(self, outcome: int, report: dict[str, Any]) -> None:
         """Leave `outcome` and `report` for A; a report that is too long is cut to its `reason`."""
@@ -140,4 +141,4 @@ class PeerMailbox:
             page = encode(self.cookie, outcome, head, report)
         except ValueError:
             page = encode(self.cookie, outcome, head, {"reason": str(report.get("reason", ""))[:2000]})
-        self._page[:PAGE_SIZE] = page
+        self._memory[self._place] = page

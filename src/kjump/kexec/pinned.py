@@ -24,7 +24,7 @@ _PAGEMAP_PRESENT = 1 << 63
 _PAGEMAP_PFN = (1 << 55) - 1
 _CHUNK_SIZE = 1 << 20
 _MORE = 64 << 20
-_POOL = Path("/proc/sys/vm/nr_hugepages")
+_POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
 HUGE_PAGE = 2 << 20
 """Bytes of a huge page."""
 _MFD_HUGE_2MB = 21 << 26
@@ -99,25 +99,16 @@ class HugePage:
 
     def __init__(self) -> None:
         """Take one, asking the kernel to set one aside; HostError when it has none."""
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000  # MAP_HUGETLB
-        try:
-            _change_pool(1)
-            self._memory = mmap.mmap(-1, HUGE_PAGE, flags=flags)
-        except OSError as error:
-            raise HostError(f"no huge page of 2 MiB could be had: {error.strerror}") from None
-        for offset in range(0, HUGE_PAGE, PAGE_SIZE):
-            self._memory[offset] = 0
-        _lock(self._memory, 0, HUGE_PAGE)
-        self.address = physical_addresses(self._memory)[0]
+        self._file = HugeFile("kjump-code", 1)
+        (self.address,) = self._file.addresses
 
     def write(self, offset: int, data: bytes) -> None:
         """Put `data` at byte `offset`."""
-        self._memory[offset : offset + len(data)] = data
+        self._file.memory[offset : offset + len(data)] = data
 
     def release(self) -> None:
         """Give the page back to the kernel, and out of the pool of huge pages."""
-        self._memory.close()
-        _change_pool(-1)
+        self._file.release()
 
 
 class HugeFile:
@@ -126,7 +117,10 @@ class HugeFile:
     def __init__(self, name: str, count: int) -> None:
         """Take `count` zeroed pages, set aside by the kernel for this; HostError when it has not so many together."""
         self._count = count
-        self._take_from_kernel()
+        got = change_pool(count)
+        if got < count:
+            change_pool(-got)
+            raise HostError(f"the kernel has {got} huge pages of 2 MiB, {count} are needed")
         try:
             self.fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_HUGETLB | _MFD_HUGE_2MB)
             try:
@@ -136,23 +130,13 @@ class HugeFile:
                 os.close(self.fd)
                 raise
         except OSError as error:
-            _change_pool(-count)
+            change_pool(-count)
             raise HostError(f"{count} huge pages of 2 MiB cannot be used: {error.strerror}") from None
         try:
             self.addresses = self._populate()
         except BaseException:
             self.release()
             raise
-
-    def _take_from_kernel(self) -> None:
-        before = _pool_size()
-        try:
-            got = _change_pool(self._count) - before
-        except OSError as error:
-            raise HostError(f"the kernel has no huge pages: {error.strerror}") from None
-        if got < self._count:
-            _change_pool(-got)
-            raise HostError(f"the kernel has {got} huge pages of 2 MiB, {self._count} are needed")
 
     def _populate(self) -> list[int]:
         """Have the kernel zero the pages, all CPUs at once; return their addresses."""
@@ -175,20 +159,20 @@ class HugeFile:
         """Give the pages back to the kernel, and out of the pool of huge pages."""
         self.memory.close()
         os.close(self.fd)
-        _change_pool(-self._count)
+        change_pool(-self._count)
 
 
-def _pool_size() -> int:
+def change_pool(count: int) -> int:
+    """Let the kernel's pool of huge pages grow by `count`; return by how much it did, which may be less.
+
+    HostError when it has none.
+    """
     try:
-        return int(_POOL.read_text())
+        before = int(_POOL.read_text())
+        _POOL.write_text(str(max(0, before + count)))
+        return int(_POOL.read_text()) - before
     except OSError as error:
-        raise HostError(f"the kernel has no huge pages: {error.strerror}") from None
-
-
-def _change_pool(count: int) -> int:
-    """Let the pool of huge pages grow by `count`; return its size, which may be less than wanted."""
-    _POOL.write_text(str(int(_POOL.read_text()) + count))
-    return int(_POOL.read_text())
+        raise HostError(f"the kernel has no huge pages of 2 MiB to give ({_POOL}: {error.strerror})") from None
 
 
 def _pages_outside(count: int, avoid: RangeSet) -> list[tuple[mmap.mmap, int]]:

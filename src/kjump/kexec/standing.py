@@ -13,12 +13,11 @@ import os
 from pathlib import Path
 
 from kjump.errors import HostError
-from kjump.kexec.pinned import physical_addresses
+from kjump.kexec.pinned import HUGE_PAGE, change_pool, physical_addresses
 from kjump.libc import libc
 from kjump.ranges import Range, RangeSet
 
-SIZE = 2 << 20
-_POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+SIZE = HUGE_PAGE
 _TRIES = 128
 
 
@@ -55,7 +54,7 @@ def create(path: Path, avoid: RangeSet) -> StandingPage:
     try:
         for number in range(_TRIES):
             trial = path.with_name(f"{path.name}.{number}")
-            _change_pool(1)
+            change_pool(1)
             trial.touch()
             os.truncate(trial, SIZE)
             taken.append(trial)
@@ -76,7 +75,7 @@ def remove(path: Path) -> None:
     """Give the page at `path` back to the kernel, if it is there."""
     if path.exists():
         path.unlink()
-        _change_pool(-1)
+        change_pool(-1)
 
 
 def _mount(folder: Path) -> None:
@@ -86,10 +85,3 @@ def _mount(folder: Path) -> None:
     if libc().mount(b"hugetlbfs", os.fsencode(folder), b"hugetlbfs", ctypes.c_ulong(0), b"pagesize=2M,mode=0700"):
         why = os.strerror(ctypes.get_errno())
         raise HostError(f"cannot mount hugetlbfs at {folder}: {why}; CONFIG_HUGETLBFS and root are needed")
-
-
-def _change_pool(count: int) -> None:
-    try:
-        _POOL.write_text(str(max(0, int(_POOL.read_text()) + count)))
-    except OSError as error:
-        raise HostError(f"cannot change {_POOL}: {error.strerror}; huge pages of 2 MiB are needed") from None

@@ -14,14 +14,14 @@ from typing import Any
 
 from kjump.errors import HostError, ImageError, KjumpError, TargetError
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State
-from kjump.hibernate.image import homes, spans_to_restore
+from kjump.hibernate.image import homes
 from kjump.hibernate.landing import Aside
 from kjump.hibernate.restore import OpenImage
 from kjump.hibernate.resume import open_for_resume, parting_words, prepare_resume, prepare_rollback, window_of
 from kjump.hibernate.target import Target, open_at
 from kjump.initramfs.contents import KERNEL, own_initrd
 from kjump.ranges import Range
-from kjump.roles.homecoming import bring_back
+from kjump.roles.homecoming import bring_back, failures_noted
 from kjump.roles.system import Role, mount, switch_root, uptime, wait_for_device
 
 _DEVICE_TIMEOUT = 5.0
@@ -85,7 +85,7 @@ def _resume(role: Role, target: Target, opened: OpenImage, report: dict[str, Any
     if landing is None:
         prepare_resume(target, opened, KERNEL.read_bytes(), own_initrd(), clock_accuracy=_RTC_ACCURACY).go(report)
         return
-    with landing:
+    with landing, failures_noted(target):
         target.write_superblock(opened.superblock.evolve(state=State.ATTEMPTED))
         bring_back(role, target, opened, landing, report | parting_words(_RTC_ACCURACY))
 
@@ -93,7 +93,7 @@ def _resume(role: Role, target: Target, opened: OpenImage, report: dict[str, Any
 def _land_aside(role: Role, opened: OpenImage) -> Aside | None:
     try:
         around, layout = window_of(opened)
-        return Aside(homes(spans_to_restore(opened.contents)), layout, around)
+        return Aside(homes(opened.contents.spans_to_restore), layout, around)
     except HostError as error:
         role.console.line(f"kjump: by way of a second kernel: {error}")
         return None

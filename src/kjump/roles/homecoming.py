@@ -5,8 +5,10 @@ C does this, and so does a boot kernel that has room for A beside itself.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from kjump.errors import KjumpError
@@ -24,16 +26,8 @@ from kjump.roles.system import Role
 def bring_back(role: Role, target: Target, opened: OpenImage, landing: Landing, report: dict[str, Any]) -> None:
     """Restore A by way of `landing` and jump to it; A finds `report` and what is said here.
 
-    Returns only by an error, which is then in the superblock too.
+    Returns only by an error.
     """
-    try:
-        _bring_back(role, target, opened, landing, report)
-    except BaseException as error:
-        note_failure(target, error)
-        raise
-
-
-def _bring_back(role: Role, target: Target, opened: OpenImage, landing: Landing, report: dict[str, Any]) -> None:
     role.status.send("restore-begins")
     bar = ProgressBar("restoring", cancellable=False)
     try:
@@ -75,8 +69,17 @@ def _gate_for_a(facts: dict[str, Any]) -> Gate:
     return dataclasses.replace(Gate(**fields), state=STATE_ENTERED)
 
 
-def note_failure(target: Target, error: BaseException) -> None:
-    """Let the superblock say that this image was tried, and what came of it."""
+@contextlib.contextmanager
+def failures_noted(target: Target) -> Iterator[None]:
+    """Should what is done within fail, let the superblock say that this image was tried, and what came of it."""
+    try:
+        yield
+    except BaseException as error:
+        _note_failure(target, error)
+        raise
+
+
+def _note_failure(target: Target, error: BaseException) -> None:
     reason = str(error) if isinstance(error, KjumpError) else f"{type(error).__name__}: {error}"
     try:
         superblock = target.read_superblock()

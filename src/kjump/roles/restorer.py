@@ -19,7 +19,7 @@ from kjump.hibernate.restore import OpenImage, open_image, own_memory
 from kjump.hibernate.target import Place, Target, find_target
 from kjump.ranges import Range
 from kjump.roles import command
-from kjump.roles.homecoming import bring_back, note_failure
+from kjump.roles.homecoming import bring_back, failures_noted
 from kjump.roles.system import Role, uptime
 
 _TARGET_TIMEOUT = 5.0
@@ -29,25 +29,22 @@ def run(role: Role) -> None:
     """Restore A and jump to it; raises when that is impossible, after saying so in the superblock."""
     report: dict[str, Any] = {"boot_seconds": uptime()} | role.job.get("report", {})
     place = Place.from_json(role.job["target"])
-    with find_target(bytes.fromhex(role.job["cookie"]), place, timeout=_TARGET_TIMEOUT) as target:
-        opened = _open(role, target, report)
-        facts = opened.contents.facts
-        own = own_memory(Range(*facts["window"]), Range(*facts["low"]))
-        with InPlace(own, int(role.job["gate"])) as landing:
-            bring_back(role, target, opened, landing, report)
+    with (
+        find_target(bytes.fromhex(role.job["cookie"]), place, timeout=_TARGET_TIMEOUT) as target,
+        failures_noted(target),
+    ):
+        _restore(role, target, report)
 
 
-def _open(role: Role, target: Target, report: dict[str, Any]) -> OpenImage:
-    """Return the image, a snapshot's with the file systems as it knows them."""
-    try:
-        snapshot = role.job.get("kind") == Kind.SNAPSHOT
-        opened = open_image(target, states=(State.SNAPSHOT if snapshot else State.ATTEMPTED,))
-        if snapshot:
-            _put_file_systems_back(role, opened, report)
-        return opened
-    except BaseException as error:
-        note_failure(target, error)
-        raise
+def _restore(role: Role, target: Target, report: dict[str, Any]) -> None:
+    snapshot = role.job.get("kind") == Kind.SNAPSHOT
+    opened = open_image(target, states=(State.SNAPSHOT if snapshot else State.ATTEMPTED,))
+    if snapshot:
+        _put_file_systems_back(role, opened, report)
+    facts = opened.contents.facts
+    own = own_memory(Range(*facts["window"]), Range(*facts["low"]))
+    with InPlace(own, int(role.job["gate"])) as landing:
+        bring_back(role, target, opened, landing, report)
 
 
 def _put_file_systems_back(role: Role, opened: OpenImage, report: dict[str, Any]) -> None:
