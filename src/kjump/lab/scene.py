@@ -16,7 +16,7 @@ from kjump.errors import LabError
 from kjump.initramfs.build import build as build_initramfs
 from kjump.lab import rootfs
 from kjump.lab.kernel import LabKernel, cache_root
-from kjump.lab.qemu import PORT_NAME, IoError, Machine, MachineConfig, accelerator
+from kjump.lab.qemu import CPU, PORT_NAME, IoError, Machine, MachineConfig, accelerator
 
 ROOT_DEVICE = "/dev/vda"
 TARGET_DEVICE = "/dev/vdb"
@@ -31,7 +31,7 @@ class Hardware:
 
     memory: int = 768 << 20
     cpus: int = 2
-    cpu: str = "max"
+    cpu: str = CPU
 
 
 @dataclass(frozen=True)

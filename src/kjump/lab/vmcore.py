@@ -17,7 +17,7 @@ from pathlib import Path
 from kjump.errors import LabError
 from kjump.formats import cpio, elf
 from kjump.lab.kernel import LabKernel
-from kjump.lab.qemu import PORT_NAME, Machine, MachineConfig, accelerator
+from kjump.lab.qemu import CPU, PORT_NAME, Machine, MachineConfig, accelerator
 
 _SOURCES = ("/usr/lib", "/usr/bin", "/usr/share", "/usr/include")
 _SMALLEST_FILL = 4 << 20
@@ -50,7 +50,7 @@ def make(
     *,
     memory: int,
     fill: int,
-    cpu: str = "max",
+    cpu: str = CPU,
     options: str = "",
     crash: bool = False,
     huge_pages: int = 3,
