@@ -76,6 +76,13 @@ class FileMemory:
         """The physical addresses that the pieces hold."""
         return self._ranges
 
+    def piece_at(self, address: int) -> FilePiece:
+        """Return the whole piece in which `address` lies; FormatError when there is none."""
+        piece = self.pieces[max(0, bisect_right(self._starts, address) - 1)] if self.pieces else None
+        if piece is None or not piece.address <= address < piece.address + piece.length:
+            raise FormatError(f"no memory at physical address {address:#x}")
+        return piece
+
     def locate(self, address: int, length: int) -> list[FilePiece]:
         """Return where `length` bytes from `address` lie in the file, in order; FormatError if some lack."""
         found: list[FilePiece] = []

@@ -66,7 +66,7 @@ def test_what_is_built_for_any_segments(drawn: list[tuple[int, int, bytes]], see
         )
         assert loaded == segment.data.ljust(segment.memory_size, b"\0")
     runs = walk(ram.read, image.head)
-    paired = {(r.destination + i) * PAGE_SIZE: (r.source + i) * PAGE_SIZE for r in runs for i in range(r.count)}
+    paired = {(r.destination + i) * PAGE_SIZE: (r.source + i) * PAGE_SIZE for r in runs for i in range(r.pages)}
     assert paired == image.pairs
 
 

@@ -25,7 +25,7 @@ FACTS = {"release": "test", "window": [WINDOW.start, WINDOW.end]}
 
 def swap(memory: bytearray, shadow: Shadow) -> None:
     for run in shadow.runs:
-        for i in range(run.count):
+        for i in range(run.pages):
             a, b = (run.destination + i) * PAGE_SIZE, (run.source + i) * PAGE_SIZE
             memory[a : a + PAGE_SIZE], memory[b : b + PAGE_SIZE] = memory[b : b + PAGE_SIZE], memory[a : a + PAGE_SIZE]
 

@@ -72,6 +72,15 @@ def test_union_of_a_list(items: list[Range]) -> None:
     assert union.size == len(bits(union))
 
 
+@given(sets, st.lists(values, max_size=6))
+def test_pieces_in_order_are_joined(item: RangeSet, cuts: list[int]) -> None:
+    pieces = []
+    for whole in item:
+        ends = sorted({whole.start, whole.end, *(cut for cut in cuts if cut in whole)})
+        pieces += [(start, end - start) for start, end in pairwise(ends)]
+    assert RangeSet.joined(pieces) == item
+
+
 @given(sets, sets)
 def test_set_operations(left: RangeSet, right: RangeSet) -> None:
     for result, expected in (

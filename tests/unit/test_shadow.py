@@ -63,7 +63,7 @@ def test_parked_memory_reads_as_before_the_swap(seed: int, count: int) -> None:
     assert [
         (d, s)
         for r in found.runs
-        for d, s in zip(range(r.destination, r.destination + r.count), range(r.source, r.source + r.count), strict=True)
+        for d, s in zip(range(r.destination, r.destination + r.pages), range(r.source, r.source + r.pages), strict=True)
     ] == pairs
     parked = ParkedMemory(BytesMemory(memory), found)
     for page in set(range(PAGES)) - set(sources):
@@ -78,7 +78,7 @@ def test_a_list_over_several_pages_is_followed() -> None:
     memory = bytearray(PAGE_SIZE * 2048)
     pairs = [(d, 1100 + d * 2 % 900) for d in range(3, 800)]
     head = indirection(pairs, [1, 2], memory)
-    assert sum(r.count for r in walk(BytesMemory(memory).read, head)) == len(pairs)
+    assert sum(r.pages for r in walk(BytesMemory(memory).read, head)) == len(pairs)
 
 
 @pytest.mark.parametrize("head", [0, 0x5000, 0x5000 | shadow.IND_SOURCE])

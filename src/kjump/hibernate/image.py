@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 from kjump.errors import FormatError
 from kjump.formats import elf, notes
@@ -45,7 +46,6 @@ FRAME_SIZE = 1 << 20
 
 _SMALL_GAP_PAGES = 16
 _MOST_LOADS = 16384
-_SPAN = struct.Struct("=3Q")
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,7 @@ def _all_notes(head: bytes, program_headers: Iterable[elf.ProgramHeader]) -> Ite
             yield from notes.iterate(head[header.offset : header.offset + header.filesz])
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """`length` bytes of the stream from `stream` on, and the physical `address` that holds them now."""
 
     stream: int
@@ -168,11 +167,14 @@ def spans(headers: ImageHeaders, frames: RangeSet, shadow: Shadow) -> list[Span]
     `frames_to_restore`.
     """
     found: list[Span] = []
-    for load, offset in zip(headers.loads, headers.offsets, strict=True):
-        for item in RangeSet([load]) & frames:
-            for frame, holder, count in shadow.place(item):
-                stream = offset + (frame - load.start) * PAGE_SIZE
-                found.append(Span(stream, holder * PAGE_SIZE, count * PAGE_SIZE))
+    loads = zip(headers.loads, headers.offsets, strict=True)
+    start = end = offset = 0
+    for item in RangeSet(headers.loads) & frames:
+        while item.start >= end:
+            load, offset = next(loads)
+            start, end = load.start, load.end
+        for frame, holder, count in shadow.place(item):
+            found.append(Span(offset + (frame - start) * PAGE_SIZE, holder * PAGE_SIZE, count * PAGE_SIZE))
     return found
 
 
@@ -188,9 +190,9 @@ def frames_to_restore(contents: ImageContents) -> RangeSet:
 
 def homes(items: Iterable[Span]) -> RangeSet:
     """Return the physical ranges (bytes) to which `items` belong."""
-    return RangeSet(Range.of_size(s.address, s.length) for s in items)
+    return RangeSet.joined(sorted((address, length) for _, address, length in items))
 
 
 def pack_spans(items: Sequence[Span]) -> bytes:
     """Return spans as the native core takes them: native u64 triples (stream, offset, length)."""
-    return b"".join(_SPAN.pack(s.stream, s.address, s.length) for s in items)
+    return struct.pack(f"={3 * len(items)}Q", *chain.from_iterable(items))

@@ -232,8 +232,12 @@ def _note_failure(target: Target, superblock: Superblock, reason: str) -> None:
 def _vmcore_spans(raw: FileMemory, spans: list[image.Span]) -> list[image.Span]:
     """Turn physical addresses into offsets of /proc/vmcore, splitting at the borders of its pieces."""
     found = []
-    for span in spans:
-        for piece in raw.locate(span.address, span.length):
-            stream = span.stream + piece.address - span.address
-            found.append(image.Span(stream, piece.offset, piece.length))
+    piece = FilePiece(0, 0, 0)
+    for stream, address, length in spans:
+        if piece.address <= address and address + length <= piece.address + piece.length:
+            found.append(image.Span(stream, piece.offset + address - piece.address, length))
+            continue
+        for part in raw.locate(address, length):
+            found.append(image.Span(stream + part.address - address, part.offset, part.length))
+        piece = raw.piece_at(address)
     return found

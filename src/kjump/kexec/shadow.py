@@ -8,8 +8,10 @@ physical addresses with flags in their low bits.
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
 
 from kjump.errors import FormatError
 from kjump.memory import PAGE_SIZE, PhysicalMemory
@@ -20,53 +22,63 @@ IND_INDIRECTION = 2
 IND_DONE = 4
 IND_SOURCE = 8
 
-_ADDRESS = ~(PAGE_SIZE - 1)
-_ENTRIES = PAGE_SIZE // 8
+_FLAGS = PAGE_SIZE - 1
+_ADDRESS = ~_FLAGS
+_PAGE = struct.Struct(f"<{PAGE_SIZE // 8}Q")
+_MOST_PAGES = 1 << 23
 _RUN = struct.Struct("<3Q")
 
 
-@dataclass(frozen=True, slots=True)
-class ShadowRun:
-    """`count` pages from frame `destination` on, whose contents are kept from frame `source` on."""
+class ShadowRun(NamedTuple):
+    """`pages` pages from frame `destination` on, whose contents are kept from frame `source` on.
+
+    A load has up to one for each page: hence a tuple, and loops over plain numbers below.
+    """
 
     destination: int
     source: int
-    count: int
+    pages: int
 
 
 def walk(read: Callable[[int, int], bytes], head: int) -> list[ShadowRun]:
     """Follow the indirection list that begins with the entry `head`; `read(address, length)` reads A's memory.
 
     Pages that are their own source (the kernel had put them in place already) are runs with equal frames.
-    FormatError when the list is not one: an entry without a flag, or no end after 2**32 pages.
+    FormatError when the list is not one: an entry without a flag, or no end after 32 GiB of list.
     """
     runs: list[ShadowRun] = []
-    destination: int | None = None
-    entries = iter((head,))
-    for _ in range(1 << 32):
-        entry = next(entries, 0)
-        address = entry & _ADDRESS
-        if entry & IND_DONE:
-            return runs
-        if entry & IND_INDIRECTION:
-            entries = iter(struct.unpack(f"<{_ENTRIES}Q", read(address, PAGE_SIZE)))
-        elif entry & IND_DESTINATION:
-            destination = address // PAGE_SIZE
-        elif entry & IND_SOURCE and destination is not None:
-            _append(runs, destination, address // PAGE_SIZE)
-            destination += 1
-        else:
-            raise FormatError(f"the kernel's indirection list has an entry without meaning: {entry:#x}")
-    raise FormatError("the kernel's indirection list does not end")
+    destination = source = -1
+    count = pages = 0
 
+    def close() -> None:
+        if count:
+            runs.append(ShadowRun(destination, source, count))
 
-def _append(runs: list[ShadowRun], destination: int, source: int) -> None:
-    if runs:
-        last = runs[-1]
-        if last.destination + last.count == destination and last.source + last.count == source:
-            runs[-1] = ShadowRun(last.destination, last.source, last.count + 1)
-            return
-    runs.append(ShadowRun(destination, source, 1))
+    entries: Iterable[int] = (head,)
+    while True:
+        following: int | None = None
+        for entry in entries:
+            kind, frame = entry & _FLAGS, entry // PAGE_SIZE
+            if kind == IND_SOURCE and frame == source + count:
+                count += 1  # nearly all entries are of this kind: what is done for each is felt
+            elif kind & IND_DONE:
+                close()
+                return runs
+            elif kind & IND_INDIRECTION:
+                following = entry & _ADDRESS
+                break
+            elif kind & IND_DESTINATION:
+                close()
+                destination, source, count = frame, -1, 0
+            elif kind & IND_SOURCE and destination >= 0:
+                close()
+                destination, source, count = destination + count, frame, 1
+            else:
+                raise FormatError(f"the kernel's indirection list has an entry without meaning: {entry:#x}")
+        pages += 1
+        if following is None or pages > _MOST_PAGES:
+            raise FormatError("the kernel's indirection list does not end")
+        entries = _PAGE.unpack(read(following, PAGE_SIZE))
 
 
 class Shadow:
@@ -74,51 +86,40 @@ class Shadow:
 
     def __init__(self, runs: Iterable[ShadowRun]) -> None:
         """Take the runs of `walk` or of an image's note."""
-        self.runs = tuple(sorted(runs, key=lambda r: r.destination))
-        self.destinations = RangeSet(Range.of_size(r.destination, r.count) for r in self.runs)
-        self.sources = RangeSet(Range.of_size(r.source, r.count) for r in self.runs if r.source != r.destination)
-        self.in_place = RangeSet(Range.of_size(r.source, r.count) for r in self.runs if r.source == r.destination)
+        self.runs = tuple(sorted(runs))
+        self._starts = [destination for destination, _, _ in self.runs]
+        self.destinations = RangeSet.joined((d, n) for d, _, n in self.runs)
+        self.sources = RangeSet.joined(sorted((s, n) for d, s, n in self.runs if s != d))
+        self.in_place = RangeSet.joined((s, n) for d, s, n in self.runs if s == d)
 
     def place(self, frames: Range) -> list[tuple[int, int, int]]:
         """Return where A's `frames` are: (frame, frame that holds its contents, count), in order."""
         placed: list[tuple[int, int, int]] = []
-        at = frames.start
-        for run in self._overlapping(frames):
-            start = max(frames.start, run.destination)
-            if start > at:
-                placed.append((at, at, start - at))
-            end = min(frames.end, run.destination + run.count)
-            placed.append((start, run.source + start - run.destination, end - start))
-            at = end
-        if at < frames.end:
-            placed.append((at, at, frames.end - at))
+        at, end = frames.start, frames.end
+        first = max(bisect_right(self._starts, at) - 1, 0)
+        for destination, source, count in self.runs[first : bisect_left(self._starts, end)]:
+            if destination + count <= at:
+                continue
+            if destination > at:
+                placed.append((at, at, destination - at))
+                at = destination
+            length = min(end, destination + count) - at
+            placed.append((at, source + at - destination, length))
+            at += length
+        if at < end:
+            placed.append((at, at, end - at))
         return placed
-
-    def _overlapping(self, frames: Range) -> list[ShadowRun]:
-        low, high = 0, len(self.runs)
-        while low < high:
-            middle = (low + high) // 2
-            if self.runs[middle].destination + self.runs[middle].count <= frames.start:
-                low = middle + 1
-            else:
-                high = middle
-        found = []
-        for run in self.runs[low:]:
-            if run.destination >= frames.end:
-                break
-            found.append(run)
-        return found
 
     def pack(self) -> bytes:
         """Return the runs as bytes: three little-endian u64 each (destination, source, count)."""
-        return b"".join(_RUN.pack(r.destination, r.source, r.count) for r in self.runs)
+        return struct.pack(f"<{3 * len(self.runs)}Q", *chain.from_iterable(self.runs))
 
     @classmethod
     def unpack(cls, data: bytes) -> Shadow:
         """Read what `pack` wrote; FormatError when the length is not a multiple of 24 bytes."""
         if len(data) % _RUN.size:
             raise FormatError(f"a page list has a multiple of {_RUN.size} bytes, not {len(data)}")
-        return cls(ShadowRun(*fields) for fields in _RUN.iter_unpack(data))
+        return cls(map(ShadowRun._make, _RUN.iter_unpack(data)))
 
 
 class ParkedMemory:
