@@ -13,7 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define WRITE_SIZE ((size_t)1 << 20)
+#define WRITE_SIZE ((size_t)4 << 20)
 
 struct slot {
     uint8_t *data;
