@@ -79,19 +79,16 @@ def hibernate_command(
         watchdog=watchdog,
         fault=fault,
     )
-    checks = preflight.checks(target=target, window_size=size)
+    preflight.require(preflight.checks(target=target, window_size=None if on_standby else size))
 
     def tell(text: str) -> None:
         click.echo(f"kjump: {text}", err=True)
 
     if on_standby:
-        # What is checked of windows and free memory is about a second kernel that must still be loaded.
-        preflight.require(c for c in checks if c.name not in ("window", "free memory"))
         from kjump.resident.standby import travel
 
         result = hibernate(request, tell=tell, go=travel)
     else:
-        preflight.require(checks)
         result = hibernate(request, tell=tell)
     if as_json:
         print_json(vars(result))

@@ -46,8 +46,11 @@ class Check:
     remedy: str
 
 
-def checks(*, target: str | None, window_size: int) -> list[Check]:
-    """Look at everything that a hibernation needs; `window_size` in bytes. Never raises for what it finds."""
+def checks(*, target: str | None, window_size: int | None) -> list[Check]:
+    """Look at everything that a hibernation needs; never raises for what it finds.
+
+    `window_size` in bytes; None when the second kernel is there already, so that no place for it need be found.
+    """
     found = [
         _privileges(),
         _architecture(),
@@ -55,10 +58,13 @@ def checks(*, target: str | None, window_size: int) -> list[Check]:
         _lockdown(),
         _kexec_disabled(),
         _guard("symbols", _symbols, "be root, and set kernel.kptr_restrict to 0 or 1"),
-        _guard("window", lambda: _window(window_size), "take a smaller window with --window-size"),
-        _free_memory(window_size),
         _guard("paging", _paging, "run on x86_64"),
     ]
+    if window_size is not None:
+        found += [
+            _guard("window", lambda: _window(window_size), "take a smaller window with --window-size"),
+            _free_memory(window_size),
+        ]
     if target is not None:
         found.append(
             _guard(

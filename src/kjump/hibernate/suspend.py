@@ -23,7 +23,7 @@ from kjump.hibernate.target import Target
 from kjump.initramfs.contents import with_job
 from kjump.kexec import host, mailbox, running
 from kjump.kexec.freemap import window_here
-from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size
+from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size, read_once
 from kjump.kexec.plan import ARCH_X86_64, Plan
 from kjump.kexec.window import DEFAULT_SIZE, WindowLayout, lay_out
 from kjump.ranges import Range, RangeSet
@@ -212,7 +212,7 @@ def _prepare(request: Request, kcore: running.Kcore, target: Target | None, tell
     headers_size = elf_headers_size(around.ram, note)
     layout = lay_out(window, elf_headers_size=headers_size, memory_end=around.memory_end, huge=around.huge)
     tell(f"window {window}, {window.size >> 20} MiB")
-    kernel, initrd = bzimage.parse(_read_once(request.kernel)), _read_once(request.initrd)
+    kernel, initrd = bzimage.parse(read_once(request.kernel)), read_once(request.initrd)
     if request.hook:
         initrd = cpio.join([initrd, request.hook.packed()])
     peer.require_room(kernel, initrd, layout)
@@ -273,14 +273,6 @@ def _armed(request: Request, target: Target, tell: Tell) -> dict[str, Any]:
         "dump_level": request.dump_level,
         "fault": request.fault,
     }
-
-
-def _read_once(path: Path) -> bytes:
-    """Return the contents of a file, which need not stay in the page cache: it would be saved too."""
-    with path.open("rb") as file:
-        data = file.read()
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return data
 
 
 def _surroundings(kcore: running.Kcore, note: bytes, window: Range) -> tuple[Surroundings, mailbox.Mailbox]:

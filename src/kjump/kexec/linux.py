@@ -6,8 +6,10 @@ The kernel is entered by the 64-bit boot protocol (Documentation/arch/x86/boot.r
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from kjump.errors import PlanError
 from kjump.formats import bootparams, elf
@@ -54,6 +56,14 @@ class Surroundings:
     def memory_end(self) -> int:
         """The end of what the identity tables must reach: all RAM, and the APICs below 4 GiB."""
         return max(4 << 30, *(r.end for r in self.ram))
+
+
+def read_once(path: Path) -> bytes:
+    """Return the contents of a kernel or initramfs, which need not stay in the page cache: it would be saved too."""
+    with path.open("rb") as file:
+        data = file.read()
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return data
 
 
 def elf_headers_size(ram: RangeSet, note: bytes, lent: int = 2) -> int:

@@ -15,7 +15,7 @@ from kjump.gates import FLAG_CHOOSE, FLAG_INIT_CPUS, GATE_ENTRY, Gate
 from kjump.hibernate import peer as described
 from kjump.kexec import mailbox, running, standing
 from kjump.kexec.freemap import window_here
-from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size, low_memory_segment
+from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size, low_memory_segment, read_once
 from kjump.kexec.plan import ARCH_X86_64, PRESERVE_CONTEXT, Plan, make_plan
 from kjump.kexec.window import DEFAULT_SIZE, WindowLayout, lay_out, split_low_memory
 from kjump.memory import PAGE_SIZE
@@ -188,8 +188,8 @@ def _plan(
 def linux_peer(declared: Declared, layout: WindowLayout) -> LinuxPeer:
     """Return the peer's kernel with its files, to live in `layout`; KjumpError when they cannot be read."""
     try:
-        kernel = bzimage.parse(declared.kernel.read_bytes())
-        initrd = cpio.join([path.read_bytes() for path in declared.initrds])
+        kernel = bzimage.parse(read_once(declared.kernel))
+        initrd = cpio.join([read_once(path) for path in declared.initrds])
     except OSError as error:
         raise UsageError(f"peer {declared.name}: cannot read {error.filename}: {error.strerror}") from None
     _, flags = running.cpu_facts()
