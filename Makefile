@@ -9,7 +9,7 @@ PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SOURCES := pyproject.toml meson.build $(shell find src examples -type f -not -name '*.pyc' -not -path '*/__pycache__*')
+SOURCES := pyproject.toml meson.build $(shell find src build-aux examples -type f -not -name '*.pyc' -not -path '*/__pycache__*')
 
 PACKAGES := python3 python3-dev python3-venv gcc binutils make libzstd-dev \
   qemu-system-x86 seabios busybox-static e2fsprogs util-linux cpio zstd makedumpfile liblzo2-2 libsnappy1v5 dosfstools xfsprogs \

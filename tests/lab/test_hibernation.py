@@ -30,7 +30,9 @@ PAGE = 4096
         ("6.12", Hardware(memory=8192 * MIB, cpus=2, cpu="max,la57=off"), 1, ""),
     ],
     ids=lambda value: (
-        f"{value.memory >> 20}M-{value.cpus}cpu-{value.cpu.replace(CPU, 'most')}" if isinstance(value, Hardware) else str(value)
+        f"{value.memory >> 20}M-{value.cpus}cpu-{value.cpu.replace(CPU, 'most')}"
+        if isinstance(value, Hardware)
+        else str(value)
     ),
 )
 def test_a_linux_at_work_is_saved_and_comes_back(

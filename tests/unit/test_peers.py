@@ -69,6 +69,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKernel]:
     monkeypatch.setattr(module, "arrange", arrange)
     monkeypatch.setattr(module, "_loaded_image", lambda: (0xFFFF, fake.head))
     monkeypatch.setattr(module, "_is_other_image", lambda state: fake.loaded and fake.head != state.head)
+    monkeypatch.setattr(module, "_find_gates", lambda peers: None)
     monkeypatch.setattr(module.standing, "StandingPage", lambda path: page)
     monkeypatch.setattr(module.standing, "remove", lambda path: None)
     yield fake

@@ -8,10 +8,11 @@ import pytest
 import kjump
 
 ROOT = Path(kjump.__file__).parent
-GROUND = {"errors", "ranges", "memory", "libc", "__init__"}
+GROUND = {"errors", "ranges", "memory", "libc", "precompiled", "__init__"}
 MAY_IMPORT = {
     "ranges": set(),
     "libc": set(),
+    "precompiled": set(),
     "errors": set(),
     "memory": {"errors", "ranges"},
     "formats": GROUND,

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import struct
 import time
@@ -31,6 +30,8 @@ _RNDRESEEDCRNG = 0x5207
 
 def fresh_seed(other: str = "") -> str:
     """Return 32 bytes of this kernel's generator, mixed with the seed `other`, as hexadecimal digits."""
+    import hashlib  # not needed before the jump, and slow to load
+
     return hashlib.sha256(bytes.fromhex(other) + os.getrandom(SEED_SIZE)).hexdigest()
 
 

@@ -14,7 +14,6 @@ on from there; the lineage says whether they do.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -63,6 +62,8 @@ def digest(device: str) -> str:
 
 
 def _digest(target: Target) -> str:
+    import hashlib  # not needed before the jump, and slow to load
+
     return hashlib.sha256(target.read(0, min(_LENGTH, target.capacity // 4096 * 4096))).hexdigest()
 
 

@@ -9,7 +9,6 @@ is /kjump/hook, and its tools are in /kjump/tools, which is first on its PATH. W
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -87,6 +86,8 @@ class Hook:
 
 
 def _digest(path: Path) -> str:
+    import hashlib  # not needed before the jump, and slow to load
+
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

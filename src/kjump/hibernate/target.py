@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import mmap
 import os
 import stat
@@ -311,4 +310,6 @@ def check_digest(target: Target, superblock: Superblock, head: bytes, seek_table
 
 def digest(head: bytes, seek_table: bytes, extent_map: bytes) -> bytes:
     """Return the SHA-256 digest over seek table, headers and extent map, as the superblock keeps it."""
+    import hashlib  # not needed before the jump, and slow to load
+
     return hashlib.sha256(seek_table + head + extent_map).digest()

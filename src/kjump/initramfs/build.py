@@ -16,16 +16,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kjump import _core
+from kjump import _core, precompiled
 from kjump.errors import HostError
 from kjump.formats import cpio
 from kjump.gates import door_binary, gate_binary
-from kjump.initramfs import precompiled
 from kjump.initramfs.contents import FILE_LIST, KERNEL, tool_entries
 
 ENTRY_MODULE = "kjump.roles.init"
 _EXTRA_MODULES = (
-    *("kjump.roles.home", "kjump.roles.look"),
+    *("kjump.precompiled", "kjump.roles.home", "kjump.roles.look"),
     *("encodings.ascii", "encodings.latin_1", "encodings.utf_8", "traceback", "os"),
 )
 _DUMP_MODULES = ("kjump.dump.job",)
@@ -38,9 +37,6 @@ import importlib, json, sys
 entry, extra, left_out = json.loads(sys.argv[1])
 for name in left_out:
     sys.modules[name] = None
-from kjump.initramfs import precompiled
-texts = []
-precompiled.record(texts)
 for name in [entry, *extra]:
     importlib.import_module(name)
 for name in sys.modules[entry].ROLES.values():
@@ -51,11 +47,11 @@ for name, module in sys.modules.items():
     origin = getattr(module, "__file__", None) or (spec and spec.origin)
     if name != "__main__" and module is not None and origin and origin not in ("built-in", "frozen"):
         found[name] = [origin, bool(getattr(module, "__path__", None))]
-print(json.dumps([found, sorted(set(texts))]))
+print(json.dumps(found))
 """
 
 _INIT = """#!/usr/bin/python3 -IS
-from kjump.initramfs import precompiled
+from kjump import precompiled
 
 precompiled.use()
 from kjump.roles.init import main
@@ -86,16 +82,13 @@ class Module:
         return ".so" in self.origin.suffixes
 
 
-def modules(python: str = sys.executable, more: Sequence[str] = ()) -> tuple[list[Module], list[str]]:
-    """Return the modules that the roles and `more` need, by name, and the texts that dataclasses compile in them.
-
-    HostError when they cannot be imported.
-    """
+def modules(python: str = sys.executable, more: Sequence[str] = ()) -> list[Module]:
+    """Return the modules that the roles and `more` need, by name; HostError when they cannot be imported."""
     argument = json.dumps([ENTRY_MODULE, [*_EXTRA_MODULES, *more], _LEFT_OUT])
     output = _run([python, "-I", "-c", _LIST_MODULES, argument])
-    found, texts = json.loads(output)
+    found = json.loads(output)
     names = [name for name in sorted(found) if _wanted(name)]
-    return [Module(name, Path(found[name][0]), found[name][1]) for name in names], texts
+    return [Module(name, Path(found[name][0]), found[name][1]) for name in names]
 
 
 def _wanted(name: str) -> bool:
@@ -150,7 +143,7 @@ def entries(kernel: Path | None, *, tools: Sequence[Path] = (), with_dump: bool 
     `tools` are static programs for hooks (see `tool_entries`); `with_dump` lets `kjump peer dump` work in it.
     """
     python = Path(sys.executable).resolve()
-    found, texts = modules(more=_DUMP_MODULES if with_dump else ())
+    found = modules(more=_DUMP_MODULES if with_dump else ())
     native = [m.origin for m in found if m.is_native]
     libraries = shared_libraries([python, *native])
     made = [
@@ -160,7 +153,6 @@ def entries(kernel: Path | None, *, tools: Sequence[Path] = (), with_dump: bool 
         *(_module_entry(m) for m in found),
         *(_library_entry(path) for path in libraries),
         *_package_data(),
-        cpio.regular(str(precompiled.FILE).lstrip("/"), precompiled.compiled(texts)),
         *(cpio.directory(name) for name in ("proc", "sys", "dev", "newroot", "tmp")),
         # Python looks for this folder to know where it is installed, and complains when it is not there.
         cpio.directory(f"{_library()}/lib-dynload"),
@@ -182,15 +174,16 @@ def _library_entry(path: Path) -> cpio.Entry:
 
 def overlay(names: Sequence[str]) -> bytes:
     """Return a cpio archive with what the modules `names` need beyond `build`'s, to be loaded behind it."""
-    there = {m.name for m in modules()[0]}
-    return cpio.write([_module_entry(m) for m in modules(more=names)[0] if m.name not in there])
+    there = {m.name for m in modules()}
+    return cpio.write([_module_entry(m) for m in modules(more=names) if m.name not in there])
 
 
 def _package_data() -> list[cpio.Entry]:
-    folder = f"{_library()}/kjump/gates"
+    folder = f"{_library()}/kjump"
     return [
-        cpio.regular(f"{folder}/gate64.bin", gate_binary()),
-        cpio.regular(f"{folder}/door64.bin", door_binary()),
+        cpio.regular(f"{folder}/{precompiled.FILE.name}", precompiled.FILE.read_bytes()),
+        cpio.regular(f"{folder}/gates/gate64.bin", gate_binary()),
+        cpio.regular(f"{folder}/gates/door64.bin", door_binary()),
     ]
 
 

@@ -24,7 +24,7 @@ _NOT_COPIED = (
 )  # fmt: skip
 _PACKAGES = ("kjump", "click", "rich", "markdown-it-py", "mdurl", "Pygments")
 _INIT = "#!/usr/bin/python3\nfrom kjump.lab.guest import main\n\nmain()\n"
-_COMMAND = "#!/usr/bin/python3\nfrom kjump.cli import main\n\nmain()\n"
+_COMMAND = "#!/usr/bin/python3\nfrom kjump.__main__ import main\n\nmain()\n"
 
 
 SIZE = 640 << 20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +94,7 @@ def arrange(declared: Sequence[Declared], channel: Path) -> Arrangement:
     windows = _windows(declared)
     lows = split_low_memory(around.low, len(declared))
     lent = RangeSet([*windows, *lows])
-    cookie = secrets.token_bytes(mailbox.COOKIE_SIZE)
+    cookie = os.urandom(mailbox.COOKIE_SIZE)
     page = standing.create(channel, lent)
     try:
         fields = dataclasses.replace(

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from kjump.errors import HostError, JumpError, KjumpError, UsageError
-from kjump.gates import GATE_SIZE, STATE_PARKED, Gate
+from kjump.gates import STATE_PARKED, Gate
 from kjump.hibernate import postmortem
 from kjump.kexec import host, mailbox, running, standing
 from kjump.kexec.channel import Channel, PageList, Parcel
@@ -104,6 +104,7 @@ class Peers:
             os.sync()
             host.load(arrangement.plan)
             symbol, head = _loaded_image()
+            _find_gates(arrangement.peers)
             self.state = State(
                 boot_id(), arrangement.cookie.hex(), arrangement.page.address, head, symbol, peers=arrangement.peers
             )
@@ -193,8 +194,8 @@ class Peers:
     def gates(self) -> dict[str, Gate]:
         """Return the peers' gates as they stand, out of the source pages of the loaded image."""
         with running.Kcore() as kcore:
-            memory = postmortem.peer_memory(kcore)
-            return {p.name: Gate.unpack(memory.read(p.gate, GATE_SIZE)) for p in self.require().peers}
+            memory = kcore.physical()
+            return {p.name: Gate.unpack(memory.read(p.gate_kept, PAGE_SIZE)) for p in self.require().peers}
 
     def listing(self) -> list[dict[str, object]]:
         """Return name, release, window, number of switches and state of each peer.
@@ -280,6 +281,15 @@ def _loaded_image() -> tuple[int, int]:
         raise HostError("/proc/kallsyms has no kexec_image: CONFIG_KALLSYMS_ALL is needed")
     with running.Kcore() as kcore:
         return symbol, kcore.read_u64(kcore.read_u64(symbol))
+
+
+def _find_gates(peers: Sequence[Peer]) -> None:
+    """Note where the gates of `peers`, which have just been loaded, are kept."""
+    with running.Kcore() as kcore:
+        shadow = postmortem.peer_shadow(kcore)
+    for peer in peers:
+        ((_, holder, _),) = shadow.place(Range.of_size(peer.gate // PAGE_SIZE, 1))
+        peer.gate_kept = holder * PAGE_SIZE
 
 
 def _is_other_image(state: State) -> bool:

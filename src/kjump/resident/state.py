@@ -24,6 +24,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 class Peer:
     """A peer: its files, the `window` and `low` memory it was given, its gate (all physical, bytes).
 
+    `gate_kept` is the page that holds the gate's first while A runs: known from the load on, it need not be looked for.
     `release` is what its kernel says of itself (empty before it has), `alive` whether it can be entered.
     """
 
@@ -34,6 +35,7 @@ class Peer:
     window: tuple[int, int]
     low: tuple[int, int]
     gate: int
+    gate_kept: int = 0
     release: str = ""
     switches: int = 0
     alive: bool = True

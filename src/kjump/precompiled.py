@@ -1,7 +1,8 @@
-"""Code that Python would compile at every start, compiled when the initramfs is built.
+"""Code that Python would compile at every start, compiled when kjump is built.
 
-The dataclass decorator writes methods as text and compiles that at each import: a good part of the time to start.
-The builder notes the texts with `record`, the initramfs begins with `use`. Unknown texts are compiled as ever.
+The dataclass decorator writes methods as text and compiles that at each import: a good part of the time to start, of the
+command as of PID 1 in the initramfs. The build notes the texts with `record` (build-aux/precompile.py); who
+starts begins with `use`. Unknown texts are compiled as ever.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-FILE = Path("/kjump/dataclasses")
+FILE = Path(__file__).with_name("dataclasses.bin")
 
 
 def record(texts: list[str]) -> None:
@@ -34,7 +35,8 @@ def compiled(texts: list[str]) -> bytes:
 class _NoInspect(ModuleType):
     """Stands in for `inspect`, of which dataclasses want the signature for a docstring; the rest is the real one's.
 
-    The initramfs has no docstrings, so one would be made up for each class; and `inspect` brings a parser along.
+    Where docstrings are left out, as in the initramfs, one would be made up for each class; and `inspect` brings a parser
+    along.
     """
 
     @staticmethod
@@ -48,7 +50,12 @@ class _NoInspect(ModuleType):
 
 
 def use(file: Path = FILE) -> None:
-    """From now on let the dataclass decorator find its methods in `file`; to be called before others import it."""
+    """From now on let the dataclass decorator find its methods in `file`; to be called before others import it.
+
+    Nothing changes when there is no such file: then this is a source tree.
+    """
+    if not file.exists():
+        return
     stand_in = "inspect" not in sys.modules
     if stand_in:
         sys.modules["inspect"] = _NoInspect("inspect")
