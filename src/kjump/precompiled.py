@@ -1,8 +1,8 @@
 """Code that Python would compile at every start, compiled when kjump is built.
 
-The dataclass decorator writes methods as text and compiles that at each import: a good part of the time to start, of the
-command as of PID 1 in the initramfs. The build notes the texts with `record` (build-aux/precompile.py); who
-starts begins with `use`. Unknown texts are compiled as ever.
+The dataclass decorator writes methods as text and compiles that at each import: a good part of the time to start, of
+the command as of PID 1 in the initramfs. The build notes the texts with `record` (build-aux/precompile.py); who starts
+begins with `use`. Unknown texts are compiled as ever.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def compiled(texts: list[str]) -> bytes:
 class _NoInspect(ModuleType):
     """Stands in for `inspect`, of which dataclasses want the signature for a docstring; the rest is the real one's.
 
-    Where docstrings are left out, as in the initramfs, one would be made up for each class; and `inspect` brings a parser
-    along.
+    Where docstrings are left out, as in the initramfs, one would be made up for each class; and `inspect` brings a
+    parser along.
     """
 
     @staticmethod

@@ -25,8 +25,9 @@ from kjump.initramfs.contents import FILE_LIST, KERNEL, tool_entries
 ENTRY_MODULE = "kjump.roles.init"
 _EXTRA_MODULES = (
     *("kjump.precompiled", "kjump.roles.home", "kjump.roles.look"),
-    *("encodings.ascii", "encodings.latin_1", "encodings.utf_8", "traceback", "os"),
+    *("encodings.ascii", "encodings.latin_1", "encodings.utf_8", "traceback", "os", "hashlib"),
 )
+"""What is imported only when it is needed, so that the roles alone do not bring it."""
 _DUMP_MODULES = ("kjump.dump.job",)
 """What `kjump peer dump` needs beside that."""
 # hashlib prefers OpenSSL, five megabytes for one digest; without it it falls back to its own code.

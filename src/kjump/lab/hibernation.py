@@ -58,26 +58,27 @@ def suspend(
     guest = machine.guest
     asked = time.monotonic()
     command = guest.start("kjump", "hibernate", "--to", target, "--json", *options)
-    role = None if standby else _saver_or_failure(guest, command, asked, timeout)
-    begun = guest.event("save-begins", "going-back", timeout=timeout, since=asked)
-    saved = guest.event("saved", "going-back", timeout=timeout, since=asked)
-    if saved.name == "going-back":
-        raise LabError(f"the second kernel came back: {_failure(guest.reply(command))}")
+
+    def sign(name: str) -> Event:
+        return _sign_of_life(guest, lambda: guest.seen(name, since=asked), f"event {name}", command, timeout)
+
+    role = (
+        None
+        if standby
+        else _sign_of_life(guest, lambda: _role(guest, "second", asked), "the second kernel", command, timeout)
+    )
+    begun, saved = sign("save-begins"), sign("saved")
     reason = machine.wait_off(timeout)
     if reason != "guest-shutdown":
         raise LabError(f"the machine did not switch off but ended with {reason}")
     return Suspended(command, asked, role, begun, saved, time.monotonic())
 
 
-def _saver_or_failure(guest: Guest, command: int, asked: float, timeout: float) -> Event:
-    """Return B's first sign of life, unless the command ends before, which is a refusal."""
-
-    def found() -> Event | Reply | None:
-        return _role(guest, "second", asked) or guest.finished(command)
-
-    result = guest.wait(found, "the second kernel", timeout)
+def _sign_of_life(guest: Guest, look: Callable[[], Event | None], what: str, command: int, timeout: float) -> Event:
+    """Return the event that `look` finds; LabError when the command ends before, refused or brought back by B."""
+    result = guest.wait(lambda: look() or guest.finished(command), what, timeout)
     if isinstance(result, Reply):
-        raise LabError(f"kjump hibernate refused: {_failure(result)}")
+        raise LabError(f"kjump hibernate ended before {what}: {_failure(result)}")
     assert isinstance(result, Event)
     return result
 

@@ -191,13 +191,14 @@ class Guest:
                     raise LostMachineError(f"waiting for {what}: {why}")
                 self._changed.wait(left)
 
+    def seen(self, *names: str, since: float = 0.0) -> Event | None:
+        """Return the first event with one of `names` from (monotonic) `since` on that has come, if one has."""
+        return next((e for e in self.events if e.name in names and e.time >= since), None)
+
     def event(self, *names: str, timeout: float = 60.0, since: float = 0.0) -> Event:
         """Return the first event with one of `names` from (monotonic) `since` on, waiting for it."""
 
-        def found() -> Event | None:
-            return next((e for e in self.events if e.name in names and e.time >= since), None)
-
-        result: Event = self.wait(found, f"event {' or '.join(names)}", timeout)
+        result: Event = self.wait(lambda: self.seen(*names, since=since), f"event {' or '.join(names)}", timeout)
         return result
 
     def start(self, *command: str) -> int:
