@@ -51,14 +51,14 @@ demo: setup kernel-$(firstword $(KERNELS))
 	$(BIN)/kjump lab demo hibernate
 
 lint: setup
-	$(BIN)/ruff format --check src tests bench
-	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench build-aux
+	$(BIN)/ruff check src tests bench build-aux
 	$(BIN)/mypy
-	$(BIN)/mypy bench
+	$(BIN)/mypy bench build-aux
 
 format: setup
-	$(BIN)/ruff format src tests bench
-	$(BIN)/ruff check --fix src tests bench
+	$(BIN)/ruff format src tests bench build-aux
+	$(BIN)/ruff check --fix src tests bench build-aux
 
 test: setup lint kernels
 	$(PYTEST)

@@ -16,20 +16,20 @@ _LEFT_OUT = ("kjump.cli", "kjump.lab", "kjump.emulator", "kjump.__main__")
 class _Native(types.ModuleType):
     """Stands in for a native module: whatever is taken from it on import."""
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> type[Exception]:
         if name.startswith("__"):
             raise AttributeError(name)
         return Exception
 
 
-def main():
+def main() -> None:
     """Import all that can be imported, and write what was compiled meanwhile."""
     source, output = sys.argv[1:]
     sys.dont_write_bytecode = True
     sys.path.insert(0, source)
     from kjump import precompiled
 
-    texts = []
+    texts: list[str] = []
     precompiled.record(texts)
     for name in ("kjump._core", "kjump._dump"):
         sys.modules[name] = _Native(name)

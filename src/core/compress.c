@@ -4,7 +4,7 @@
  * Workers take frames in order, gather them from the source and compress each into a slot of a ring; one
  * writer takes the slots in order and appends them to the output. Frame i uses slot i % slots, so a
  * worker waits when it is a whole ring ahead of the writer. Memory: 2 * threads + 2 slots of the size zstd may
- * need for a frame at worst, one frame and one compressor a worker, one megabyte of the writer's.
+ * need for a frame at worst, one frame and one compressor a worker, four megabytes of the writer's.
  */
 #include "core.h"
 

@@ -7,7 +7,7 @@ from kjump import precompiled
 
 def main() -> None:
     """Run the command line."""
-    precompiled.use()
+    precompiled.start()
     from kjump import cli
 
     cli.main()

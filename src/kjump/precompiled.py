@@ -7,6 +7,7 @@ begins with `use`. Unknown texts are compiled as ever.
 
 from __future__ import annotations
 
+import gc
 import marshal
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 FILE = Path(__file__).with_name("dataclasses.bin")
+_OBJECTS_BETWEEN_COLLECTIONS = 50_000
 
 
 def record(texts: list[str]) -> None:
@@ -47,6 +49,16 @@ class _NoInspect(ModuleType):
         import inspect
 
         return getattr(inspect, name)
+
+
+def start() -> None:
+    """Do what shortens the start of a program, before it imports anything: `use`, and collect garbage less often.
+
+    Imports make tens of thousands of objects that stay: going through them again and again takes a twentieth of the
+    time.
+    """
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
+    use()
 
 
 def use(file: Path = FILE) -> None:

@@ -152,6 +152,14 @@ class RangeSet:
         holder = self.containing(other.start)
         return holder is not None and holder.covers(other)
 
+    def within(self, bounds: Range) -> Iterator[Range]:
+        """Go through what the set has in common with `bounds`, in ascending order."""
+        first = max(0, bisect_right(self._starts, bounds.start) - 1)
+        for item in self._ranges[first : bisect_left(self._starts, bounds.end)]:
+            part = item.intersection(bounds)
+            if part.size:
+                yield part
+
     def __or__(self, other: RangeSet) -> RangeSet:
         """Return the union."""
         return RangeSet((*self._ranges, *other._ranges))

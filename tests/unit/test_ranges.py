@@ -96,6 +96,14 @@ def test_set_operations(left: RangeSet, right: RangeSet) -> None:
 
 
 @given(sets, ranges)
+def test_within(item: RangeSet, bounds: Range) -> None:
+    found = list(item.within(bounds))
+    assert all(part.size for part in found)
+    assert RangeSet(found) == item & RangeSet([bounds])
+    assert found == sorted(found)
+
+
+@given(sets, ranges)
 def test_covers(item: RangeSet, wanted: Range) -> None:
     assert item.covers(wanted) == (bits(wanted) <= bits(item))
 

@@ -167,14 +167,11 @@ def spans(headers: ImageHeaders, frames: RangeSet, shadow: Shadow) -> list[Span]
     `frames_to_restore`.
     """
     found: list[Span] = []
-    loads = zip(headers.loads, headers.offsets, strict=True)
-    start = end = offset = 0
-    for item in RangeSet(headers.loads) & frames:
-        while item.start >= end:
-            load, offset = next(loads)
-            start, end = load.start, load.end
-        for frame, holder, count in shadow.place(item):
-            found.append(Span(offset + (frame - start) * PAGE_SIZE, holder * PAGE_SIZE, count * PAGE_SIZE))
+    for load, offset in zip(headers.loads, headers.offsets, strict=True):
+        for item in frames.within(load):
+            for frame, holder, count in shadow.place(item):
+                stream = offset + (frame - load.start) * PAGE_SIZE
+                found.append(Span(stream, holder * PAGE_SIZE, count * PAGE_SIZE))
     return found
 
 

@@ -17,7 +17,7 @@ from kjump.hibernate.target import Target
 
 AUTO = 0
 """Stands for the level that is found by measuring; zstd itself takes 0 for its usual level, which is 3."""
-LEVELS = (3, 1, -1, -3)
+LEVELS = (3, 1, -2, -5)
 _PIECE = 256 << 10
 _PIECES = 16
 _BLOCK = 4096

@@ -28,7 +28,7 @@ from kjump.kexec.plan import ARCH_X86_64, Plan
 from kjump.kexec.window import DEFAULT_SIZE, WindowLayout, lay_out
 from kjump.ranges import Range, RangeSet
 
-DEFAULT_LEVEL = -3
+DEFAULT_LEVEL = -2
 DEFAULT_WATCHDOG = 30
 """Seconds; B feeds it four times as often."""
 

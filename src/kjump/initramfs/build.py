@@ -54,7 +54,7 @@ print(json.dumps(found))
 _INIT = """#!/usr/bin/python3 -IS
 from kjump import precompiled
 
-precompiled.use()
+precompiled.start()
 from kjump.roles.init import main
 
 main()
