@@ -131,7 +131,7 @@ def compare(core: Path, level: int, folder: Path, runs: int) -> None:
     print(f"\nlevel {level:<28} seconds     CPU     MiB       MB    speed    CPU   size")
     out = folder / "out"
     peers = compare_with(level, core, out, runs)
-    kjump = [sys.executable, "-c", "from kjump.__main__ import main; main()", "dump", str(core), str(out), "--force"]
+    kjump = [sys.executable, "-m", "kjump", "dump", str(core), str(out), "--force"]
     kjump += ["--level", str(level)]
     lines = [(m, f"kdump {m}", ["--format", "kdump", "--compress", m]) for m in SWITCHES]
     for method, name, more in [*lines, ("zlib", "image (against zlib)", [])]:

@@ -166,16 +166,7 @@ class RangeSet:
 
     def __and__(self, other: RangeSet) -> RangeSet:
         """Return the intersection."""
-        found: list[Range] = []
-        mine, theirs = list(self._ranges), list(other._ranges)
-        i = j = 0
-        while i < len(mine) and j < len(theirs):
-            found.append(mine[i].intersection(theirs[j]))
-            if mine[i].end <= theirs[j].end:
-                i += 1
-            else:
-                j += 1
-        return RangeSet(found)
+        return RangeSet(part for item in self._ranges for part in other.within(item))
 
     def __sub__(self, other: RangeSet) -> RangeSet:
         """Return what is in this set and not in the other."""
