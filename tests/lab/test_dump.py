@@ -130,7 +130,8 @@ def test_the_log_is_the_consoles(core: Path) -> None:
     with open_source(core) as source:
         lines = [record.text for record in dmesg.records(source.layout)]
     assert lines[0].startswith("Linux version")
-    assert lines[-1] == "kjump lab vmcore: memory is filled"
+    # Not the last line always: the kernel may have something to say (which clock it takes) before it is dumped.
+    assert lines.count("kjump lab vmcore: memory is filled") == 1
 
 
 # --- crash and drgn, with a kernel that has debugging information ---------------------------------------------
