@@ -60,6 +60,10 @@ def test_an_intel_model(folder: Path) -> None:
     assert demo.ok, demo.failed
 
 
+SETTINGS = {"/proc/sys/vm/percpu_pagelist_high_fraction": 16, "/sys/kernel/rcu_expedited": 0}
+"""What is changed on the way into a jump, and must be as it was afterwards."""
+
+
 def window_with_pattern(machine: Machine, frames: list[int]) -> tuple[str, int]:
     """Return a window option that covers a page of the pattern, and that page's index in the pattern."""
     iomem = machine.guest.run("cat", "/proc/iomem").stdout
@@ -85,6 +89,8 @@ def saved(scene: Scene) -> dict[str, Any]:
         machine.guest.event("ready")
         account = hibernation.start_workload(machine.guest, 0)
         window, index = window_with_pattern(machine, account["pages"])
+        for path, value in SETTINGS.items():
+            machine.guest.run("sh", "-c", f"echo {value} > {path}")
         suspended = hibernation.suspend(machine, "--window", window)
     start, _, _ = window.partition(",")
     return {
@@ -126,6 +132,8 @@ def test_the_image_is_a_standard_vmcore(saved: dict[str, Any], folder: Path) -> 
         resumed = hibernation.resume(machine, saved["command"])
         assert resumed.reply.status == 0
         assert all(hibernation.verify_workload(machine.guest)["checks"].values())
+        for path, value in SETTINGS.items():
+            assert machine.guest.run("cat", path).stdout == f"{value}\n"
 
 
 def page_at(core: Path, address: int) -> bytes:

@@ -44,6 +44,14 @@ def test_what_is_written_is_read_back(entries: list[Entry]) -> None:
     assert len(archive) % 512 == 0
 
 
+@given(st.lists(files, min_size=1, max_size=6, unique_by=lambda entry: entry.name), st.data())
+def test_an_entry_is_taken_out_wherever_it_lies(entries: list[Entry], data: st.DataObject) -> None:
+    gone = data.draw(st.sampled_from(entries))
+    archives = cpio.join([cpio.write([cpio.directory("0")]), cpio.write(entries)])
+    assert list(cpio.iterate(cpio.without(archives, gone.name)))[1:] == [e for e in entries if e != gone]
+    assert cpio.without(archives, "nowhere") == archives
+
+
 def test_parents_are_added_once_and_come_first() -> None:
     entries = list(cpio.iterate(SAMPLE))
     assert [e.name for e in entries] == [

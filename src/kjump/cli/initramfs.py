@@ -17,7 +17,9 @@ def initramfs_command() -> None:
 @initramfs_command.command()
 @click.argument("output", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--kernel", type=FILE, help="bzImage that restores.")
-@click.option("--level", type=int, default=19, show_default=True, help="zstd level.")
+@click.option(
+    "--level", type=int, default=0, show_default=True, help="zstd level: smaller, but slower to boot. 0: as it is."
+)
 @click.option("--tool", "tools", type=FILE, multiple=True, help="Static program for hooks of snapshots: busybox.")
 @click.option("--with-dump", is_flag=True, help="So that `kjump peer dump` works in it.")
 def build(output: Path, kernel: Path | None, level: int, tools: tuple[Path, ...], with_dump: bool) -> None:

@@ -104,14 +104,28 @@ def iterate(data: bytes | bytearray | memoryview) -> Iterator[Entry]:
 
     The several names of a hard linked file come as they stand: all but one of them without contents.
     """
+    return (entry for entry, _, _ in _walk(memoryview(data)))
+
+
+def without(data: bytes, name: str) -> bytes:
+    """Return the archives in `data` less the entry `name`; as they are when there is none. FormatError as `iterate`."""
     view = memoryview(data)
+    for entry, start, end in _walk(view):
+        if entry.name == name:
+            return b"".join((view[:start], view[end:]))
+    return data
+
+
+def _walk(view: memoryview) -> Iterator[tuple[Entry, int, int]]:
+    """Go through the entries of all archives, each with where it begins and ends; FormatError as `iterate`."""
     at = 0
     while at < len(view):
+        start = at
         entry, at = _decode(view, at)
         if entry.name == _TRAILER:
             at = _skip_zeros(view, at)
         else:
-            yield entry
+            yield entry, start, at
             if at >= len(view):
                 raise FormatError("cpio: the archive is cut off: it ends without its trailer")
 

@@ -188,10 +188,11 @@ def _package_data() -> list[cpio.Entry]:
     ]
 
 
-def build(kernel: Path | None, *, level: int = 19, tools: Sequence[Path] = (), with_dump: bool = False) -> bytes:
-    """Return the initramfs as one zstd-compressed cpio archive; see `entries`.
+def build(kernel: Path | None, *, level: int = 0, tools: Sequence[Path] = (), with_dump: bool = False) -> bytes:
+    """Return the initramfs as one cpio archive; see `entries`.
 
-    `level` is zstd's. HostError when a tool is missing or a role cannot be imported.
+    `level` is zstd's; at 0 it is not compressed, so that no kernel need unpack it. HostError when a tool is missing or
+    a role cannot be imported.
     """
     archive = cpio.write(entries(kernel, tools=tools, with_dump=with_dump))
-    return _core.compress_bytes(archive, level)
+    return _core.compress_bytes(archive, level) if level else archive

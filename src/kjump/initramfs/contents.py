@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from kjump.errors import HostError
+from kjump.errors import FormatError, HostError
 from kjump.formats import cpio
 
 KERNEL = Path("/boot/vmlinuz")
@@ -64,6 +64,17 @@ def _entry(name: str) -> cpio.Entry:
 def with_job(initrd: bytes, job: dict[str, Any]) -> bytes:
     """Return `initrd` with `job` as one more archive behind it; the kernel unpacks one after the other."""
     return cpio.join([initrd, cpio.write([cpio.regular(JOB_NAME, json.dumps(job).encode())])])
+
+
+def without_kernel(initrd: bytes) -> bytes:
+    """Return `initrd` less the kernel that a boot role starts as C, of no use in B.
+
+    As it is when it, or an archive behind its first, is compressed.
+    """
+    try:
+        return cpio.without(initrd, str(KERNEL).lstrip("/"))
+    except FormatError:
+        return initrd
 
 
 def unpacked_size(initrd: bytes) -> int:

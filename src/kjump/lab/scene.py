@@ -6,16 +6,14 @@ resumes from the target disk or mounts A's root file system.
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kjump.errors import LabError
 from kjump.initramfs.build import build as build_initramfs
 from kjump.lab import rootfs
-from kjump.lab.kernel import LabKernel, cache_root
+from kjump.lab.kernel import LabKernel
 from kjump.lab.qemu import CPU, PORT_NAME, IoError, Machine, MachineConfig, accelerator
 
 ROOT_DEVICE = "/dev/vda"
@@ -71,7 +69,7 @@ class Scene:
 
     def prepare(self) -> Scene:
         """Make the disks and the initramfs; LabError when a tool is missing."""
-        data = cached_initramfs(self.kernel)
+        data = build_initramfs(self.kernel.image)
         self.initramfs.write_bytes(data)
         rootfs.build(
             self.root_disk,
@@ -140,24 +138,3 @@ def make_disk(path: Path, size: int) -> None:
     """Make an empty, sparse raw disk of `size` bytes."""
     with path.open("wb") as disk:
         disk.truncate(size)
-
-
-def cached_initramfs(kernel: LabKernel) -> bytes:
-    """Return kjump's initramfs for `kernel`, from the cache when what goes in has not changed."""
-    from kjump.formats import cpio
-    from kjump.initramfs.build import entries
-
-    digest = hashlib.sha256(cpio.write(entries(kernel.image))).hexdigest()[:16]
-    folder = cache_root() / "initramfs"
-    path = folder / f"{digest}.img"
-    if path.exists():
-        return path.read_bytes()
-    data = build_initramfs(kernel.image)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".part")
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        raise LabError(f"cannot keep the initramfs in {folder}: {error.strerror}") from None
-    return data
