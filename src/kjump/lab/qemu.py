@@ -83,7 +83,7 @@ class MachineConfig:
     def arguments(self, folder: Path) -> list[str]:
         """Return QEMU's command line; its sockets lie in `folder`."""
         accelerator = "tcg,thread=multi" if self.accelerator == "tcg" else self.accelerator
-        machine = [QEMU, "-nodefaults", "-display", "none", "-no-reboot", "-machine", "pc"]
+        machine = [QEMU, "-nodefaults", "-display", "none", "-no-reboot", "-machine", "q35"]
         machine += [
             "-accel",
             accelerator,
