@@ -5,8 +5,10 @@ Numbers are those of Linux on x86_64 and i386 (arch/x86/entry/syscalls, include/
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -24,6 +26,8 @@ _MAGIC2 = 672274793
 _CMD_RESTART = 0x01234567
 _CMD_POWER_OFF = 0x4321FEDC
 _CMD_KEXEC = 0x45584543
+
+_RCU_EXPEDITED = Path("/sys/kernel/rcu_expedited")
 
 _FILE_ON_CRASH = 2
 _FILE_NO_INITRAMFS = 4
@@ -130,8 +134,28 @@ def jump() -> None:
 
     HostError when the kernel refuses or unwinds the jump; nothing has been left then.
     """
-    if _reboot(_CMD_KEXEC):
-        raise refused_jump(ctypes.get_errno())
+    with _hurried():
+        if _reboot(_CMD_KEXEC):
+            raise refused_jump(ctypes.get_errno())
+
+
+@contextlib.contextmanager
+def _hurried() -> Iterator[None]:
+    """Let the kernel hurry its RCU grace periods, as it does by itself for its own sleep states, but not for a jump.
+
+    Putting devices to sleep and taking CPUs away waits for several, each of them some ticks long. Source:
+    Documentation/admin-guide/kernel-parameters.txt (rcupdate.rcu_expedited).
+    """
+    try:
+        before = _RCU_EXPEDITED.read_text()
+        _RCU_EXPEDITED.write_text("1")
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        _RCU_EXPEDITED.write_text(before)
 
 
 def power_off() -> None:
