@@ -7,9 +7,9 @@ from test_formats_bzimage import make
 
 from kjump import _core
 from kjump.errors import PlanError
-from kjump.formats import bzimage
+from kjump.formats import bzimage, cpio
 from kjump.hibernate import peer
-from kjump.initramfs.contents import unpacked_size
+from kjump.initramfs.contents import unpacked_size, without_kernel
 from kjump.kexec.window import lay_out
 from kjump.ranges import Range
 
@@ -18,7 +18,9 @@ MIB = 1 << 20
 
 def test_options_of_the_machine_are_passed_on_those_of_the_system_are_not() -> None:
     line = peer.command_line("console=ttyS0,115200 root=/dev/sda2 acpi=noirq quiet rw", "restorer", la57=True)
-    assert line == "console=ttyS0,115200 acpi=noirq quiet nokaslr panic=5 kjump.role=restorer"
+    assert line == (
+        "console=ttyS0,115200 acpi=noirq quiet rcupdate.rcu_expedited=1 nokaslr panic=5 kjump.role=restorer"
+    )
 
 
 @pytest.mark.parametrize("own", ["loglevel=7", "debug", "ignore_loglevel", "quiet"])
@@ -28,10 +30,11 @@ def test_who_says_how_much_to_print_gets_that(own: str) -> None:
     assert own in words and "no5lvl" in words
 
 
-def test_they_are_quiet_otherwise_and_need_not_measure_their_delay_loop() -> None:
-    words = peer.command_line("root=/dev/sda2", "restorer", la57=True, loops_per_jiffy=10379576).split()
-    assert "quiet" in words and "lpj=10379576" in words
-    assert not [w for w in peer.command_line("", "restorer", la57=True).split() if w.startswith("lpj")]
+def test_they_are_quiet_otherwise_and_need_not_measure_what_is_known() -> None:
+    known = {"loops_per_jiffy": 10379576, "tsc_khz": 2594894}
+    words = peer.command_line("root=/dev/sda2", "restorer", la57=True, **known).split()
+    assert {"quiet", "lpj=10379576", "tsc_early_khz=2594894"} <= set(words)
+    assert not [w for w in peer.command_line("", "restorer", la57=True).split() if w.startswith(("lpj", "tsc"))]
 
 
 @pytest.mark.parametrize("size", [0, 100, 255, 256, 300, 65791, 65792, 3 * MIB + 17])
@@ -48,6 +51,15 @@ def test_sizes_of_what_other_programs_compressed_and_of_what_is_not_compressed()
     unknown = subprocess.run(["zstd", "-q", "-c"], input=data, capture_output=True, check=True).stdout
     assert unpacked_size(unknown) == 3 * len(unknown)
     assert unpacked_size(b"070701" + bytes(100)) == 106
+
+
+def test_the_kernel_is_left_out_unless_something_is_compressed() -> None:
+    rest = cpio.write([cpio.regular("init", b"#!")])
+    whole = cpio.write([cpio.regular("init", b"#!"), cpio.regular("boot/vmlinuz", bytes(9000))])
+    assert [e.name for e in cpio.iterate(without_kernel(whole))] == ["init", "boot"]
+    assert without_kernel(rest) == rest
+    for packed in (_core.compress_bytes(whole, 3), cpio.join([rest, _core.compress_bytes(whole, 3)])):
+        assert without_kernel(packed) == packed
 
 
 def test_a_window_in_which_the_initramfs_could_not_be_unpacked_is_refused_with_the_size_it_needs() -> None:

@@ -56,18 +56,21 @@ def machine_options(own: str) -> str:
     return " ".join(word for word in shlex.split(own) if word.partition("=")[0] in _PASSED_ON)
 
 
-def command_line(own: str, role: str, *, la57: bool, loops_per_jiffy: int = 0) -> str:
+def command_line(own: str, role: str, *, la57: bool, loops_per_jiffy: int = 0, tsc_khz: int = 0) -> str:
     """Return the command line for a second kernel in `role`, from `own`, the running kernel's.
 
     Options about the machine are passed on, those about the system are not. The second kernel must use as many
-    levels of page tables as A (`la57`: five), and stay where it was loaded. `loops_per_jiffy` spares it the measuring
-    (see docs/speed.md); 0 when the second kernel is not the same build as the one that measured it.
+    levels of page tables as A (`la57`: five), and stay where it was loaded. `loops_per_jiffy` and `tsc_khz` spare it
+    the measuring (see docs/speed.md); 0 for what is not known, and the former also when the second kernel is not the
+    same build as the one that measured it.
     """
-    options = [] if la57 else ["no5lvl"]
+    options = ["rcupdate.rcu_expedited=1", *([] if la57 else ["no5lvl"])]
     if not any(word.partition("=")[0] in _LOUD for word in shlex.split(own)):
         options.append("quiet")
     if loops_per_jiffy:
         options.append(f"lpj={loops_per_jiffy}")
+    if tsc_khz:
+        options.append(f"tsc_early_khz={tsc_khz}")
     if role != "restorer":
         options += _BACK_AFTER_PANIC
     return " ".join([machine_options(own), *options, "nokaslr", "panic=5", f"kjump.role={role}"]).strip()

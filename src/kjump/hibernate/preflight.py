@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from kjump.hibernate.filetarget import FileTarget, open_for_image
 from kjump.kexec import running
 from kjump.kexec.freemap import window_here
 from kjump.kexec.window import SIZES, low_memory
+from kjump.libc import libc
 from kjump.memory import PAGE_SIZE
 
 _NEEDED = (
@@ -31,6 +33,15 @@ _SLACK = 32 * MIB
 """Memory that a load takes beside the window: kernel and initramfs as read and as joined, low memory, lists."""
 _DRIFT = 8 * MIB
 """What checking takes itself: so much more must be there when a window is chosen, or it may be refused then."""
+
+_LISTS_LIMIT = Path("/proc/sys/vm/percpu_pagelist_high_fraction")
+_LEAST_LISTS = 1_000_000
+"""The fraction of memory for the lists of all CPUs: a millionth."""
+_STATISTICS = Path("/proc/sys/vm/stat_refresh")
+_ZONES = Path("/proc/zoneinfo")
+_REFRESHES = 8
+_SHORT = 512
+"""Pages on a list: a list no longer than that is let be."""
 
 _LEAST_TARGET = 4 << 20
 """No image of a Linux is as small as this."""
@@ -179,6 +190,42 @@ def _press(size: int) -> None:
         finally:
             os._exit(0)
     os.waitpid(pid, 0)
+
+
+def give_back_free_memory() -> None:
+    """Let go of memory that is free, but that nothing says of: it would be saved.
+
+    The C library keeps what this process has freed: megabytes, where an initramfs was. CPUs keep lists of free pages,
+    up to an eighth of memory in all.
+    """
+    with contextlib.suppress(AttributeError):  # not every C library has that
+        libc().malloc_trim(0)
+    with contextlib.suppress(OSError):  # an older kernel, whose lists are short: a larger image is the worst of it
+        _shorten_lists_of_cpus()
+
+
+def _shorten_lists_of_cpus() -> None:
+    """Lower the limit of the CPUs' lists for a moment, and let the kernel see to its statistics, which shortens them.
+
+    By some thousand pages each time, in each zone of memory. Source: Documentation/admin-guide/sysctl/vm.rst
+    (percpu_pagelist_high_fraction, stat_refresh); mm/vmstat.c, from 6.7 on.
+    """
+    before = _LISTS_LIMIT.read_text()
+    _LISTS_LIMIT.write_text(f"{_LEAST_LISTS}\n")
+    try:
+        before_that, listed = sys.maxsize, _pages_on_lists()
+        while 0 < listed < before_that:
+            for _ in range(_REFRESHES):
+                _STATISTICS.read_text()
+            before_that, listed = listed, _pages_on_lists()
+    finally:
+        _LISTS_LIMIT.write_text(before)
+
+
+def _pages_on_lists() -> int:
+    """Return the pages on the lists of all CPUs, in lists so long that they matter."""
+    counts = (line.split()[1] for line in _ZONES.read_text().splitlines() if line.lstrip().startswith("count:"))
+    return sum(count for count in map(int, counts) if count > _SHORT)
 
 
 def _free_memory(window_size: int) -> Check:

@@ -14,13 +14,13 @@ from kjump import _core
 from kjump.errors import HostError, JumpError, TargetError
 from kjump.formats import bzimage, cpio
 from kjump.gates import Gate
-from kjump.hibernate import arrival, filesystems, peer, postmortem
+from kjump.hibernate import arrival, filesystems, peer, postmortem, preflight
 from kjump.hibernate.clock import Moment, Pace
 from kjump.hibernate.filetarget import open_for_image
 from kjump.hibernate.hooks import TIMEOUT, Hook
 from kjump.hibernate.image import Kind
 from kjump.hibernate.target import Target
-from kjump.initramfs.contents import with_job
+from kjump.initramfs.contents import with_job, without_kernel
 from kjump.kexec import host, mailbox, running
 from kjump.kexec.freemap import window_here
 from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size, read_once
@@ -166,6 +166,7 @@ def travel(request: Request, tell: Tell) -> Trip:
             head = running.image_list_head(kcore)
             ready = time.monotonic()
             tell("jumping")
+            preflight.give_back_free_memory()
             os.sync()
             pace.settle()
             box.post(head, last_words(file_systems))
@@ -212,7 +213,7 @@ def _prepare(request: Request, kcore: running.Kcore, target: Target | None, tell
     headers_size = elf_headers_size(around.ram, note)
     layout = lay_out(window, elf_headers_size=headers_size, memory_end=around.memory_end, huge=around.huge)
     tell(f"window {window}, {window.size >> 20} MiB")
-    kernel, initrd = bzimage.parse(read_once(request.kernel)), read_once(request.initrd)
+    kernel, initrd = bzimage.parse(read_once(request.kernel)), without_kernel(read_once(request.initrd))
     if request.hook:
         initrd = cpio.join([initrd, request.hook.packed()])
     peer.require_room(kernel, initrd, layout)
@@ -222,9 +223,16 @@ def _prepare(request: Request, kcore: running.Kcore, target: Target | None, tell
     else:
         job |= {"do": "save"} | _armed(request, target, tell)
     lpj = job["facts"]["loops_per_jiffy"] if kernel.release == job["facts"]["release"] else 0
-    line = peer.command_line(running.command_line(), "second", la57=job["facts"]["la57"], loops_per_jiffy=lpj)
+    line = peer.command_line(
+        running.command_line(),
+        "second",
+        la57=job["facts"]["la57"],
+        loops_per_jiffy=lpj,
+        tsc_khz=running.tsc_khz(kcore),
+    )
     line = f"{line} {request.append}".rstrip()
-    second = LinuxPeer(kernel, with_job(initrd, job), line, layout)
+    initrd = with_job(initrd, job)  # and the other is gone: it is large
+    second = LinuxPeer(kernel, initrd, line, layout)
     cookie = bytes.fromhex(job.get("cookie", ""))
     return _Prepared(box, second.plan(around, preserve=True), layout, cookie, job["file_systems"])
 

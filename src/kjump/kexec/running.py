@@ -27,6 +27,7 @@ _SYMBOLS = (
     "init_on_free",
     "_page_poisoning_enabled",
     "loops_per_jiffy",
+    "tsc_khz",
 )
 """All that is ever asked for."""
 _GDT_LIMIT = 0x7F
@@ -219,6 +220,12 @@ def loops_per_jiffy(kcore: Kcore) -> int:
     """Return what this kernel found out about the speed of its delay loop; 0 when it does not say."""
     found = symbols(("loops_per_jiffy",))
     return kcore.read_u64(found["loops_per_jiffy"]) if found else 0
+
+
+def tsc_khz(kcore: Kcore) -> int:
+    """Return the rate of the time stamp counter that this kernel found out, in kHz; 0 when it does not say."""
+    found = symbols(("tsc_khz",))
+    return int.from_bytes(kcore.read(found["tsc_khz"], 4), "little") if found else 0
 
 
 def free_page_policy(kcore: Kcore) -> str:

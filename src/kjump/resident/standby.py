@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kjump.errors import HostError, KjumpError
 from kjump.gates import Gate
-from kjump.hibernate import arrival, suspend
+from kjump.hibernate import arrival, preflight, suspend
 from kjump.hibernate import peer as described
 from kjump.hibernate.clock import Moment, Pace
 from kjump.kexec import mailbox, running
@@ -75,6 +75,7 @@ def travel(request: suspend.Request, tell: suspend.Tell, folder: Path = FOLDER) 
             words = suspend.save_job(request, kcore, around, layout, target, tell)
             limit, watchdog = words.pop("time_limit"), words.pop("watchdog")
             tell("switching to the kernel on standby")
+            preflight.give_back_free_memory()
             os.sync()
             words["words"] = suspend.last_words(words["file_systems"])
             pace.settle()
