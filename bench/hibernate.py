@@ -168,7 +168,7 @@ def main() -> None:
     """Run all cases, each in a directory of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernel", default="6.12")
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sizes", default="300,1024", help="MiB in use")
     parser.add_argument("--contents", default="random,programs")
     parser.add_argument("--contestants", default=",".join((KJUMP, STANDBY, LZO, LZ4)))

@@ -21,8 +21,9 @@ from kjump.ranges import Range, RangeSet
 _PAGES = ALIGNMENT // PAGE_SIZE
 _KPF_BUDDY = 1 << 10
 _ENTRY = 8
-_MASK = int.from_bytes(_KPF_BUDDY.to_bytes(_ENTRY, "little") * _PAGES, "little")
-_CHUNK = 64 * ALIGNMENT
+_SAMPLE = _PAGES // 8
+"""So many pages of a block are looked at: to ask for all of a large machine's takes seconds."""
+_MASK = int.from_bytes(_KPF_BUDDY.to_bytes(_ENTRY, "little") * _SAMPLE, "little")
 
 
 class FreeMap:
@@ -52,20 +53,18 @@ def _below(sums: list[int], address: int) -> int:
 
 
 def read(areas: RangeSet) -> FreeMap | None:
-    """Return the running kernel's map of `areas` (physical, aligned to ALIGNMENT); None when it does not tell.
+    """Return the running kernel's map of `areas` (physical, aligned to ALIGNMENT), as samples of each block tell.
 
-    Source: Documentation/admin-guide/mm/pagemap.rst (/proc/kpageflags, KPF_BUDDY).
+    None when the kernel does not. Source: Documentation/admin-guide/mm/pagemap.rst (/proc/kpageflags, KPF_BUDDY).
     """
     blocks = {}
     try:
         with open("/proc/kpageflags", "rb", buffering=0) as flags:  # noqa: PTH123
             for area in areas:
-                for start in range(area.start, area.end, _CHUNK):
-                    size = min(_CHUNK, area.end - start)
-                    data = os.pread(flags.fileno(), size // PAGE_SIZE * _ENTRY, start // PAGE_SIZE * _ENTRY)
-                    for at in range(0, len(data), _PAGES * _ENTRY):
-                        word = int.from_bytes(data[at : at + _PAGES * _ENTRY], "little") & _MASK
-                        blocks[start // ALIGNMENT + at // (_PAGES * _ENTRY)] = word.bit_count()
+                for start in range(area.start, area.end, ALIGNMENT):
+                    data = os.pread(flags.fileno(), _SAMPLE * _ENTRY, start // PAGE_SIZE * _ENTRY)
+                    free = (int.from_bytes(data, "little") & _MASK).bit_count()
+                    blocks[start // ALIGNMENT] = free * (_PAGES // _SAMPLE)
     except OSError:
         return None
     return FreeMap(blocks, running.meminfo()["MemFree"] // PAGE_SIZE)
