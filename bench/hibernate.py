@@ -5,7 +5,7 @@ and swsusp save, switch off and bring back that same machine in turn, with the s
 case: a swap disk of its own, an image of any size, and a boot without initramfs, whose kernel resumes before it
 starts a program. It is tried with LZO, its default, and with LZ4 (kernels from 6.9 on). kjump has its defaults, and
 plays once more with a second kernel on standby (`kjump standby`), whose boot comes after the way back, not
-before the save: the phase `again`, which `back` does not count.
+before the save (the phase `again`, which `back` does not count), and with one that waits on disk, booted once.
 
 All memory of the machine is backed by the host's before it is switched on, as that of a real one is there.
 `save` is from the command to the power being off, `back` from power-on to the command's end, in seconds (medians
@@ -36,7 +36,8 @@ from kjump.lab.workload import digest
 
 MIB = 1 << 20
 SWAP_DEVICE = "/dev/vdd"
-KJUMP, STANDBY, LZO, LZ4 = "kjump", "kjump standby", "swsusp lzo", "swsusp lz4"
+KJUMP, STANDBY, ON_DISK, LZO, LZ4 = "kjump", "kjump standby", "kjump on disk", "swsusp lzo", "swsusp lz4"
+STANDING_BY = {STANDBY: ("kjump", "standby"), ON_DISK: ("kjump", "standby", "--on-disk", "/standby")}
 Numbers = dict[str, float]
 """save, back (seconds), disk, memory (bytes), and the parts of the time."""
 
@@ -79,7 +80,7 @@ class Story:
             fill(machine.guest, self.size, self.expected)
             for name in turns:
                 print(f"    {name}", file=sys.stderr, flush=True)
-                turn = self._kjump if name in (KJUMP, STANDBY) else self._swsusp
+                turn = self._swsusp if name in (LZO, LZ4) else self._kjump
                 machine = turn(name, machine, stack)
             checks = hibernation.verify_workload(machine.guest)["checks"]
             if not all(checks.values()):
@@ -91,16 +92,16 @@ class Story:
         return Machine(replace(machine.config, preallocate=True), log=machine.log)
 
     def _kjump(self, name: str, machine: Machine, stack: contextlib.ExitStack) -> Machine:
-        standby = name == STANDBY
-        if standby:
-            machine.guest.run("kjump", "standby", timeout=120)
-        saved = hibernation.suspend(machine, *self.options, standby=standby)
+        standing_by = STANDING_BY.get(name)
+        if standing_by:
+            machine.guest.run(*standing_by, timeout=120)
+        saved = hibernation.suspend(machine, *self.options, standby=standing_by is not None)
         stack.pop_all().close()
         machine = stack.enter_context(self._machine())
         resumed = hibernation.resume(machine, saved.command)
         if resumed.reply.status:
             raise SystemExit(f"kjump came back with {resumed.reply.status}: {resumed.reply.stderr}")
-        if standby:
+        if standing_by:
             machine.guest.run("kjump", "standby", "--off")
         details = saved.saved.details
         phases = hibernation.phases(saved, machine, resumed)
@@ -153,7 +154,7 @@ def show(title: str, results: dict[str, Numbers]) -> None:
             f"{numbers['memory'] / MIB:>8.0f}{'' if numbers is ours else ' ' * 24 + ratios}"
         )
     for name, numbers in results.items():
-        if name in (KJUMP, STANDBY):
+        if name not in (LZO, LZ4):
             print(f"  {name}: " + ", ".join(f"{phase} {numbers[f'phase {phase}']:.1f}" for phase in hibernation.PHASES))
         else:
             rest = (numbers["save"] - numbers["write"], numbers["back"] - numbers["read"])
@@ -171,7 +172,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sizes", default="300,1024", help="MiB in use")
     parser.add_argument("--contents", default="random,programs")
-    parser.add_argument("--contestants", default=",".join((KJUMP, STANDBY, LZO, LZ4)))
+    parser.add_argument("--contestants", default=",".join((KJUMP, STANDBY, ON_DISK, LZO, LZ4)))
     parser.add_argument("--options", default="", help="for `kjump hibernate`")
     options = parser.parse_args()
     print(f"hibernation against swsusp, Linux {options.kernel}, {os.cpu_count()} cores, {options.rounds} rounds")

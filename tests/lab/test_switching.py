@@ -130,6 +130,45 @@ def test_a_kernel_on_standby_saves_the_boot_of_a_second_kernel(scene: Scene) -> 
         assert states(machine.guest) == {}
 
 
+def test_a_kernel_on_standby_waits_on_disk(scene: Scene) -> None:
+    """It saves once and once more, from the same file, and needs no memory between."""
+    saved, file = ("kjump", "hibernate", "--to", TARGET_DEVICE, "--json"), "/standby"
+    with scene.machine() as machine:
+        guest = machine.guest
+        guest.event("ready")
+        kjump(guest, "standby", "--on-disk", "/etc/passwd", status=2)
+        hibernation.start_workload(guest, 0)
+        kjump(guest, "standby", "--on-disk", file)
+        assert states(guest) == {"standby": "on disk"}
+        assert guest.run("cat", "/sys/kernel/kexec_loaded").stdout == "0\n"
+        asked = time.monotonic()
+        assert json.loads(kjump(guest, "snapshot", "--to", TARGET_DEVICE, "--json").stdout)["taken"]
+        failed = kjump(guest, *saved[1:], "--fault", "panic:0@0.5", status=1)
+        assert "the second kernel panicked" in failed.stderr
+        assert states(guest) == {"standby": "on disk"}
+        command = guest.start(*saved)
+        assert machine.wait_off(300) == "guest-shutdown"
+        assert not [e for e in guest.events if e.name == "role" and e.time > asked], "nobody boots"
+    for last in (False, True):
+        with scene.machine() as machine:
+            guest = machine.guest
+            resumed = hibernation.resume(machine, command)
+            assert resumed.reply.status == 0, resumed.reply
+            assert json.loads(resumed.reply.stdout)["resumed"]
+            assert all(hibernation.verify_workload(guest)["checks"].values())
+            assert states(guest) == {"standby": "on disk"}
+            if not last:
+                command = guest.start(*saved)
+                assert machine.wait_off(300) == "guest-shutdown"
+                continue
+            guest.run("sh", "-c", f"dd if=/dev/zero of={file} bs=1 seek=1000000 count=8 conv=notrunc")
+            damaged = kjump(guest, *saved[1:], status=1)
+            assert f"{file} is damaged (" in damaged.stderr
+            kjump(guest, "standby", "--off")
+            assert states(guest) == {}
+            assert guest.run("ls", file, check=False).status
+
+
 def test_a_shell_in_a_peer_is_left_with_its_status(scene: Scene) -> None:
     with scene.machine() as machine:
         guest = machine.guest

@@ -62,8 +62,8 @@ class FakeResidence(residence.Residence):
         self.channel.post(order, head=0, wanted=0)
         return order
 
-    def open(self) -> bool:
-        return False
+    def open(self) -> None:
+        pass
 
     def away(self, answer: Answer) -> Parcel:
         sequence = self.channel.order().sequence

@@ -10,8 +10,10 @@ from kjump.errors import HostError, JumpError, UsageError
 from kjump.kexec import mailbox
 from kjump.kexec.channel import SIZE, Channel, Parcel
 from kjump.kexec.plan import ARCH_X86_64, PRESERVE_CONTEXT, Plan
+from kjump.ranges import Range
 from kjump.resident import peers as module
 from kjump.resident.declare import Arrangement, Declared
+from kjump.resident.ondisk import Stored
 from kjump.resident.peers import Order, Peers
 from kjump.resident.state import Peer
 
@@ -199,3 +201,42 @@ def test_what_is_remembered_may_be_damaged_and_is_dropped_all_the_same(kernel: F
     assert not kernel.loaded
     with Peers(tmp_path) as peers:
         assert peers.state is None
+
+
+def test_peers_on_disk_are_loaded_for_each_switch(
+    kernel: FakeKernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "stored"
+
+    def store(path: Path, places: list[Range], gate: int) -> Stored:
+        assert places == [Range(16 * MIB, 17 * MIB), Range(4096, 8192)] and gate == 16 * MIB
+        path.write_bytes(b"memory")
+        return Stored(str(path), gate, "", ())
+
+    monkeypatch.setattr(module, "store", store)
+    monkeypatch.setattr(Stored, "plan", lambda self: Plan(self.entry, (), ARCH_X86_64 | PRESERVE_CONTEXT))
+    monkeypatch.setattr(Peers, "parked", lambda self: {"B": True})
+    with Peers(tmp_path) as peers:
+        peers.boot(declared("B"))
+        peers.put_on_disk(file)
+    assert not kernel.loaded
+    heads = []
+
+    def leaves(channel: Channel, order: Parcel) -> None:
+        heads.append(kernel.loaded)
+        channel.note({}, mailbox.OUTCOME_GONE)
+
+    for behaviour, resident in ((obedient, True), (leaves, False), (obedient, True)):
+        kernel.behaviour = behaviour
+        with Peers(tmp_path) as peers:
+            assert [p["state"] for p in peers.listing()] == ["on disk"]
+            assert peers.switch(None, Order()).resident == resident
+        assert not kernel.loaded
+    assert heads == [True]
+    with Peers(tmp_path) as peers:
+        with pytest.raises(UsageError, match="as new at each switch"):
+            peers.restart(None)
+        with pytest.raises(UsageError, match="there are resident peers already"):
+            peers.boot(declared("C"))
+        assert peers.drop() == ["B"]
+    assert not file.exists()

@@ -1,5 +1,7 @@
 """How much memory A must have free, and the window that is taken when there is less."""
 
+from pathlib import Path
+
 import pytest
 
 from kjump.hibernate import preflight
@@ -55,3 +57,39 @@ def test_a_window_beyond_half_of_ram_is_refused(monkeypatch: pytest.MonkeyPatch)
     _memory(monkeypatch, 4000)
     check = preflight._free_memory(3000 * MIB)
     assert not check.ok and "at most half of RAM (2048 MiB)" in check.detail
+
+
+def test_lists_of_cpus_are_shortened_until_that_does_not_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, statistics = tmp_path / "limit", tmp_path / "statistics"
+    limit.write_text("8\n")
+    statistics.write_text("")
+    limits = []
+    counts = iter([5000, 2000, 700, 700, 1])
+
+    def pages_on_lists() -> int:
+        limits.append(limit.read_text())
+        return next(counts)
+
+    monkeypatch.setattr(preflight, "_LISTS_LIMIT", limit)
+    monkeypatch.setattr(preflight, "_STATISTICS", statistics)
+    monkeypatch.setattr(preflight, "_pages_on_lists", pages_on_lists)
+    preflight.give_back_free_memory()
+    assert next(counts) == 1
+    assert limits == ["1000000\n"] * 4
+    assert limit.read_text() == "8\n"
+
+
+def test_a_kernel_without_such_lists_is_let_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "_LISTS_LIMIT", tmp_path / "none")
+    monkeypatch.setattr(preflight, "_STATISTICS", tmp_path / "none, too")
+    preflight.give_back_free_memory()
+    assert not list(tmp_path.iterdir())
+
+
+def test_long_lists_only_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zones = tmp_path / "zoneinfo"
+    lines = ["Node 0, zone  DMA32", "  pages free 71", "  pagesets", "    cpu: 0", "              count:    900",
+             "    cpu: 1", "              count:    512", "              high:     4000"]  # fmt: skip
+    zones.write_text("\n".join(lines))
+    monkeypatch.setattr(preflight, "_ZONES", zones)
+    assert preflight._pages_on_lists() == 900

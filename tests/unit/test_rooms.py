@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "initramfs": GROUND | {"formats", "gates", "_core"},
     "hibernate": GROUND | {"formats", "gates", "_core", "kexec", "dump", "initramfs"},
     "roles": GROUND | {"formats", "gates", "_core", "kexec", "dump", "initramfs", "hibernate"},
-    "resident": GROUND | {"formats", "gates", "kexec", "initramfs", "hibernate"},
+    "resident": GROUND | {"formats", "gates", "_core", "kexec", "initramfs", "hibernate"},
     "emulator": GROUND | {"kexec", "gates", "formats"},
 }
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kjump.cli.options import FILE, KJUMP_INITRD, SECOND_KERNEL, SIZE, WINDOW, WINDOW_SIZE, print_json
+from kjump.cli.options import FILE, KJUMP_INITRD, SECOND_KERNEL, SIZE, WINDOW, WINDOW_SIZE, human, print_json
 from kjump.errors import UsageError
 from kjump.kexec.window import DEFAULT_SIZE
 from kjump.ranges import Range
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kjump.resident.peers import Order, Visit
 
 _OUT = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
+_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 def _job_options(command: Any) -> Any:
@@ -186,7 +187,10 @@ def drop_command() -> None:
 @SECOND_KERNEL
 @KJUMP_INITRD
 @click.option("--window-size", type=SIZE, default=DEFAULT_SIZE, show_default="128M", help="Size of its window.")
-def standby_command(off: bool, kernel: Path | None, initrd: Path | None, window_size: int) -> None:
+@click.option("--on-disk", type=_FILE, help="Let it wait in this file, which is written, and not in memory.")
+def standby_command(
+    off: bool, kernel: Path | None, initrd: Path | None, window_size: int, on_disk: Path | None
+) -> None:
     """Keep a second kernel booted, so that the next `kjump hibernate` need not boot one."""
     from kjump.hibernate.suspend import default_initrd, default_kernel
     from kjump.resident import standby
@@ -195,5 +199,7 @@ def standby_command(off: bool, kernel: Path | None, initrd: Path | None, window_
         there = standby.stop()
         click.echo("no kernel stands by any more" if there else "no kernel stood by")
         return
-    visit = standby.start(standby.Wanted(kernel or default_kernel(), initrd or default_initrd(), window_size))
-    click.echo(f"Linux {visit.report['release']} stands by; it booted in {visit.report['boot_seconds']:.1f} s")
+    wanted = standby.Wanted(kernel or default_kernel(), initrd or default_initrd(), window_size)
+    visit = standby.start(wanted, on_disk=on_disk)
+    where = f" in {on_disk}, {human(on_disk.stat().st_size)}" if on_disk else ""
+    click.echo(f"Linux {visit.report['release']} stands by{where}; it booted in {visit.report['boot_seconds']:.1f} s")

@@ -76,6 +76,18 @@ def command_line(own: str, role: str, *, la57: bool, loops_per_jiffy: int = 0, t
     return " ".join([machine_options(own), *options, "nokaslr", "panic=5", f"kjump.role={role}"]).strip()
 
 
+def second_command_line(kernel: BzImage, role: str, kcore: running.Kcore) -> str:
+    """Return the command line for `kernel` in `role`, beside the running one, which tells it what it has measured."""
+    _, flags = running.cpu_facts()
+    return command_line(
+        running.command_line(),
+        role,
+        la57="la57" in flags,
+        loops_per_jiffy=running.loops_per_jiffy(kcore) if kernel.release == running.release() else 0,
+        tsc_khz=running.tsc_khz(kcore),
+    )
+
+
 def require_room(kernel: BzImage, initrd: bytes, layout: WindowLayout) -> None:
     """Refuse (PlanError) a window in which kernel and initramfs fit, but could not work.
 

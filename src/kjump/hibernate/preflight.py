@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kjump.errors import HostError, KjumpError
 from kjump.hibernate.filetarget import FileTarget, open_for_image
-from kjump.kexec import running
+from kjump.kexec import host, running
 from kjump.kexec.freemap import window_here
 from kjump.kexec.window import SIZES, low_memory
 from kjump.libc import libc
@@ -158,11 +158,18 @@ def window_size_that_fits() -> int:
 
     The smallest when there is no room even for that: `checks` then says what is missing.
     """
-    beside = _SLACK + _DRIFT
-    if running.meminfo()["MemAvailable"] < SIZES[0] + beside:
-        make_room(SIZES[0] + beside)
+    if has_room(SIZES[0]):
+        return SIZES[0]
     available = running.meminfo()["MemAvailable"]
-    return next((size for size in SIZES if size + beside <= available), SIZES[-1])
+    return next((size for size in SIZES if size + _SLACK + _DRIFT <= available), SIZES[-1])
+
+
+def has_room(size: int) -> bool:
+    """Tell whether A has memory for a window of `size` bytes, after making room if it must be made."""
+    needed = size + _SLACK + _DRIFT
+    if running.meminfo()["MemAvailable"] < needed:
+        make_room(needed)
+    return running.meminfo()["MemAvailable"] >= needed
 
 
 def make_room(needed: int) -> None:
@@ -200,26 +207,23 @@ def give_back_free_memory() -> None:
     """
     with contextlib.suppress(AttributeError):  # not every C library has that
         libc().malloc_trim(0)
-    with contextlib.suppress(OSError):  # an older kernel, whose lists are short: a larger image is the worst of it
-        _shorten_lists_of_cpus()
+    # An older kernel does not take that value; its lists are short.
+    with host.setting(_LISTS_LIMIT, f"{_LEAST_LISTS}\n") as taken, contextlib.suppress(OSError):
+        if taken:
+            _shorten_lists_of_cpus()
 
 
 def _shorten_lists_of_cpus() -> None:
-    """Lower the limit of the CPUs' lists for a moment, and let the kernel see to its statistics, which shortens them.
+    """Let the kernel see to its statistics, which shortens lists that are longer than their limit.
 
     By some thousand pages each time, in each zone of memory. Source: Documentation/admin-guide/sysctl/vm.rst
     (percpu_pagelist_high_fraction, stat_refresh); mm/vmstat.c, from 6.7 on.
     """
-    before = _LISTS_LIMIT.read_text()
-    _LISTS_LIMIT.write_text(f"{_LEAST_LISTS}\n")
-    try:
-        before_that, listed = sys.maxsize, _pages_on_lists()
-        while 0 < listed < before_that:
-            for _ in range(_REFRESHES):
-                _STATISTICS.read_text()
-            before_that, listed = listed, _pages_on_lists()
-    finally:
-        _LISTS_LIMIT.write_text(before)
+    before, listed = sys.maxsize, _pages_on_lists()
+    while 0 < listed < before:
+        for _ in range(_REFRESHES):
+            _STATISTICS.read_text()
+        before, listed = listed, _pages_on_lists()
 
 
 def _pages_on_lists() -> int:

@@ -166,10 +166,7 @@ def travel(request: Request, tell: Tell) -> Trip:
             head = running.image_list_head(kcore)
             ready = time.monotonic()
             tell("jumping")
-            preflight.give_back_free_memory()
-            os.sync()
-            pace.settle()
-            box.post(head, last_words(file_systems))
+            box.post(head, take_leave(file_systems, pace))
             left = Moment.now()
             host.jump()
             back = _core.time_stamp()
@@ -199,8 +196,14 @@ def travel(request: Request, tell: Tell) -> Trip:
     )
 
 
-def last_words(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what can be said of A's file systems only at the very last; nothing when a mailbox cannot hold it."""
+def take_leave(items: list[dict[str, Any]], pace: Pace) -> dict[str, Any]:
+    """Do what A does last before it is left; return what can be said of its file systems `items` only then.
+
+    That is nothing when a mailbox cannot hold it.
+    """
+    preflight.give_back_free_memory()
+    os.sync()
+    pace.settle()
     words = {"lineage": filesystems.lineage(), "written": filesystems.written(items)}
     return words if mailbox.fits(words) else {}
 
@@ -222,15 +225,7 @@ def _prepare(request: Request, kcore: running.Kcore, target: Target | None, tell
         job |= {"do": "peer", "argv": request.look}
     else:
         job |= {"do": "save"} | _armed(request, target, tell)
-    lpj = job["facts"]["loops_per_jiffy"] if kernel.release == job["facts"]["release"] else 0
-    line = peer.command_line(
-        running.command_line(),
-        "second",
-        la57=job["facts"]["la57"],
-        loops_per_jiffy=lpj,
-        tsc_khz=running.tsc_khz(kcore),
-    )
-    line = f"{line} {request.append}".rstrip()
+    line = f"{peer.second_command_line(kernel, 'second', kcore)} {request.append}".rstrip()
     initrd = with_job(initrd, job)  # and the other is gone: it is large
     second = LinuxPeer(kernel, initrd, line, layout)
     cookie = bytes.fromhex(job.get("cookie", ""))

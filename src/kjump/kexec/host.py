@@ -134,28 +134,29 @@ def jump() -> None:
 
     HostError when the kernel refuses or unwinds the jump; nothing has been left then.
     """
-    with _hurried():
+    # Putting devices to sleep and taking CPUs away waits for RCU grace periods, each some ticks long. The kernel
+    # hurries them for its own sleep states, but not for a jump (kernel-parameters.txt, rcupdate.rcu_expedited).
+    with setting(_RCU_EXPEDITED, "1"):
         if _reboot(_CMD_KEXEC):
             raise refused_jump(ctypes.get_errno())
 
 
 @contextlib.contextmanager
-def _hurried() -> Iterator[None]:
-    """Let the kernel hurry its RCU grace periods, as it does by itself for its own sleep states, but not for a jump.
+def setting(path: Path, value: str) -> Iterator[bool]:
+    """Give the kernel's setting at `path` another value while the context lasts.
 
-    Putting devices to sleep and taking CPUs away waits for several, each of them some ticks long. Source:
-    Documentation/admin-guide/kernel-parameters.txt (rcupdate.rcu_expedited).
+    Yields False, and nothing has changed, when this kernel does not have it or does not take that value.
     """
     try:
-        before = _RCU_EXPEDITED.read_text()
-        _RCU_EXPEDITED.write_text("1")
+        before = path.read_text()
+        path.write_text(value)
     except OSError:
-        yield
+        yield False
         return
     try:
-        yield
+        yield True
     finally:
-        _RCU_EXPEDITED.write_text(before)
+        path.write_text(before)
 
 
 def power_off() -> None:

@@ -192,7 +192,7 @@ def linux_peer(declared: Declared, layout: WindowLayout) -> LinuxPeer:
         initrd = cpio.join([read_once(path) for path in declared.initrds])
     except OSError as error:
         raise UsageError(f"peer {declared.name}: cannot read {error.filename}: {error.strerror}") from None
-    _, flags = running.cpu_facts()
-    line = described.command_line(running.command_line(), ROLE, la57="la57" in flags)
+    with running.Kcore() as kcore:
+        line = described.second_command_line(kernel, ROLE, kcore)
     options = [line, f"kjump.gate={layout.gate:#x}", f"kjump.peer={declared.name}", declared.append]
     return LinuxPeer(kernel, initrd, " ".join(filter(None, options)), layout)

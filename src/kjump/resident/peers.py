@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from typing import Any
 from kjump.errors import HostError, JumpError, KjumpError, UsageError
 from kjump.gates import STATE_PARKED, Gate
 from kjump.hibernate import postmortem
+from kjump.hibernate.arrival import SEED_SIZE
 from kjump.kexec import host, mailbox, running, standing
 from kjump.kexec.channel import Channel, PageList, Parcel
 from kjump.kexec.pinned import HostPages
@@ -22,6 +24,7 @@ from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
 from kjump.resident import FOLDER
 from kjump.resident.declare import Declared, arrange, pages_to_restart
+from kjump.resident.ondisk import store
 from kjump.resident.picture import Resident, Survey
 from kjump.resident.state import Ledger, Peer, State, boot_id
 
@@ -69,6 +72,7 @@ class Peers:
         self._ledger = Ledger(folder)
         self._even_damaged = even_damaged
         self._damaged = False
+        self._loaded = False
         self.state: State | None = None
 
     def __enter__(self) -> Peers:
@@ -124,7 +128,46 @@ class Peers:
         peer = state.find(name)
         if not peer.alive:
             raise UsageError(f"{peer.name} is gone ({peer.why_not}): `kjump restart {peer.name}` starts it again")
-        return self._go(state, peer, order, None)
+        with self.loaded():
+            return self._go(state, peer, order, None)
+
+    def put_on_disk(self, path: Path) -> int:
+        """Write all peers, as they are parked, to `path`, and give their memory back; returns the file's size in bytes.
+
+        Each switch loads them from there, and what becomes of them on the other side is forgotten with it. HostError
+        when the file cannot be written; the peers are in memory then, as before.
+        """
+        state = self.require()
+        if not all(self.parked().values()):
+            raise UsageError("only peers that are parked can be put on disk: `kjump restart` those that are gone")
+        places = [place for p in state.peers for place in (p.window_range, Range(*p.low))]
+        state.stored = store(path, places, state.peers[0].gate)
+        self._ledger.write(state)
+        host.unload(ARCH_X86_64)
+        return state.stored.size
+
+    @contextlib.contextmanager
+    def loaded(self) -> Iterator[None]:
+        """Have the peers in memory meanwhile, should they be on disk; a switch does so for itself.
+
+        HostError when their file is not what was written.
+        """
+        state = self.state
+        if state is None or state.stored is None or self._loaded:
+            yield
+            return
+        host.load(state.stored.plan())
+        self._loaded = True
+        try:
+            _, state.head = _loaded_image()
+            _find_gates(state.peers)
+            yield
+        finally:
+            self._loaded = False
+            host.unload(ARCH_X86_64)
+            for peer in state.peers:
+                peer.alive, peer.why_not = True, ""
+            self._ledger.write(state)
 
     def restart(self, name: str | None, order: Order | None = None) -> Visit:
         """Start the peer called `name` anew from its files, whatever has become of it; the others stay as they are.
@@ -133,6 +176,8 @@ class Peers:
         """
         state = self.require()
         peer = state.find(name)
+        if state.stored is not None:
+            raise UsageError(f"{peer.name} is on disk, and as new at each switch: there is nothing to start anew")
         wanted = pages_to_restart(peer, state.peers)
         channel = Range.of_size(state.channel, standing.SIZE)
         avoid = RangeSet([channel, *(p.window_range for p in state.peers), *(Range(*p.low) for p in state.peers)])
@@ -154,6 +199,9 @@ class Peers:
                 raise HostError("the channel is not where the peers know it: `kjump drop`, then start them again")
             channel = Channel(page.memory, bytes.fromhex(state.cookie))
             words = order.words | {"do": order.job, "time_limit": order.time_limit, "watchdog": order.watchdog}
+            if state.stored is not None:
+                # Its generator is each time what it was when it was stored, and would say the same.
+                words["seed"] = os.getrandom(SEED_SIZE).hex()
             channel.post(
                 Parcel(state.sequence, words, order.message), head=state.head, wanted=peer.gate, restart=restart
             )
@@ -189,6 +237,9 @@ class Peers:
             host.unload(ARCH_X86_64)
         self._ledger.forget()
         standing.remove(self._ledger.channel_path)
+        if state is not None and state.stored is not None:
+            with contextlib.suppress(OSError):
+                Path(state.stored.path).unlink()
         return names
 
     def gates(self) -> dict[str, Gate]:
@@ -200,12 +251,17 @@ class Peers:
     def listing(self) -> list[dict[str, object]]:
         """Return name, release, window, number of switches and state of each peer.
 
-        A peer's state is "resident" (its gate says that it can be re-entered), "gone", or "lost": its memory was freed.
+        A peer's state is "resident" (its gate says that it can be re-entered), "on disk", "gone", or "lost": its memory
+        was freed.
         """
         if self.state is None:
             return []
-        parked = {} if self._lost() else self.parked()
-        states = {p.name: ("resident" if parked[p.name] else "gone") if parked else "lost" for p in self.state.peers}
+        if self.state.stored is not None:
+            states = dict.fromkeys((p.name for p in self.state.peers), "on disk")
+        elif self._lost():
+            states = dict.fromkeys((p.name for p in self.state.peers), "lost")
+        else:
+            states = {name: "resident" if parked else "gone" for name, parked in self.parked().items()}
         return [
             {
                 "name": p.name,
@@ -222,7 +278,7 @@ class Peers:
         """Return where the peers are, and where what they displace is kept, for a picture."""
         state = self.require()
         with running.Kcore() as kcore:
-            shadow = postmortem.peer_shadow(kcore)
+            shadow = Shadow([]) if state.stored is not None else postmortem.peer_shadow(kcore)
         iomem = running.iomem()
         peers = tuple(
             Resident(p.name, p.release, RangeSet([p.window_range, Range(*p.low)]), _sources(shadow, p))
@@ -251,7 +307,8 @@ class Peers:
         return self.state
 
     def _lost(self) -> bool:
-        return self.state is not None and (not host.is_loaded() or _is_other_image(self.state))
+        state = self.state
+        return state is not None and state.stored is None and (not host.is_loaded() or _is_other_image(state))
 
 
 def refuse_if_peers_are_resident(folder: Path = FOLDER) -> None:

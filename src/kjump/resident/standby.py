@@ -6,7 +6,6 @@ A resume ends its residency (what is loaded in A is worthless then); it is set u
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from kjump.hibernate.clock import Moment, Pace
 from kjump.kexec import mailbox, running
 from kjump.kexec.window import DEFAULT_SIZE
 from kjump.ranges import Range
-from kjump.resident import FOLDER
+from kjump.resident import FOLDER, ondisk
 from kjump.resident.declare import Declared, layout_of
 from kjump.resident.peers import Order, Peers, Visit
 
@@ -35,13 +34,20 @@ class Wanted:
     window_size: int = DEFAULT_SIZE
 
 
-def start(wanted: Wanted, folder: Path = FOLDER) -> Visit:
-    """Boot it, and remember that it is wanted; KjumpError when it does not come back."""
+def start(wanted: Wanted, folder: Path = FOLDER, *, on_disk: Path | None = None) -> Visit:
+    """Boot it, and remember that it is wanted; KjumpError when it does not come back.
+
+    It keeps its memory, or waits in the file `on_disk`.
+    """
+    if on_disk is not None:
+        ondisk.refuse_other_file(on_disk)
     with Peers(folder) as peers:
         declared = Declared(NAME, wanted.kernel, (wanted.initrd,), window_size=wanted.window_size)
         (visit,) = peers.boot([declared])
         kept = {"kernel": str(wanted.kernel), "initrd": str(wanted.initrd), "window_size": wanted.window_size}
         _remembered(folder).write_text(json.dumps(kept))
+        if on_disk is not None:
+            peers.put_on_disk(on_disk)
     return visit
 
 
@@ -56,17 +62,21 @@ def stop(folder: Path = FOLDER) -> bool:
 
 
 def is_ready(folder: Path = FOLDER) -> bool:
-    """Tell whether a kernel stands by."""
+    """Tell whether a kernel stands by; one on disk does when there is memory for it, and devices have not changed."""
     if not folder.exists():
         return False
     with Peers(folder) as peers:
-        return any(p["name"] == NAME and p["state"] == "resident" for p in peers.listing())
+        states = [p["state"] for p in peers.listing() if p["name"] == NAME]
+        stored = peers.state.stored if peers.state else None
+        if stored is None:
+            return states == ["resident"]
+        return bool(states) and stored.is_good() and preflight.has_room(stored.memory + stored.size)
 
 
 def travel(request: suspend.Request, tell: suspend.Tell, folder: Path = FOLDER) -> suspend.Trip:
     """Go to the kernel on standby with `request`, and return when A is back; as `kjump.hibernate.suspend.travel`."""
     begun, pace = time.monotonic(), Pace()
-    with Peers(folder) as peers:
+    with Peers(folder) as peers, peers.loaded():
         peer = peers.require().find(NAME)
         with running.Kcore() as kcore, suspend.claim(request) as target:
             note = kcore.vmcoreinfo_note()
@@ -75,22 +85,20 @@ def travel(request: suspend.Request, tell: suspend.Tell, folder: Path = FOLDER) 
             words = suspend.save_job(request, kcore, around, layout, target, tell)
             limit, watchdog = words.pop("time_limit"), words.pop("watchdog")
             tell("switching to the kernel on standby")
-            preflight.give_back_free_memory()
-            os.sync()
-            words["words"] = suspend.last_words(words["file_systems"])
-            pace.settle()
+            words["words"] = suspend.take_leave(words["file_systems"], pace)
             ready, left = time.monotonic(), Moment.now()
             visit = peers.switch(NAME, Order("save", words, time_limit=limit, watchdog=watchdog))
             back = Moment.now().stamp
         step = arrival.settle(visit.report, left, pace)
         away = time.time() - left.wall
-        if not visit.resident:
+        on_disk = peers.require().stored is not None
+        if not visit.resident and not on_disk:
             peers.drop()
     if visit.outcome not in (mailbox.OUTCOME_RESUMED, mailbox.OUTCOME_DONE):
         suspend.make_unusable(request.target)
     tell("back")
     begun_again = Moment.now().stamp
-    if not visit.resident:
+    if not visit.resident and not on_disk:
         _again(tell, folder)
     return suspend.Trip(
         outcome=visit.outcome,

@@ -16,6 +16,7 @@ from types import TracebackType
 from kjump.errors import HostError, UsageError
 from kjump.ranges import Range
 from kjump.resident import FOLDER
+from kjump.resident.ondisk import Stored
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -54,6 +55,7 @@ class State:
 
     `cookie` (hexadecimal) and `channel` (physical address) are the channel's; `head` the first entry of the loaded
     image's indirection list, by which the image is known again; `image_symbol` the linear address of kexec_image.
+    `stored` is where the peers are when they are on disk.
     """
 
     boot_id: str
@@ -62,6 +64,7 @@ class State:
     head: int
     image_symbol: int
     sequence: int = 0
+    stored: Stored | None = None
     peers: list[Peer] = field(default_factory=list)
 
     def find(self, name: str | None) -> Peer:
@@ -92,7 +95,8 @@ def decode(text: str) -> State:
     try:
         fields = json.loads(text)
         peers = [Peer(**(p | {"window": tuple(p["window"]), "low": tuple(p["low"])})) for p in fields.pop("peers")]
-        return State(**fields, peers=peers)
+        stored = fields.pop("stored", None)
+        return State(**fields, stored=Stored.of_json(stored) if stored else None, peers=peers)
     except (ValueError, TypeError, KeyError, AttributeError):
         raise HostError("the file that says which peers are resident is damaged: `kjump drop` clears it") from None
 

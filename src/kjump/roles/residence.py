@@ -41,6 +41,7 @@ class Residence:
         """Look at the gate; FormatError when there is none, or no channel where it says."""
         self._gate_at = gate_at
         self.gate = Gate.unpack(read_physical(gate_at, GATE_SIZE))
+        self._covered: tuple[int, ...] | None = None
         self.channel = Channel.at_physical(self.gate.mailbox, self.gate.cookie)
 
     def look_again(self) -> Gate:
@@ -61,15 +62,26 @@ class Residence:
         except ValueError:
             raise FormatError(f"{GATE_OPTION}={option} on the kernel's command line is not a number") from None
 
-    def open(self) -> bool:
-        """Load the door, and the gate into the crash slot; tell whether a panic can lead to A too."""
+    def open(self) -> None:
+        """Load the door, by which this kernel leaves and comes back, and the gate into the crash slot."""
         if not host.is_loaded():
             with running.Kcore() as kcore:
                 host.load(door_plan(self._gate_at, self.gate, running.boot_cpu_gdt(kcore)))
+        self.cover_crash()
+
+    def cover_crash(self) -> bool:
+        """Load the gate as it stands now into the crash slot, so that a panic leads to A too; tell whether it does.
+
+        Once is enough as long as A comes from the same loaded image; a peer that was on disk is in another each time.
+        """
         crash_kernel = running.crash_kernel()
-        if crash_kernel is not None and not host.is_loaded(on_crash=True):
+        if crash_kernel is None:
+            return False
+        way = self.look_again().way_to_a
+        if not host.is_loaded(on_crash=True) or self._covered not in (None, way):
             host.load(crash_plan(crash_kernel, self.gate))
-        return crash_kernel is not None
+            self._covered = way
+        return True
 
     def away(self, answer: Answer) -> Parcel:
         """Leave for A with `answer`; returns A's next order when A has come back here.

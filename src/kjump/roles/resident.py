@@ -6,12 +6,14 @@ limit, a panic, a kernel that refuses to leave by its door) ends its residency: 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import threading
 from typing import Any
 
 from kjump.errors import KjumpError
+from kjump.hibernate.arrival import reseed
 from kjump.kexec import mailbox, running
 from kjump.kexec.channel import Parcel
 from kjump.roles.guard import Guard
@@ -26,14 +28,14 @@ def run(role: Role) -> None:
     residence = Residence.here()
     order = residence.channel.order()
     try:
-        crash_is_covered = residence.open()
+        residence.open()
     except BaseException as error:
         residence.leave(Answer(*account_of(error)))
         return
     extra: dict[str, Any] = {"boot_seconds": uptime()}
     while True:
         _reap()
-        visit = _Visit(role, residence, order, crash_is_covered)
+        visit = _Visit(role, residence, order)
         answer = visit.work()
         order = visit.leave(dataclasses.replace(answer, words=extra | answer.words))
         extra = {}
@@ -51,17 +53,20 @@ def _reap() -> None:
 class _Visit:
     """One stay of B's: from A's order to the answer."""
 
-    def __init__(self, role: Role, residence: Residence, order: Parcel, crash_is_covered: bool) -> None:
+    def __init__(self, role: Role, residence: Residence, order: Parcel) -> None:
         self._role = dataclasses.replace(role, job=order.words)
         self._residence = residence
         self._order = order
-        self._crash_is_covered = crash_is_covered
         self._guard = Guard()
         self._leaving = threading.Lock()
         self._left = False
 
     def work(self) -> Answer:
         """Do what A ordered."""
+        seed = bytes.fromhex(self._role.job.pop("seed", ""))
+        if seed:
+            with contextlib.suppress(OSError):
+                reseed(seed)
         try:
             self._watch()
             words, message = self._do(self._role.job.get("do", "none"))
@@ -83,7 +88,7 @@ class _Visit:
 
     def _watch(self) -> None:
         job = self._role.job
-        if self._crash_is_covered:
+        if self._residence.cover_crash():
             # Should we panic, nobody here can say why: A reads our log, and finds it by this.
             self._residence.channel.note({"vmcoreinfo": running.vmcoreinfo_place()})
             if job.get("do", "none") != "none" and job.get("watchdog"):
