@@ -28,6 +28,7 @@ _PASSED_ON = (
     "acpi_rsdp",
     "pci",
     "noapic",
+    "no_timer_check",
     "nolapic",
     "nox2apic",
     "iommu",
