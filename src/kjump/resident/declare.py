@@ -135,7 +135,7 @@ def pages_to_restart(peer: Peer, peers: Sequence[Peer]) -> dict[int, bytes]:
 
     That is all but its gate and its door. KjumpError when its files cannot be read, or do not fit any more.
     """
-    lent = RangeSet([*(p.window_range for p in peers), *(Range(*p.low) for p in peers)])
+    lent = RangeSet(place for p in peers for place in p.places)
     around = dataclasses.replace(_machine(), low=Range(*peer.low), lent=lent)
     layout = layout_of(peer.window_range, around, len(peers))
     declared = Declared(peer.name, Path(peer.kernel), tuple(map(Path, peer.initrds)), peer.append)

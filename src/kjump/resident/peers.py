@@ -140,8 +140,7 @@ class Peers:
         state = self.require()
         if not all(self.parked().values()):
             raise UsageError("only peers that are parked can be put on disk: `kjump restart` those that are gone")
-        places = [place for p in state.peers for place in (p.window_range, Range(*p.low))]
-        state.stored = store(path, places, state.peers[0].gate)
+        state.stored = store(path, [place for p in state.peers for place in p.places], state.peers[0].gate)
         self._ledger.write(state)
         host.unload(ARCH_X86_64)
         return state.stored.size
@@ -180,7 +179,7 @@ class Peers:
             raise UsageError(f"{peer.name} is on disk, and as new at each switch: there is nothing to start anew")
         wanted = pages_to_restart(peer, state.peers)
         channel = Range.of_size(state.channel, standing.SIZE)
-        avoid = RangeSet([channel, *(p.window_range for p in state.peers), *(Range(*p.low) for p in state.peers)])
+        avoid = RangeSet([channel, *(place for p in state.peers for place in p.places)])
         pages = HostPages(len(wanted), avoid)
         try:
             for index, data in enumerate(wanted.values()):
@@ -280,10 +279,7 @@ class Peers:
         with running.Kcore() as kcore:
             shadow = Shadow([]) if state.stored is not None else postmortem.peer_shadow(kcore)
         iomem = running.iomem()
-        peers = tuple(
-            Resident(p.name, p.release, RangeSet([p.window_range, Range(*p.low)]), _sources(shadow, p))
-            for p in state.peers
-        )
+        peers = tuple(Resident(p.name, p.release, RangeSet(p.places), _sources(shadow, p)) for p in state.peers)
         return Survey(
             ram=running.ram(),
             kernel=RangeSet(r.range for r in iomem if r.name.startswith("Kernel ")),
@@ -324,8 +320,8 @@ def refuse_if_peers_are_resident(folder: Path = FOLDER) -> None:
 def _sources(shadow: Shadow, peer: Peer) -> RangeSet:
     """Return the pages (bytes) that hold what lies in the peer's window and low memory while the peer does not run."""
     placed = []
-    for start, end in (peer.window, peer.low):
-        for frame, holder, count in shadow.place(Range(start // PAGE_SIZE, end // PAGE_SIZE)):
+    for place in peer.places:
+        for frame, holder, count in shadow.place(Range(place.start // PAGE_SIZE, place.end // PAGE_SIZE)):
             if holder != frame:
                 placed.append(Range.of_size(holder * PAGE_SIZE, count * PAGE_SIZE))
     return RangeSet(placed)

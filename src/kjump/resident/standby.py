@@ -91,14 +91,14 @@ def travel(request: suspend.Request, tell: suspend.Tell, folder: Path = FOLDER) 
             back = Moment.now().stamp
         step = arrival.settle(visit.report, left, pace)
         away = time.time() - left.wall
-        on_disk = peers.require().stored is not None
-        if not visit.resident and not on_disk:
+        gone = not visit.resident and peers.require().stored is None
+        if gone:
             peers.drop()
     if visit.outcome not in (mailbox.OUTCOME_RESUMED, mailbox.OUTCOME_DONE):
         suspend.make_unusable(request.target)
     tell("back")
     begun_again = Moment.now().stamp
-    if not visit.resident and not on_disk:
+    if gone:
         _again(tell, folder)
     return suspend.Trip(
         outcome=visit.outcome,

@@ -48,6 +48,11 @@ class Peer:
         """Its window."""
         return Range(*self.window)
 
+    @property
+    def places(self) -> tuple[Range, Range]:
+        """All memory that is its own while it runs: its window and low memory."""
+        return self.window_range, Range(*self.low)
+
 
 @dataclass
 class State:
