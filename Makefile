@@ -2,7 +2,7 @@
 # make test   sets everything up and runs all tests
 # make lint   format and type checks
 # make bench  speed and memory, against the peers
-# make soak   twenty hibernations of a busy machine in a row (SOAK=n: n of them), then 200 jumps; takes half an hour
+# make soak   twenty hibernations of a busy machine in a row (SOAK=n: n of them), five from standby, 200 jumps; takes half an hour
 # Each installs what it needs and can be run again at any time.
 
 PYTHON ?= /usr/bin/python3
@@ -65,6 +65,7 @@ test: setup lint kernels
 
 soak: setup kernels
 	$(BIN)/kjump lab demo hibernate --rounds $(SOAK)
+	$(BIN)/kjump lab demo hibernate --rounds 5 --standby disk
 	$(BIN)/kjump lab demo switch --rounds 50 --rounds-of-three 20 --jumps 200
 
 bench: setup kernels

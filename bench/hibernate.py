@@ -37,7 +37,8 @@ from kjump.lab.workload import digest
 MIB = 1 << 20
 SWAP_DEVICE = "/dev/vdd"
 KJUMP, STANDBY, ON_DISK, LZO, LZ4 = "kjump", "kjump standby", "kjump on disk", "swsusp lzo", "swsusp lz4"
-STANDING_BY = {STANDBY: ("kjump", "standby"), ON_DISK: ("kjump", "standby", "--on-disk", "/standby")}
+CONTESTANTS = (KJUMP, STANDBY, ON_DISK, LZO, LZ4)
+STANDING_BY = {STANDBY: hibernation.STANDING_BY["memory"], ON_DISK: hibernation.STANDING_BY["disk"]}
 Numbers = dict[str, float]
 """save, back (seconds), disk, memory (bytes), and the parts of the time."""
 
@@ -172,17 +173,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sizes", default="300,1024", help="MiB in use")
     parser.add_argument("--contents", default="random,programs")
-    parser.add_argument("--contestants", default=",".join((KJUMP, STANDBY, ON_DISK, LZO, LZ4)))
+    parser.add_argument("--contestants", default=",".join(CONTESTANTS))
     parser.add_argument("--options", default="", help="for `kjump hibernate`")
     options = parser.parse_args()
+    names = options.contestants.split(",")
+    unknown = [*(set(names) - {*CONTESTANTS}), *(set(options.contents.split(",")) - {*CONTENTS})]
+    if unknown:
+        parser.error(f"there is no {', '.join(unknown)}; there are {', '.join((*CONTESTANTS, *CONTENTS))}")
     print(f"hibernation against swsusp, Linux {options.kernel}, {os.cpu_count()} cores, {options.rounds} rounds")
     for size in map(int, options.sizes.split(",")):
         for kind in options.contents.split(","):
             title = f"{size} MiB of {kind} in use"
             print(f"  {title}", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(prefix="kjump-bench-") as folder:
-                names, words = options.contestants.split(","), options.options.split()
-                numbers = Story(Path(folder), options.kernel, kind, size * MIB, names, words).play(options.rounds)
+                story = Story(Path(folder), options.kernel, kind, size * MIB, names, options.options.split())
+                numbers = story.play(options.rounds)
             show(title, {name: medians(rounds) for name, rounds in numbers.items()})
 
 

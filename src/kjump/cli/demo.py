@@ -78,6 +78,7 @@ def demo() -> None:
 @click.option(
     "--target", type=click.Choice(["disk", "file"]), default="disk", show_default=True, help="Where the image goes."
 )
+@click.option("--standby", type=click.Choice(["memory", "disk"]), help="Where a second kernel stands by meanwhile.")
 @_keep
 @_json
 def demo_hibernate(
@@ -89,6 +90,7 @@ def demo_hibernate(
     rounds: int,
     options: str,
     target: str,
+    standby: str | None,
     keep: Path | None,
     as_json: bool,
 ) -> None:
@@ -106,6 +108,7 @@ def demo_hibernate(
             rounds=rounds,
             options=options,
             to_file=target == "file",
+            standby=standby or "",
             tell=tell,
         )
     if as_json:

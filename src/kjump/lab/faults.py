@@ -201,6 +201,21 @@ def _cancel(campaign: Campaign) -> str:
     return seen
 
 
+@_fault("panic-on-standby", "A is back with B's panic; the kernel on disk waits on", "sysrq triggered crash")
+def _panic_on_standby(campaign: Campaign) -> str:
+    machine = campaign.running()
+    with provoke.standing_by_on_disk(machine):
+        return _last_line(provoke.try_to_hibernate(machine, "--fault", "panic:1@0.5").stderr)
+
+
+@_fault("standby-damaged", "refused before the jump", "is damaged")
+def _standby_damaged(campaign: Campaign) -> str:
+    machine = campaign.running()
+    with provoke.standing_by_on_disk(machine) as file:
+        machine.guest.run("dd", "if=/dev/zero", f"of={file}", "bs=64", "seek=30000", "count=1", "conv=notrunc")
+        return _last_line(provoke.try_to_hibernate(machine).stderr)
+
+
 # Images that must not run: the machine boots as usual
 
 

@@ -17,6 +17,9 @@ from kjump.lab.qemu import Event, Guest, Machine, Reply
 from kjump.lab.scene import TARGET_DEVICE, Hardware, Scene
 
 TARGET_FILE = "/var/hibernate.img"
+STANDBY_FILE = "/var/standby"
+STANDING_BY = {"memory": ("kjump", "standby"), "disk": ("kjump", "standby", "--on-disk", STANDBY_FILE)}
+"""By where a second kernel stands by: the command that has it do so."""
 PHASES = ("prepare", "jump", "boot_b", "save", "off", "boot", "boot_c", "restore", "back", "again")
 
 
@@ -161,12 +164,13 @@ def run(
     rounds: int = 1,
     options: str = "",
     to_file: bool = False,
+    standby: str = "",
     tell: Callable[[str], None] = lambda _: None,
 ) -> Demo:
     """Play the whole story in `folder`, `rounds` times with one machine; LabError when a step cannot be done.
 
     `fill` bytes of random memory are added to the workload; `options` are kernel options for A. With `to_file` the
-    image goes to a file on A's root file system.
+    image goes to a file on A's root file system; with `standby`, a key of STANDING_BY, a second kernel stands by.
     """
     kernel = kernels.build(version)
     tell("making the disks")
@@ -184,8 +188,11 @@ def run(
         if to_file:
             tell("making the target file")
             target, boot_options = TARGET_FILE, make_target_file(machine.guest, target_size)
+        if standby:
+            tell("booting a second kernel, to stand by")
+            machine.guest.run(*STANDING_BY[standby], timeout=120)
         tell("hibernating")
-        suspended = suspend(machine, target=target)
+        suspended = suspend(machine, target=target, standby=bool(standby))
     for round_number in range(1, rounds + 1):
         tell("off; starting the machine again")
         with scene.machine(boot_options) as machine:
@@ -193,7 +200,7 @@ def run(
             tell("resumed; looking at its work")
             _account(demo, suspended, machine, resumed, round_number, rounds)
             if round_number < rounds:
-                suspended = suspend(machine, target=target)
+                suspended = suspend(machine, target=target, standby=bool(standby))
                 continue
             if to_file:
                 demo.checks |= _check_target_file(machine.guest)

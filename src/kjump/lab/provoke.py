@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kjump.errors import FormatError, LabError
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
+from kjump.lab.hibernation import STANDBY_FILE, STANDING_BY
 from kjump.lab.qemu import IoError, Machine, Reply, without_kernel_lines
 from kjump.lab.scene import TARGET_DEVICE, Hardware, Scene
 
@@ -78,6 +79,21 @@ def try_to_hibernate(machine: Machine, *options: str, target: str = TARGET_DEVIC
     if wrong:
         raise LabError(f"Linux A was harmed: {wrong}")
     return reply
+
+
+@contextmanager
+def standing_by_on_disk(machine: Machine) -> Iterator[str]:
+    """While this is open a second kernel waits on a disk of the running `machine`; give the file's path there.
+
+    LabError when none waits there any more at the end.
+    """
+    guest = machine.guest
+    guest.run(*STANDING_BY["disk"], timeout=_BOOT)
+    yield STANDBY_FILE
+    said = guest.run("kjump", "status", "--json", check=False).stdout
+    if '"state": "on disk"' not in said:
+        raise LabError(f"no kernel waits on the disk any more: {said}")
+    guest.run("kjump", "standby", "--off")
 
 
 @contextmanager
