@@ -37,7 +37,8 @@ from kjump.lab.workload import digest
 MIB = 1 << 20
 SWAP_DEVICE = "/dev/vdd"
 KJUMP, STANDBY, ON_DISK, LZO, LZ4 = "kjump", "kjump standby", "kjump on disk", "swsusp lzo", "swsusp lz4"
-CONTESTANTS = (KJUMP, STANDBY, ON_DISK, LZO, LZ4)
+SWSUSP = (LZO, LZ4)
+CONTESTANTS = (KJUMP, STANDBY, ON_DISK, *SWSUSP)
 STANDING_BY = {STANDBY: hibernation.STANDING_BY["memory"], ON_DISK: hibernation.STANDING_BY["disk"]}
 Numbers = dict[str, float]
 """save, back (seconds), disk, memory (bytes), and the parts of the time."""
@@ -81,7 +82,7 @@ class Story:
             fill(machine.guest, self.size, self.expected)
             for name in turns:
                 print(f"    {name}", file=sys.stderr, flush=True)
-                turn = self._swsusp if name in (LZO, LZ4) else self._kjump
+                turn = self._swsusp if name in SWSUSP else self._kjump
                 machine = turn(name, machine, stack)
             checks = hibernation.verify_workload(machine.guest)["checks"]
             if not all(checks.values()):
@@ -143,26 +144,29 @@ def medians(rounds: list[Numbers]) -> Numbers:
 
 
 def show(title: str, results: dict[str, Numbers]) -> None:
-    """Print a case: seconds, sizes, ratios, and where the time goes."""
-    print(
-        f"\n{title}\n{'':<14}{'save s':>8}{'back s':>8}{'disk MiB':>10}{'of MiB':>8}   ratio to kjump: save  back  disk"
-    )
-    ours = next(iter(results.values()))
+    """Print a case: seconds, sizes, where the time goes, and how swsusp compares with each of ours."""
+    print(f"\n{title}\n{'':<14}{'save s':>8}{'back s':>8}{'disk MiB':>10}{'of MiB':>8}")
     for name, numbers in results.items():
-        ratios = "  ".join(f"{numbers[what] / ours[what]:4.2f}" for what in ("save", "back", "disk"))
         print(
             f"{name:<14}{numbers['save']:>8.1f}{numbers['back']:>8.1f}{numbers['disk'] / MIB:>10.0f}"
-            f"{numbers['memory'] / MIB:>8.0f}{'' if numbers is ours else ' ' * 24 + ratios}"
+            f"{numbers['memory'] / MIB:>8.0f}"
         )
     for name, numbers in results.items():
-        if name not in (LZO, LZ4):
-            print(f"  {name}: " + ", ".join(f"{phase} {numbers[f'phase {phase}']:.1f}" for phase in hibernation.PHASES))
-        else:
+        if name in SWSUSP:
             rest = (numbers["save"] - numbers["write"], numbers["back"] - numbers["read"])
             print(
                 f"  {name}: freeze, copy, off {rest[0]:.1f}, write {numbers['write']:.1f}; "
                 f"boot, thaw {rest[1]:.1f}, read {numbers['read']:.1f}"
             )
+        else:
+            print(f"  {name}: " + ", ".join(f"{phase} {numbers[f'phase {phase}']:.1f}" for phase in hibernation.PHASES))
+    for name, ours in results.items():
+        for other in SWSUSP:
+            if name not in SWSUSP and other in results:
+                ratios = ", ".join(
+                    f"{what} {results[other][what] / ours[what]:.2f}" for what in ("save", "back", "disk")
+                )
+                print(f"  {other} by {name}: {ratios}")
     sys.stdout.flush()
 
 
