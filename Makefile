@@ -19,7 +19,7 @@ KERNELS ?= 6.12 6.1
 PYTEST ?= $(BIN)/python -m pytest
 SOAK ?= 20
 
-.PHONY: setup apt kernels demo test lint format soak bench clean
+.PHONY: setup apt kernels kernel-i386 demo test lint format soak bench clean
 
 setup: apt $(INSTALLED)
 
@@ -45,6 +45,10 @@ $(INSTALLED): $(VENV)/.tools $(SOURCES)
 kernel-%: setup
 	$(BIN)/kjump lab kernel build --version $* --debug-info
 
+# For one test of the dump engine.
+kernel-i386: setup
+	$(BIN)/kjump lab kernel build --version 6.1 --arch i386
+
 kernels: $(KERNELS:%=kernel-%)
 
 demo: setup kernel-$(firstword $(KERNELS))
@@ -60,7 +64,7 @@ format: setup
 	$(BIN)/ruff format src tests bench build-aux
 	$(BIN)/ruff check --fix src tests bench build-aux
 
-test: setup lint kernels
+test: setup lint kernels kernel-i386
 	$(PYTEST)
 
 soak: setup kernels
