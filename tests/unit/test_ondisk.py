@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -167,3 +169,30 @@ def test_cuts_cover_the_places_and_all_that_is_used(places: list[list[tuple[int,
     if sum(max(0, len(runs) - 1) for _, runs in used) <= most - len(used):
         wasted = sum(size for _, size in segments) - sum(r.size for _, runs in used for r in runs)
         assert wasted == sum(runs[0].start - place.start for place, runs in used if runs)
+
+
+HELD = """
+import os
+from kjump import _core
+from kjump.libc import libc
+from kjump.resident.ondisk import _HEADER, Part, _unpack
+
+def held():
+    libc().malloc_trim(0)
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+data = os.urandom(1 << 20) + b"a" * (3 << 20)
+frame = _core.compress_bytes(data, -2)
+parts = [Part(0, len(data), len(data), len(frame), int.from_bytes(frame[-4:], "little"))] * 16
+bytes(bytearray(24 << 20))  # what is freed in pieces of such a size the C library keeps from then on
+before = held()
+for _ in range(2):
+    assert _unpack(memoryview(_HEADER + frame * len(parts)), parts, 2) == [data] * len(parts)
+print(held() - before)
+"""
+
+
+def test_what_was_unpacked_is_given_back() -> None:
+    """It would be saved with the rest of A, which tells the C library to trim its heap before it jumps."""
+    done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 8 * MIB, "of 64 MiB"

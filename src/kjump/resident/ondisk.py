@@ -25,6 +25,7 @@ from kjump.hibernate import postmortem
 from kjump.kexec import running
 from kjump.kexec.linux import read_once
 from kjump.kexec.plan import ARCH_X86_64, PRESERVE_CONTEXT, SEGMENT_MAX, Plan, Segment, make_plan
+from kjump.libc import share_one_heap
 from kjump.memory import PAGE_SIZE, PhysicalMemory
 from kjump.ranges import Range
 
@@ -121,6 +122,7 @@ def _unpack(content: memoryview, parts: Sequence[Part], threads: int) -> list[by
                 except Exception as error:
                     failures.append(error)
 
+    share_one_heap()  # else tens of megabytes that are free are saved with the rest of A
     others = [threading.Thread(target=work) for _ in range(threads - 1)]
     for thread in others:
         thread.start()
