@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -41,12 +40,6 @@ def flip(disk: Path, offset: int, bit: int = 4) -> None:
         (byte,) = file.read(1)
         file.seek(offset)
         file.write(bytes([byte ^ (1 << bit)]))
-
-
-def copy(source: Path, target: Path) -> Path:
-    """Copy a disk, holes and all."""
-    subprocess.run(["cp", "--sparse=always", str(source), str(target)], check=True)
-    return target
 
 
 def mark(machine: Machine) -> None:
