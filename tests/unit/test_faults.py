@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from kjump.cli.demo import demo
 from kjump.errors import LabError
 from kjump.lab import faults, flips
 from kjump.lab.faults import Campaign, Fault, Size
@@ -29,6 +31,28 @@ def raising(error: Exception) -> Callable[[Campaign], str]:
 def test_every_fault_has_a_name_of_its_own_and_words_to_look_for() -> None:
     assert len({fault.name for fault in faults.FAULTS}) == len(faults.FAULTS)
     assert all(fault.expected and fault.words for fault in faults.FAULTS)
+
+
+def test_a_line_of_json_for_each_fault_as_it_comes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = []
+
+    def seen(_: Campaign) -> str:
+        before.append(capsys.readouterr().out)
+        return "too small"
+
+    monkeypatch.setattr(faults, "FAULTS", [Fault(name, "refused", name, seen) for name in ("small", "large")])
+    with pytest.raises(SystemExit) as ended:
+        demo.main(["faults", "--json"])
+    printed = [*before[1:], capsys.readouterr().out]
+    lines = [json.loads(text) for text in printed]
+    assert [(line["name"], line["expected"], line["seen"], line["ok"]) for line in lines] == [
+        ("small", "refused", "too small", True),
+        ("large", "refused", "too small", False),
+    ]
+    assert all(text.count("\n") == 1 for text in printed)
+    assert ended.value.code == 1
 
 
 def test_what_is_not_as_expected_is_not_ok(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:

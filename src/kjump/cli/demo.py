@@ -125,7 +125,7 @@ def demo_hibernate(
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the random moments and bits.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Machines at a time.")
 @_keep
-@_json
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each fault, a line each, as they come.")
 def demo_faults(
     version: str, only: tuple[str, ...], quick: bool, seed: int, jobs: int, keep: Path | None, as_json: bool
 ) -> None:
@@ -133,21 +133,19 @@ def demo_faults(
     from kjump.lab import faults
 
     tell = _clock()
-    findings = []
+    ok = True
     size = faults.QUICK if quick else faults.Size()
     with (
         _folder(keep) as folder,
         faults.Campaign(folder, version=version, seed=seed, size=size, jobs=jobs, tell=tell) as campaign,
     ):
         for finding in faults.run(campaign, only):
-            findings.append(finding)
+            ok &= finding.ok
             if not as_json:
                 click.echo(f"{'ok  ' if finding.ok else 'FAIL'} {finding.name}: {finding.expected}: {finding.seen}")
             else:
                 tell(f"{'ok' if finding.ok else 'FAIL'}: {finding.seen}")
-    ok = all(finding.ok for finding in findings)
-    if as_json:
-        print_json({"ok": ok, "seed": seed, "faults": [vars(finding) for finding in findings]})
+                print_json(vars(finding))
     sys.exit(0 if ok else 1)
 
 
