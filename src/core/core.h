@@ -116,6 +116,6 @@ const char *open_frame(ZSTD_DCtx *context, const uint8_t *data, size_t size, uin
 
 typedef PyObject *core_function(PyObject *module, PyObject *args, PyObject *kwargs);
 core_function core_classify, core_bitmap_runs, core_zero_pages, core_compress, core_restore;
-core_function core_compress_bytes, core_decompress_bytes, core_decompress_frame, core_time_stamp;
+core_function core_compress_bytes, core_decompress_bytes, core_decompress_frame, core_shadow_runs, core_time_stamp;
 
 #endif

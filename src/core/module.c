@@ -25,6 +25,7 @@ static PyMethodDef functions[] = {
     FUNCTION(core, compress_bytes, "Compress to one zstd frame with content size and checksum."),
     FUNCTION(core, decompress_bytes, "Decompress whole zstd frames of any kind."),
     FUNCTION(core, decompress_frame, "Check and decompress one frame of a seekable stream."),
+    FUNCTION(core, shadow_runs, "Follow the kernel's indirection list of a load."),
     FUNCTION(core, time_stamp, "Return the CPU's time stamp counter."),
     {NULL, NULL, 0, NULL},
 };

@@ -1,7 +1,7 @@
 """The hot loops over memory: page classes, bitmaps, and memory to and from zstd frames on all cores.
 
-Everything here releases the interpreter's lock while it works, and takes any object with the buffer protocol.
-Bitmaps have one bit a page frame, the lowest bit of the lowest byte first. Numbers that are negative or too
+Everything here but `shadow_runs` releases the interpreter's lock while it works, and takes any object with the buffer
+protocol. Bitmaps have one bit a page frame, the lowest bit of the lowest byte first. Numbers that are negative or too
 large, and buffers that contradict themselves, are a ValueError before anything is done.
 
 The stream is the decompressed image. It is cut into frames of equal size (the last may be shorter), which are
@@ -127,6 +127,14 @@ def decompress_frame(data: Buffer, size: int, checksum: int | None = None) -> by
     """Return the `size` bytes of one frame of a stream, checked as `restore` does.
 
     `data` must be the whole frame and nothing else. `checksum` is its entry's; None when that is not known.
+    """
+
+def shadow_runs(read: Callable[[int, int], bytes], head: int) -> bytes:
+    """Follow the indirection list of a load from the entry `head` on; return its runs of pages, in its order.
+
+    Three native u64 each: first destination frame, first source frame, and how many. `read(address, length)` returns
+    so many bytes of physical memory; it is called in the calling thread, which keeps the interpreter's lock.
+    ValueError when that is no such list, or none that ends after 32 GiB.
     """
 
 def time_stamp() -> int:

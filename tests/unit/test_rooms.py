@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "memory": {"errors", "ranges"},
     "formats": GROUND,
     "gates": GROUND,
-    "kexec": GROUND | {"formats", "gates"},
+    "kexec": GROUND | {"formats", "gates", "_core"},
     "dump": GROUND | {"formats", "_core", "_dump"},
     "initramfs": GROUND | {"formats", "gates", "_core"},
     "hibernate": GROUND | {"formats", "gates", "_core", "kexec", "dump", "initramfs"},

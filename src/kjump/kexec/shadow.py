@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import NamedTuple
 
+from kjump import _core
 from kjump.errors import FormatError
 from kjump.memory import PAGE_SIZE, PhysicalMemory
 from kjump.ranges import Range, RangeSet
@@ -22,10 +23,6 @@ IND_INDIRECTION = 2
 IND_DONE = 4
 IND_SOURCE = 8
 
-_FLAGS = PAGE_SIZE - 1
-_ADDRESS = ~_FLAGS
-_PAGE = struct.Struct(f"<{PAGE_SIZE // 8}Q")
-_MOST_PAGES = 1 << 23
 _RUN = struct.Struct("<3Q")
 
 
@@ -46,39 +43,10 @@ def walk(read: Callable[[int, int], bytes], head: int) -> list[ShadowRun]:
     Pages that are their own source (the kernel had put them in place already) are runs with equal frames.
     FormatError when the list is not one: an entry without a flag, or no end after 32 GiB of list.
     """
-    runs: list[ShadowRun] = []
-    destination = source = -1
-    count = pages = 0
-
-    def close() -> None:
-        if count:
-            runs.append(ShadowRun(destination, source, count))
-
-    entries: Iterable[int] = (head,)
-    while True:
-        following: int | None = None
-        for entry in entries:
-            kind, frame = entry & _FLAGS, entry // PAGE_SIZE
-            if kind == IND_SOURCE and frame == source + count:
-                count += 1  # nearly all entries are of this kind: what is done for each is felt
-            elif kind & IND_DONE:
-                close()
-                return runs
-            elif kind & IND_INDIRECTION:
-                following = entry & _ADDRESS
-                break
-            elif kind & IND_DESTINATION:
-                close()
-                destination, source, count = frame, -1, 0
-            elif kind & IND_SOURCE and destination >= 0:
-                close()
-                destination, source, count = destination + count, frame, 1
-            else:
-                raise FormatError(f"the kernel's indirection list has an entry without meaning: {entry:#x}")
-        pages += 1
-        if following is None or pages > _MOST_PAGES:
-            raise FormatError("the kernel's indirection list does not end")
-        entries = _PAGE.unpack(read(following, PAGE_SIZE))
+    try:
+        return [*map(ShadowRun._make, _RUN.iter_unpack(_core.shadow_runs(read, head)))]
+    except ValueError as error:
+        raise FormatError(str(error)) from None
 
 
 class Shadow:

@@ -19,7 +19,7 @@ from kjump.kexec import host, mailbox, running, standing
 from kjump.kexec.channel import Channel, PageList, Parcel
 from kjump.kexec.pinned import HostPages
 from kjump.kexec.plan import ARCH_X86_64
-from kjump.kexec.shadow import Shadow
+from kjump.kexec.shadow import Shadow, walk
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
 from kjump.resident import FOLDER
@@ -338,11 +338,13 @@ def _loaded_image() -> tuple[int, int]:
 
 def _find_gates(peers: Sequence[Peer]) -> None:
     """Note where the gates of `peers`, which have just been loaded, are kept."""
+    frames = {peer.gate // PAGE_SIZE: peer for peer in peers}
     with running.Kcore() as kcore:
-        shadow = postmortem.peer_shadow(kcore)
-    for peer in peers:
-        ((_, holder, _),) = shadow.place(Range.of_size(peer.gate // PAGE_SIZE, 1))
-        peer.gate_kept = holder * PAGE_SIZE
+        runs = walk(kcore.physical().read, running.image_list_head(kcore))
+    for destination, source, count in runs:  # no Shadow is made of them: of so many that takes time
+        for frame, peer in frames.items():
+            if destination <= frame < destination + count:
+                peer.gate_kept = (source + frame - destination) * PAGE_SIZE
 
 
 def _is_other_image(state: State) -> bool:
