@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from kjump import _core
 from kjump.errors import HostError, UsageError
 from kjump.gates import GATE_ENTRY
-from kjump.kexec.plan import ARCH_X86_64, PRESERVE_CONTEXT, SEGMENT_MAX
+from kjump.kexec.plan import ARCH_X86_64, PRESERVE_CONTEXT, SEGMENT_MAX, Plan
 from kjump.memory import PAGE_SIZE, BytesMemory
 from kjump.ranges import Range
-from kjump.resident import ondisk, state
-from kjump.resident.ondisk import Stored, cut, refuse_other_file, store
+from kjump.resident import ahead, ondisk, state
+from kjump.resident.ahead import unpack_ahead
+from kjump.resident.ondisk import Stored, Unpacking, cut, refuse_other_file, store
 
 MIB = 1 << 20
 LOW, WINDOW = Range(0x10000, 0x20000), Range(16 * MIB, 32 * MIB)
@@ -61,6 +62,14 @@ def loaded(stored: Stored) -> Memory:
     return found
 
 
+def data_of(plan: Plan) -> bytes:
+    return b"".join(segment.data for segment in plan.segments)
+
+
+def _state(stored: Stored) -> state.State:
+    return state.State(state.boot_id(), "00", 1, 2, {"kexec_image": 3}, stored=stored)
+
+
 def test_a_peer_is_loaded_as_it_was_stored(memory: Memory, tmp_path: Path) -> None:
     for page in (0, 5, 300, 1000, 1001, 4095):
         at = page * PAGE_SIZE
@@ -79,11 +88,14 @@ def test_a_peer_is_loaded_as_it_was_stored(memory: Memory, tmp_path: Path) -> No
 def test_what_is_remembered_is_what_was_stored(memory: Memory, tmp_path: Path) -> None:
     memory.parts[LOW][7] = 1
     stored = store(tmp_path / "peer", [WINDOW, LOW], WINDOW.start)
-    whole = state.State("boot", "00", 1, 2, 3, stored=stored)
+    whole = _state(stored)
     assert state.decode(state.encode(whole)) == whole
     assert state.decode(state.encode(dataclasses.replace(whole, stored=None))).stored is None
     with pytest.raises(HostError, match="damaged: `kjump drop` clears it"):
         state.decode(state.encode(whole).replace('"entry"', '"exit"'))
+    for symbols in ({}, {"kexec_image": 0}, {"kexec_image": "a"}):
+        with pytest.raises(HostError, match="damaged: `kjump drop` clears it"):
+            state.decode(state.encode(dataclasses.replace(whole, symbols=symbols)))
 
 
 @given(st.integers(0, 10_000), st.integers(1, 255))
@@ -127,6 +139,38 @@ def test_another_file_or_other_devices_are_refused(
     assert not stored.is_good()
     with pytest.raises(HostError, match="devices have changed"):
         stored.plan()
+
+
+def test_what_is_unpacked_ahead_is_what_is_loaded(
+    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.parts[LOW][5] = 3
+    stored = store(tmp_path / "peer", [WINDOW, LOW], WINDOW.start)
+    (tmp_path / "peers.json").write_text(state.encode(_state(stored)))
+    available = stored.memory + stored.size + (64 << 20)
+    for short in (0, 1):
+        monkeypatch.setattr(ahead.running, "meminfo", lambda short=short: {"MemAvailable": available - short})
+        assert (unpack_ahead(tmp_path) is None) == bool(short)
+    monkeypatch.setattr(ahead.running, "meminfo", lambda: {"MemAvailable": available})
+    begun = unpack_ahead(tmp_path)
+    assert begun is not None and begun.stored == stored
+    with monkeypatch.context() as patch:
+        patch.setattr(ondisk, "Unpacking", None)  # nothing is unpacked again
+        assert data_of(stored.plan(begun)) == memory.parts[LOW][:PAGE_SIZE]
+    begun = unpack_ahead(tmp_path)
+    assert begun is not None and begun.result()
+    memory.parts[LOW][5] = 4
+    other = store(tmp_path / "peer", [WINDOW, LOW], WINDOW.start)
+    assert data_of(other.plan(begun)) == memory.parts[LOW][:PAGE_SIZE], "not what the file was before"
+    (tmp_path / "peers.json").write_text("{")
+    assert unpack_ahead(tmp_path) is None and unpack_ahead(tmp_path / "none") is None
+
+
+def test_what_was_begun_can_be_dropped(memory: Memory, tmp_path: Path) -> None:
+    memory.parts[WINDOW][:] = bytes(range(256)) * (WINDOW.size // 256)
+    begun = Unpacking(store(tmp_path / "peer", [WINDOW], WINDOW.start), 1)
+    begun.drop()
+    assert begun.drop() == []
 
 
 def test_a_file_of_somebody_else_is_not_written_over(memory: Memory, tmp_path: Path) -> None:
@@ -175,7 +219,7 @@ HELD = """
 import os
 from kjump import _core
 from kjump.libc import libc
-from kjump.resident.ondisk import _HEADER, Part, _unpack
+from kjump.resident.ondisk import _HEADER, Part, Stored, Unpacking
 
 def held():
     libc().malloc_trim(0)
@@ -185,14 +229,17 @@ data = os.urandom(1 << 20) + b"a" * (3 << 20)
 frame = _core.compress_bytes(data, -2)
 parts = [Part(0, len(data), len(data), len(frame), int.from_bytes(frame[-4:], "little"))] * 16
 bytes(bytearray(24 << 20))  # what is freed in pieces of such a size the C library keeps from then on
+with open("peers", "wb") as file:
+    file.write(_HEADER + frame * len(parts))
+stored = Stored("peers", 0, "", tuple(parts))
 before = held()
 for _ in range(2):
-    assert _unpack(memoryview(_HEADER + frame * len(parts)), parts, 2) == [data] * len(parts)
+    assert Unpacking(stored, 1).result() == [data] * len(parts)
 print(held() - before)
 """
 
 
-def test_what_was_unpacked_is_given_back() -> None:
+def test_what_was_unpacked_is_given_back(tmp_path: Path) -> None:
     """It would be saved with the rest of A, which tells the C library to trim its heap before it jumps."""
-    done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", HELD], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 8 * MIB, "of 64 MiB"

@@ -69,7 +69,8 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKernel]:
 
     monkeypatch.setattr(module, "host", fake)
     monkeypatch.setattr(module, "arrange", arrange)
-    monkeypatch.setattr(module, "_loaded_image", lambda: (0xFFFF, fake.head))
+    monkeypatch.setattr(module, "_loaded_image", lambda: fake.head)
+    monkeypatch.setattr(module.running, "_known", {"kexec_image": 0xFFFF})
     monkeypatch.setattr(module, "_is_other_image", lambda state: fake.loaded and fake.head != state.head)
     monkeypatch.setattr(module, "_find_gates", lambda peers: None)
     monkeypatch.setattr(module.standing, "StandingPage", lambda path: page)
@@ -214,7 +215,7 @@ def test_peers_on_disk_are_loaded_for_each_switch(
         return Stored(str(path), gate, "", ())
 
     monkeypatch.setattr(module, "store", store)
-    monkeypatch.setattr(Stored, "plan", lambda self: Plan(self.entry, (), ARCH_X86_64 | PRESERVE_CONTEXT))
+    monkeypatch.setattr(Stored, "plan", lambda self, ahead: Plan(self.entry, (), ARCH_X86_64 | PRESERVE_CONTEXT))
     monkeypatch.setattr(Peers, "parked", lambda self: {"B": True})
     with Peers(tmp_path) as peers:
         peers.boot(declared("B"))

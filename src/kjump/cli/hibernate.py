@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,20 +18,14 @@ from kjump.cli.options import (
     human,
     print_json,
 )
-from kjump.hibernate import preflight
-from kjump.hibernate.suspend import (
-    DEFAULT_LEVEL,
-    DEFAULT_WATCHDOG,
-    Hibernation,
-    Request,
-    default_initrd,
-    default_kernel,
-    hibernate,
-)
-from kjump.hibernate.suspend import raise_unless_resumed as _raise_unless_resumed
+from kjump.hibernate import DEFAULT_LEVEL, DEFAULT_WATCHDOG
 from kjump.kexec.window import DEFAULT_SIZE
 from kjump.ranges import Range
 from kjump.resident import FOLDER
+
+if TYPE_CHECKING:
+    from kjump.hibernate.suspend import Hibernation
+    from kjump.resident.ondisk import Unpacking
 
 
 @click.command()
@@ -64,7 +60,12 @@ def hibernate_command(
     fault: str,
 ) -> None:
     """Save this system to a device and switch the machine off; resumed at the next boot."""
-    on_standby = _goes_on_standby(particular=bool(kernel or initrd or window or append))
+    ahead = _unpacked_ahead() if not (kernel or initrd or window or append) else None
+    # Most of what follows is imported only now that another CPU has something to do.
+    from kjump.hibernate import preflight
+    from kjump.hibernate.suspend import Request, default_initrd, default_kernel, hibernate, raise_unless_resumed
+
+    on_standby = _goes_on_standby(ahead, particular=bool(kernel or initrd or window or append))
     size = window.size if window else window_size or (DEFAULT_SIZE if on_standby else preflight.window_size_that_fits())
     request = Request(
         target=target,
@@ -87,7 +88,7 @@ def hibernate_command(
     if on_standby:
         from kjump.resident.standby import travel
 
-        result = hibernate(request, tell=tell, go=travel)
+        result = hibernate(request, tell=tell, go=partial(travel, ahead=ahead))
     else:
         result = hibernate(request, tell=tell)
     if as_json:
@@ -96,11 +97,20 @@ def hibernate_command(
         _describe(result)
     for line in () if as_json else result.report.get("log", ()):
         click.echo(f"second kernel: {line}", err=True)
-    _raise_unless_resumed(result)
+    raise_unless_resumed(result)
 
 
-def _goes_on_standby(*, particular: bool) -> bool:
-    """Tell whether a kernel stands by and will do: not when a `particular` one is wanted.
+def _unpacked_ahead() -> Unpacking | None:
+    """Have a kernel that waits on disk unpacked from now on."""
+    if not FOLDER.exists():
+        return None
+    from kjump.resident.ahead import unpack_ahead
+
+    return unpack_ahead()
+
+
+def _goes_on_standby(ahead: Unpacking | None, *, particular: bool) -> bool:
+    """Tell whether a kernel stands by and will do: not when a `particular` one is wanted. Else `ahead` is dropped.
 
     UsageError when there are peers that will not do, for the memory they have would be needed.
     """
@@ -109,8 +119,10 @@ def _goes_on_standby(*, particular: bool) -> bool:
     from kjump.resident import standby
     from kjump.resident.peers import refuse_if_peers_are_resident
 
-    if not particular and standby.is_ready():
+    if not particular and standby.is_ready(ahead=ahead):
         return True
+    if ahead is not None:
+        ahead.drop()
     refuse_if_peers_are_resident()
     return False
 
@@ -137,6 +149,7 @@ def resume_command(
     """Replace this running system by the one saved on a device."""
     from kjump.formats.extentmap import BLOCK
     from kjump.hibernate.resume import open_for_resume, prepare_resume, refuse_if_mounted
+    from kjump.hibernate.suspend import default_initrd, default_kernel
     from kjump.hibernate.target import open_at
 
     with open_at(target, offset * BLOCK, writable=not dry_run) as opened:

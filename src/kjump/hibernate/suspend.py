@@ -14,7 +14,7 @@ from kjump import _core
 from kjump.errors import HostError, JumpError, TargetError
 from kjump.formats import bzimage, cpio
 from kjump.gates import Gate
-from kjump.hibernate import arrival, filesystems, peer, postmortem, preflight
+from kjump.hibernate import DEFAULT_LEVEL, DEFAULT_WATCHDOG, arrival, filesystems, peer, postmortem, preflight
 from kjump.hibernate.clock import Moment, Pace
 from kjump.hibernate.filetarget import open_for_image
 from kjump.hibernate.hooks import TIMEOUT, Hook
@@ -27,10 +27,6 @@ from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size, read_on
 from kjump.kexec.plan import ARCH_X86_64, Plan
 from kjump.kexec.window import DEFAULT_SIZE, WindowLayout, lay_out
 from kjump.ranges import Range, RangeSet
-
-DEFAULT_LEVEL = -2
-DEFAULT_WATCHDOG = 30
-"""Seconds; B feeds it four times as often."""
 
 _LEAST_TIME = 300
 _SLOWEST = 20_000_000

@@ -6,11 +6,10 @@ view of the machine takes it once.
 
 from __future__ import annotations
 
-import functools
 import os
 import resource
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from kjump.errors import FormatError, HostError
@@ -30,6 +29,7 @@ _SYMBOLS = (
     "tsc_khz",
 )
 """All that is ever asked for."""
+_known: dict[str, int] = {}
 _GDT_LIMIT = 0x7F
 """Sixteen descriptors of eight bytes (GDT_ENTRIES in arch/x86/include/asm/segment.h)."""
 
@@ -121,24 +121,31 @@ def symbols(names: Iterable[str]) -> dict[str, int]:
 
     HostError when addresses are hidden (kernel.kptr_restrict).
     """
-    known = _known_symbols()
+    known = known_symbols()
     found = {name: known[name] for name in names if name in known}
     if found and not any(found.values()):
         raise HostError("/proc/kallsyms hides addresses: be root, and set kernel.kptr_restrict to 0 or 1")
     return found
 
 
-@functools.cache
-def _known_symbols() -> dict[str, int]:
-    """Look all of _SYMBOLS up at once: the kernel takes long to write its list."""
-    text = Path("/proc/kallsyms").read_bytes()
-    found = {}
-    for name in _SYMBOLS:
-        end = text.find(f" {name}\n".encode())
-        if end >= 0:
-            start = text.rfind(b"\n", 0, end) + 1
-            found[name] = int(text[start : text.index(b" ", start)], 16)
-    return found
+def known_symbols() -> dict[str, int]:
+    """Return the addresses of all symbols that are ever asked for; looked up at once, for that takes the kernel long.
+
+    They are zeros when addresses are hidden.
+    """
+    if not _known:
+        text = Path("/proc/kallsyms").read_bytes()
+        for name in _SYMBOLS:
+            end = text.find(f" {name}\n".encode())
+            if end >= 0:
+                start = text.rfind(b"\n", 0, end) + 1
+                _known[name] = int(text[start : text.index(b" ", start)], 16)
+    return _known
+
+
+def know_symbols(known: Mapping[str, int]) -> None:
+    """Take `known`, what `known_symbols` said earlier in this boot, so that nothing need be looked up."""
+    _known.update(known)
 
 
 class Kcore:

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 from kjump import _core
 from kjump.errors import HostError, UsageError
 from kjump.gates import GATE_ENTRY
 from kjump.hibernate import postmortem
 from kjump.kexec import running
-from kjump.kexec.linux import read_once
 from kjump.kexec.plan import ARCH_X86_64, PRESERVE_CONTEXT, SEGMENT_MAX, Plan, Segment, make_plan
 from kjump.libc import share_one_heap
 from kjump.memory import PAGE_SIZE, PhysicalMemory
@@ -86,52 +86,73 @@ class Stored:
         except OSError:
             return False
 
-    def plan(self) -> Plan:
-        """Return the Plan that loads them, to be entered at once; HostError when the file is not what was written."""
+    def plan(self, ahead: Unpacking | None = None) -> Plan:
+        """Return the Plan that loads them, to be entered at once; HostError when the file is not what was written.
+
+        `ahead` has unpacked some of it already, or nothing of use when it is of something else.
+        """
         if not self.is_good():
             raise HostError(f"{self.path} is not as it was written, or devices have changed since: drop it, begin anew")
-        try:
-            content = memoryview(read_once(Path(self.path)))
-        except OSError as error:
-            raise HostError(f"cannot read {self.path}: {error.strerror}") from None
-        try:
-            contents = _unpack(content, self.parts, os.cpu_count() or 1)
-        except _core.Damaged as error:
-            raise HostError(f"{self.path} is damaged ({error}): drop it, and begin anew") from None
+        if ahead is None or ahead.stored != self:
+            ahead = Unpacking(self, threads=(os.cpu_count() or 1) - 1)
+        contents = ahead.result()
         segments = [Segment(p.address, p.memory, data, "peer") for p, data in zip(self.parts, contents, strict=True)]
         return make_plan(self.entry, segments, ARCH_X86_64 | PRESERVE_CONTEXT)
 
 
-def _unpack(content: memoryview, parts: Sequence[Part], threads: int) -> list[bytes]:
-    """Return the data of each of `parts`, out of the file's `content`, by so many `threads`; Damaged when it is not."""
-    found = [b""] * len(parts)
-    failures: list[Exception] = []
-    starts = accumulate((part.stored for part in parts), initial=len(_HEADER))
-    left = sorted(zip(parts, starts, range(len(parts)), strict=False), key=lambda job: job[0].data)
+class Unpacking:
+    """What is in a file, being unpacked by threads while the caller does something else."""
 
-    def work() -> None:
-        while left and not failures:
-            try:
-                part, start, index = left.pop()  # the largest first
-            except IndexError:
-                return
-            if part.data:
-                try:
-                    frame = content[start : start + part.stored]
-                    found[index] = _core.decompress_frame(frame, part.data, part.checksum)
-                except Exception as error:
-                    failures.append(error)
+    def __init__(self, stored: Stored, threads: int) -> None:
+        """Begin to unpack `stored` with so many `threads`."""
+        self.stored = stored
+        starts = accumulate((part.stored for part in stored.parts), initial=len(_HEADER))
+        jobs = zip(stored.parts, starts, range(len(stored.parts)), strict=False)
+        self._left = sorted(jobs, key=lambda job: job[0].data)
+        self._found = [b""] * len(stored.parts)
+        self._failures: list[Exception] = []
+        share_one_heap()  # else tens of megabytes that are free are saved with the rest of A
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
-    share_one_heap()  # else tens of megabytes that are free are saved with the rest of A
-    others = [threading.Thread(target=work) for _ in range(threads - 1)]
-    for thread in others:
-        thread.start()
-    work()
-    for thread in others:
-        thread.join()
-    if failures:
-        raise failures[0]
-    return found
+    def _work(self) -> None:
+        try:
+            with open(self.stored.path, "rb", buffering=0) as file:  # noqa: PTH123
+                while self._left and not self._failures:
+                    part, start, index = self._left.pop()  # the largest first
+                    if part.data:
+                        self._found[index] = _core.decompress_frame(
+                            _read_once(file, start, part), part.data, part.checksum
+                        )
+        except IndexError:
+            pass  # another thread has taken the last one
+        except Exception as error:
+            self._failures.append(error)
+
+    def result(self) -> list[bytes]:
+        """Return the data of each part, when all are unpacked; HostError when the file is not what was written."""
+        self._work()
+        found = self.drop()
+        for error in self._failures:
+            why = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else f"is damaged ({error})"
+            raise HostError(f"{self.stored.path} {why}: drop it, and begin anew")
+        return found
+
+    def drop(self) -> list[bytes]:
+        """Unpack no more, and keep nothing of what is unpacked: it is returned."""
+        self._left.clear()
+        for thread in self._threads:
+            thread.join()
+        found, self._found = self._found, []
+        return found
+
+
+def _read_once(file: BinaryIO, start: int, part: Part) -> bytes:
+    """Return what is stored of `part`, which need not stay in the page cache: it would be saved too."""
+    data = os.pread(file.fileno(), part.stored, start)
+    os.posix_fadvise(file.fileno(), start, part.stored, os.POSIX_FADV_DONTNEED)
+    return data
 
 
 def refuse_other_file(path: Path) -> None:

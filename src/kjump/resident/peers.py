@@ -24,7 +24,7 @@ from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
 from kjump.resident import FOLDER
 from kjump.resident.declare import Declared, arrange, pages_to_restart
-from kjump.resident.ondisk import store
+from kjump.resident.ondisk import Unpacking, store
 from kjump.resident.picture import Resident, Survey
 from kjump.resident.state import Ledger, Peer, State, boot_id
 
@@ -85,6 +85,8 @@ class Peers:
                 self._ledger.__exit__(None, None, None)
                 raise
             self._damaged = True
+        if self.state is not None:
+            running.know_symbols(self.state.symbols)
         return self
 
     def __exit__(
@@ -107,10 +109,11 @@ class Peers:
         try:
             os.sync()
             host.load(arrangement.plan)
-            symbol, head = _loaded_image()
+            head = _loaded_image()
             _find_gates(arrangement.peers)
+            channel, symbols = arrangement.page.address, running.known_symbols()
             self.state = State(
-                boot_id(), arrangement.cookie.hex(), arrangement.page.address, head, symbol, peers=arrangement.peers
+                boot_id(), arrangement.cookie.hex(), channel, head, dict(symbols), peers=arrangement.peers
             )
             self._ledger.write(self.state)
             visits = []
@@ -146,19 +149,19 @@ class Peers:
         return state.stored.size
 
     @contextlib.contextmanager
-    def loaded(self) -> Iterator[None]:
+    def loaded(self, ahead: Unpacking | None = None) -> Iterator[None]:
         """Have the peers in memory meanwhile, should they be on disk; a switch does so for itself.
 
-        HostError when their file is not what was written.
+        `ahead` may have unpacked them. HostError when their file is not what was written.
         """
         state = self.state
         if state is None or state.stored is None or self._loaded:
             yield
             return
-        host.load(state.stored.plan())
+        host.load(state.stored.plan(ahead))
         self._loaded = True
         try:
-            _, state.head = _loaded_image()
+            state.head = _loaded_image()
             _find_gates(state.peers)
             yield
         finally:
@@ -327,13 +330,10 @@ def _sources(shadow: Shadow, peer: Peer) -> RangeSet:
     return RangeSet(placed)
 
 
-def _loaded_image() -> tuple[int, int]:
-    """Return the address of kexec_image and the head of the loaded image's indirection list."""
-    symbol = running.symbols(("kexec_image",)).get("kexec_image")
-    if symbol is None:
-        raise HostError("/proc/kallsyms has no kexec_image: CONFIG_KALLSYMS_ALL is needed")
+def _loaded_image() -> int:
+    """Return the head of the loaded image's indirection list."""
     with running.Kcore() as kcore:
-        return symbol, kcore.read_u64(kcore.read_u64(symbol))
+        return running.image_list_head(kcore)
 
 
 def _find_gates(peers: Sequence[Peer]) -> None:

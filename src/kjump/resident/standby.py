@@ -61,8 +61,11 @@ def stop(folder: Path = FOLDER) -> bool:
     return there
 
 
-def is_ready(folder: Path = FOLDER) -> bool:
-    """Tell whether a kernel stands by; one on disk does when there is memory for it, and devices have not changed."""
+def is_ready(folder: Path = FOLDER, ahead: ondisk.Unpacking | None = None) -> bool:
+    """Tell whether a kernel stands by; one on disk does when there is memory for it, and devices have not changed.
+
+    There is memory for one that is being unpacked `ahead`.
+    """
     if not folder.exists():
         return False
     with Peers(folder) as peers:
@@ -70,13 +73,19 @@ def is_ready(folder: Path = FOLDER) -> bool:
         stored = peers.state.stored if peers.state else None
         if stored is None:
             return states == ["resident"]
-        return bool(states) and stored.is_good() and preflight.has_room(stored.memory + stored.size)
+        begun = ahead is not None and ahead.stored == stored
+        return bool(states) and stored.is_good() and (begun or preflight.has_room(stored.memory + stored.size))
 
 
-def travel(request: suspend.Request, tell: suspend.Tell, folder: Path = FOLDER) -> suspend.Trip:
-    """Go to the kernel on standby with `request`, and return when A is back; as `kjump.hibernate.suspend.travel`."""
+def travel(
+    request: suspend.Request, tell: suspend.Tell, folder: Path = FOLDER, *, ahead: ondisk.Unpacking | None = None
+) -> suspend.Trip:
+    """Go to the kernel on standby with `request`, and return when A is back; as `kjump.hibernate.suspend.travel`.
+
+    One that is on disk may be unpacked `ahead`.
+    """
     begun, pace = time.monotonic(), Pace()
-    with Peers(folder) as peers, peers.loaded():
+    with Peers(folder) as peers, peers.loaded(ahead):
         peer = peers.require().find(NAME)
         with running.Kcore() as kcore, suspend.claim(request) as target:
             note = kcore.vmcoreinfo_note()

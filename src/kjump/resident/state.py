@@ -59,7 +59,8 @@ class State:
     """All peers, and the channel to them.
 
     `cookie` (hexadecimal) and `channel` (physical address) are the channel's; `head` the first entry of the loaded
-    image's indirection list, by which the image is known again; `image_symbol` the linear address of kexec_image.
+    image's indirection list, by which the image is known again; `symbols` the linear addresses of the kernel's
+    symbols, which are the same as long as it runs.
     `stored` is where the peers are when they are on disk.
     """
 
@@ -67,10 +68,15 @@ class State:
     cookie: str
     channel: int
     head: int
-    image_symbol: int
+    symbols: dict[str, int]
     sequence: int = 0
     stored: Stored | None = None
     peers: list[Peer] = field(default_factory=list)
+
+    @property
+    def image_symbol(self) -> int:
+        """The linear address of kexec_image."""
+        return self.symbols["kexec_image"]
 
     def find(self, name: str | None) -> Peer:
         """Return the peer called `name`, or the only one; UsageError when there is none such."""
@@ -101,7 +107,10 @@ def decode(text: str) -> State:
         fields = json.loads(text)
         peers = [Peer(**(p | {"window": tuple(p["window"]), "low": tuple(p["low"])})) for p in fields.pop("peers")]
         stored = fields.pop("stored", None)
-        return State(**fields, stored=Stored.of_json(stored) if stored else None, peers=peers)
+        state = State(**fields, stored=Stored.of_json(stored) if stored else None, peers=peers)
+        if not all(map(int, [state.image_symbol, *state.symbols.values()])):
+            raise ValueError("a symbol has no address")
+        return state
     except (ValueError, TypeError, KeyError, AttributeError):
         raise HostError("the file that says which peers are resident is damaged: `kjump drop` clears it") from None
 
