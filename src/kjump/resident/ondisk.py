@@ -10,6 +10,7 @@ before them says what it is (RFC 8878, 3.1.2).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import threading
@@ -17,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import BinaryIO
 
 from kjump import _core
 from kjump.errors import HostError, UsageError
@@ -122,9 +122,8 @@ class Unpacking:
                 while self._left and not self._failures:
                     part, start, index = self._left.pop()  # the largest first
                     if part.data:
-                        self._found[index] = _core.decompress_frame(
-                            _read_once(file, start, part), part.data, part.checksum
-                        )
+                        frame = os.pread(file.fileno(), part.stored, start)
+                        self._found[index] = _core.decompress_frame(frame, part.data, part.checksum)
         except IndexError:
             pass  # another thread has taken the last one
         except Exception as error:
@@ -144,15 +143,11 @@ class Unpacking:
         self._left.clear()
         for thread in self._threads:
             thread.join()
+        with contextlib.suppress(OSError), open(self.stored.path, "rb") as file:  # noqa: PTH123
+            # It need not stay in the page cache: that would be saved too.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         found, self._found = self._found, []
         return found
-
-
-def _read_once(file: BinaryIO, start: int, part: Part) -> bytes:
-    """Return what is stored of `part`, which need not stay in the page cache: it would be saved too."""
-    data = os.pread(file.fileno(), part.stored, start)
-    os.posix_fadvise(file.fileno(), start, part.stored, os.POSIX_FADV_DONTNEED)
-    return data
 
 
 def refuse_other_file(path: Path) -> None:
