@@ -59,7 +59,8 @@ def peer(name: str) -> Peer:
 
 
 def make_state(*names: str) -> State:
-    return State(state.boot_id(), "00" * 16, 1 << 21, 0x5002, 0xFFFF_FFFF_8000_0000, peers=[peer(n) for n in names])
+    symbols = {"kexec_image": 0xFFFF_FFFF_8000_0000}
+    return State(state.boot_id(), "00" * 16, 1 << 21, 0x5002, symbols, peers=[peer(n) for n in names])
 
 
 def test_what_is_remembered_comes_back(tmp_path: Path) -> None:
