@@ -2,6 +2,7 @@
 
 import random
 import struct
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -85,6 +86,37 @@ def test_a_list_over_several_pages_is_followed() -> None:
 def test_what_is_no_list_is_refused(head: int) -> None:
     with pytest.raises(FormatError, match="indirection list"):
         walk(BytesMemory(bytes(PAGE_SIZE * 8)).read, head)
+
+
+def test_a_list_that_does_not_end_is_refused() -> None:
+    memory = bytearray(PAGE_SIZE * 4)
+    head = 1 * PAGE_SIZE | shadow.IND_INDIRECTION
+    struct.pack_into("<Q", memory, PAGE_SIZE, 2 * PAGE_SIZE | shadow.IND_DESTINATION)
+    for at in range(8, PAGE_SIZE, 8):
+        struct.pack_into("<Q", memory, PAGE_SIZE + at, 3 * PAGE_SIZE | shadow.IND_SOURCE)
+    with pytest.raises(FormatError, match="does not end"):
+        walk(BytesMemory(memory).read, head)
+    with pytest.raises(FormatError, match="has 7 bytes"):
+        walk(lambda address, length: bytes(7), head)
+    with pytest.raises(FormatError, match="no memory at physical address 0x1000"):
+        walk(BytesMemory(bytes(PAGE_SIZE)).read, head)
+
+
+def test_runs_are_those_of_the_entries_one_by_one() -> None:
+    generator = random.Random(7)
+    for _ in range(200):
+        pairs, at = [], 0
+        for _ in range(generator.randrange(1, 30)):
+            at += generator.choice((1, 1, 1, 3))
+            near = pairs[-1][1] + 1 if pairs and generator.random() < 0.7 else generator.randrange(50, 90)
+            pairs.append((at, near))
+        memory = bytearray(PAGE_SIZE * 2)
+        found = walk(BytesMemory(memory).read, indirection(pairs, [1], memory))
+        assert [(d + i, s + i) for d, s, n in found for i in range(n)] == pairs
+        assert all(
+            after.destination != before.destination + before.pages or after.source != before.source + before.pages
+            for before, after in pairwise(found)
+        ), "what belongs together is one run"
 
 
 @given(
