@@ -60,12 +60,13 @@ def hibernate_command(
     fault: str,
 ) -> None:
     """Save this system to a device and switch the machine off; resumed at the next boot."""
-    ahead = _unpacked_ahead() if not (kernel or initrd or window or append) else None
+    particular = bool(kernel or initrd or window or append)
+    ahead = None if particular else _unpacked_ahead()
     # Most of what follows is imported only now that another CPU has something to do.
     from kjump.hibernate import preflight
     from kjump.hibernate.suspend import Request, default_initrd, default_kernel, hibernate, raise_unless_resumed
 
-    on_standby = _goes_on_standby(ahead, particular=bool(kernel or initrd or window or append))
+    on_standby = _goes_on_standby(ahead, particular=particular)
     size = window.size if window else window_size or (DEFAULT_SIZE if on_standby else preflight.window_size_that_fits())
     request = Request(
         target=target,

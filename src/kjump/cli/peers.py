@@ -10,6 +10,7 @@ import click
 
 from kjump.cli.options import FILE, KJUMP_INITRD, SECOND_KERNEL, SIZE, WINDOW, WINDOW_SIZE, human, print_json
 from kjump.errors import UsageError
+from kjump.hibernate import DEFAULT_WATCHDOG
 from kjump.kexec.window import DEFAULT_SIZE
 from kjump.ranges import Range
 
@@ -24,7 +25,7 @@ def _job_options(command: Any) -> Any:
     """Add the options that say what the peer is to do."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print what happened as one JSON object."),
-        click.option("--watchdog", type=click.IntRange(1), default=30, hidden=True),
+        click.option("--watchdog", type=click.IntRange(1), default=DEFAULT_WATCHDOG, hidden=True),
         click.option("--time-limit", type=click.FloatRange(0), default=0, help="Seconds the job may take (0: any)."),
         click.option("--receive", type=_OUT, help="Write the message that comes back to a file (-: standard output)."),
         click.option(

@@ -3,4 +3,5 @@
 DEFAULT_LEVEL = -2
 """The zstd level of images."""
 DEFAULT_WATCHDOG = 30
-"""Seconds; B feeds it four times as often."""
+"""Seconds after which a B that has a job and does not feed the machine's watchdog is brought back; it feeds it four
+times as often."""

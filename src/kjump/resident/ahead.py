@@ -25,7 +25,7 @@ def unpack_ahead(folder: Path = FOLDER) -> Unpacking | None:
     """
     try:
         state = Ledger(folder).read()
-    except HostError:
+    except (HostError, OSError):
         return None  # and whoever looks closer will say why
     stored = state.stored if state else None
     if stored is None or running.meminfo()["MemAvailable"] < stored.memory + stored.size + _SPARE:

@@ -13,7 +13,7 @@ from typing import Any
 
 from kjump.errors import HostError, JumpError, KjumpError, UsageError
 from kjump.gates import STATE_PARKED, Gate
-from kjump.hibernate import postmortem
+from kjump.hibernate import DEFAULT_WATCHDOG, postmortem
 from kjump.hibernate.arrival import SEED_SIZE
 from kjump.kexec import host, mailbox, running, standing
 from kjump.kexec.channel import Channel, PageList, Parcel
@@ -27,9 +27,6 @@ from kjump.resident.declare import Declared, arrange, pages_to_restart
 from kjump.resident.ondisk import Unpacking, store
 from kjump.resident.picture import Resident, Survey
 from kjump.resident.state import Ledger, Peer, State, boot_id
-
-DEFAULT_WATCHDOG = 30
-"""Seconds; a peer that has a job and does not feed the machine's watchdog for so long is brought back."""
 
 
 @dataclass(frozen=True)
