@@ -1,16 +1,20 @@
 """Where A's pages lie until the jump, and that they end where they belong."""
 
+import ctypes
 import mmap
 import struct
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kjump.errors import FormatError, HostError, ImageError
+from kjump.formats.superblock import State, Superblock
 from kjump.gates import Gate
-from kjump.hibernate import landing
+from kjump.hibernate import room
 from kjump.hibernate.image import Span
 from kjump.hibernate.landing import Aside, InPlace, lodge
 from kjump.kexec import mailbox, pinned
@@ -69,6 +73,7 @@ class FakeFile:
 
     def __init__(self, _: str, count: int) -> None:
         self.fd = -1
+        self.count = count
         self.memory = mmap.mmap(-1, count * HUGE)
         self.addresses = [self.first + i * HUGE for i in range(count)]
         self.released = False
@@ -80,8 +85,8 @@ class FakeFile:
 
 @pytest.fixture
 def faked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(landing, "HugeFile", FakeFile)
-    monkeypatch.setattr(landing.running, "meminfo", lambda: {"MemAvailable": 200 * MIB})
+    monkeypatch.setattr(room, "HugeFile", FakeFile)
+    monkeypatch.setattr(room.running, "meminfo", lambda: {"MemAvailable": 200 * MIB})
 
 
 @pytest.mark.usefixtures("faked")
@@ -145,6 +150,49 @@ def test_the_mailbox_lies_aside_too() -> None:
     assert aside._file.released  # type: ignore[attr-defined]
 
 
+@pytest.mark.usefixtures("faked")
+def test_pages_taken_ahead_are_used_or_given_back_when_they_are_too_few() -> None:
+    wanted = RangeSet([Range(200 * MIB, 264 * MIB)])
+    many, few = FakeFile("", 40), FakeFile("", 4)
+    with Aside(wanted, LAYOUT, AROUND, many) as aside:  # type: ignore[arg-type]
+        assert aside._file is many
+        assert not many.released
+    assert many.released
+    with Aside(wanted, LAYOUT, AROUND, few) as aside:  # type: ignore[arg-type]
+        assert few.released
+        assert aside._file.count >= 32
+
+
+@pytest.mark.usefixtures("faked")
+@pytest.mark.parametrize(
+    ("state", "details", "count"),
+    [
+        (State.COMPLETE, {"saved": {"kept_bytes": 64 * MIB}}, 44),
+        (State.COMPLETE, {"saved": {"kept_bytes": 400 * MIB}}, None),
+        (State.COMPLETE, {"saved": {"kept_bytes": -1}}, None),
+        (State.COMPLETE, {"saved": {"kept_bytes": "much"}}, None),
+        (State.COMPLETE, {"saved": []}, None),
+        (State.COMPLETE, {}, None),
+        (State.ATTEMPTED, {"saved": {"kept_bytes": 64 * MIB}}, None),
+        (State.ARMED, {}, None),
+    ],
+)
+def test_room_is_taken_ahead_only_for_an_image_that_fits(
+    monkeypatch: pytest.MonkeyPatch, state: State, details: dict[str, object], count: int | None
+) -> None:
+    superblock = Superblock(state=state, details=details)
+    target = MagicMock()
+    target.__enter__.return_value.read_superblock.return_value = superblock
+    monkeypatch.setattr(room, "open_at", lambda *_, **__: target)
+    taken = room.take_ahead("/dev/vdb", 0)
+    assert (taken and taken.count) == count
+
+
+def test_no_room_is_taken_when_the_device_is_not_there(tmp_path: Path) -> None:
+    assert room.take_ahead(str(tmp_path / "none"), 0) is None
+    assert room.take_ahead(str(tmp_path / "none"), 4096) is None
+
+
 def test_a_restorer_does_not_overwrite_itself(tmp_path: Path) -> None:
     memory = tmp_path / "memory"
     memory.write_bytes(bytes(PAGE_SIZE))
@@ -168,3 +216,39 @@ def test_a_pool_that_does_not_give_what_it_says_is_put_back(tmp_path: Path, monk
     with pytest.raises(HostError, match="1048576 huge pages of 2 MiB cannot be used"):
         pinned.HugeFile("test", 1 << 20)
     assert int(pool.read_text()) == 3
+
+
+@pytest.fixture
+def populated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Ordinary memory for huge pages; the addresses that the kernel was asked to populate."""
+    pool, asked = tmp_path / "nr_hugepages", list[int]()
+    pool.write_text("0\n")
+    monkeypatch.setattr(pinned, "_POOL", pool)
+    monkeypatch.setattr(pinned.os, "MFD_HUGETLB", 0)
+    monkeypatch.setattr(pinned, "_MFD_HUGE_2MB", 0)
+    monkeypatch.setattr(pinned, "physical_addresses", lambda memory, size: list(range(len(memory) // size)))
+
+    def madvise(address: ctypes.c_void_p, _: ctypes.c_size_t, advice: int) -> int:
+        assert advice == 23, "MADV_POPULATE_WRITE"
+        asked.append(address.value or 0)
+        return -(len(asked) % 2)  # a kernel that does not know it is helped by a write
+
+    monkeypatch.setattr(pinned, "libc", lambda: SimpleNamespace(madvise=madvise))
+    return asked
+
+
+def test_every_huge_page_is_populated_once_before_its_address_is_told(populated: list[int]) -> None:
+    file = pinned.HugeFile("test", 7)
+    base = pinned._linear(file.memory)
+    assert file.addresses == list(range(7))
+    assert sorted(populated) == [base + i * HUGE for i in range(7)]
+    file.release()
+    file.release()
+    assert pinned._POOL.read_text() == "0"
+
+
+def test_a_file_that_nobody_asks_is_given_back_all_the_same(populated: list[int]) -> None:
+    file = pinned.HugeFile("test", 300)
+    file.release()
+    assert len(populated) <= 300
+    assert pinned._POOL.read_text() == "0"

@@ -17,7 +17,8 @@ from typing import Protocol
 from kjump.errors import HostError, ImageError
 from kjump.gates import Gate, pack_page_list
 from kjump.hibernate.image import Span, homes
-from kjump.kexec import mailbox, running
+from kjump.hibernate.room import take
+from kjump.kexec import mailbox
 from kjump.kexec.linux import Surroundings, restore_plan, way_back_plan
 from kjump.kexec.pinned import HUGE_PAGE, HugeFile
 from kjump.kexec.plan import Plan
@@ -26,8 +27,6 @@ from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
 
 PHYSICAL_MEMORY = "/dev/mem"
-_SPARE = 96 << 20
-"""Memory that stays free beside A's pages: workers, lists, what kexec_load copies."""
 
 
 class Landing(Protocol):
@@ -144,11 +143,14 @@ def _pieces(
 class Aside:
     """Pages of the running kernel, which the gate puts where they belong."""
 
-    def __init__(self, wanted: RangeSet, layout: WindowLayout, around: Surroundings) -> None:
+    def __init__(
+        self, wanted: RangeSet, layout: WindowLayout, around: Surroundings, ahead: HugeFile | None = None
+    ) -> None:
         """Take memory for `wanted`, all that belongs to A (physical ranges of whole pages).
 
-        `layout` is that of B's window, to which nothing of A belongs: gate and page list go there. HostError when there
-        is not memory enough, or not in huge pages.
+        `layout` is that of B's window, to which nothing of A belongs: gate and page list go there. Pages taken `ahead`
+        (see `hibernate.room`) are used, or given back when they are too few. HostError when there is not memory
+        enough, or not in huge pages.
         """
         self._layout = layout
         self._around = around
@@ -159,11 +161,11 @@ class Aside:
         list_room = Range.of_size(layout.window.start, HUGE_PAGE * (1 + len(wanted) // 10000))
         unusable = RangeSet(r.aligned_outside(HUGE_PAGE) for r in (list_room, layout.reserved))
         count = -(-(wanted.size + unusable.size) // HUGE_PAGE)
-        available = running.meminfo()["MemAvailable"]
-        if available < count * HUGE_PAGE + _SPARE:
-            raise HostError(f"{available >> 20} MiB are available, {(count * HUGE_PAGE + _SPARE) >> 20} MiB needed")
         self._list_room = list_room
-        self._file = HugeFile("kjump-aside", count)
+        if ahead is not None and ahead.count < count:
+            ahead.release()
+            ahead = None
+        self._file = ahead or take(count)
         try:
             pages = [(address, i * HUGE_PAGE) for i, address in enumerate(self._file.addresses)]
             self._lodgings = lodge(wanted, pages, unusable)

@@ -7,11 +7,11 @@ of the machine we run on.
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 import os
 import struct
 import threading
-from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -100,7 +100,11 @@ class HugePage:
     def __init__(self) -> None:
         """Take one, asking the kernel to set one aside; HostError when it has none."""
         self._file = HugeFile("kjump-code", 1)
-        (self.address,) = self._file.addresses
+        try:
+            (self.address,) = self._file.addresses
+        except BaseException:
+            self._file.release()
+            raise
 
     def write(self, offset: int, data: bytes) -> None:
         """Put `data` at byte `offset`."""
@@ -112,11 +116,15 @@ class HugePage:
 
 
 class HugeFile:
-    """Huge pages as one file of memory: `fd`, `memory` (all of it, mapped), and the physical address of each page."""
+    """Huge pages as one file of memory: `fd`, `memory` (all of it, mapped), `count` pages and where each of them lies.
+
+    The kernel zeroes them before it gives them. CPUs that have nothing else to do begin with that at once, and whoever
+    asks for `addresses` helps, and waits until it is done.
+    """
 
     def __init__(self, name: str, count: int) -> None:
         """Take `count` zeroed pages, set aside by the kernel for this; HostError when it has not so many together."""
-        self._count = count
+        self.count = count
         got = change_pool(count)
         if got < count:
             change_pool(-got)
@@ -132,34 +140,44 @@ class HugeFile:
         except OSError as error:
             change_pool(-count)
             raise HostError(f"{count} huge pages of 2 MiB cannot be used: {error.strerror}") from None
-        try:
-            self.addresses = self._populate()
-        except BaseException:
-            self.release()
-            raise
-
-    def _populate(self) -> list[int]:
-        """Have the kernel zero the pages, all CPUs at once; return their addresses."""
-        base, cpus = _linear(self.memory), os.cpu_count() or 1
-        borders = [self._count * i // cpus * HUGE_PAGE for i in range(cpus + 1)]
-
-        def populate(start: int, end: int) -> None:
-            if libc().madvise(ctypes.c_void_p(base + start), ctypes.c_size_t(end - start), _MADV_POPULATE_WRITE):
-                for offset in range(start, end, HUGE_PAGE):  # a kernel before 5.14
-                    self.memory[offset] = 0
-
-        threads = [threading.Thread(target=populate, args=pair) for pair in pairwise(borders)]
-        for thread in threads:
+        self._base = _linear(self.memory)
+        self._left = list(range(count))
+        self._threads = [threading.Thread(target=self._populate) for _ in range(min(count, os.cpu_count() or 1) - 1)]
+        for thread in self._threads:
             thread.start()
-        for thread in threads:
+
+    def _populate(self) -> None:
+        """Have the kernel zero pages until none is left.
+
+        One at a time, for as long as it takes nobody else in this process may map or unmap anything.
+        """
+        while True:
+            try:
+                offset = self._left.pop() * HUGE_PAGE
+            except IndexError:
+                return
+            page = ctypes.c_void_p(self._base + offset)
+            if libc().madvise(page, ctypes.c_size_t(HUGE_PAGE), _MADV_POPULATE_WRITE):
+                self.memory[offset] = 0  # a kernel before 5.14
+
+    @functools.cached_property
+    def addresses(self) -> list[int]:
+        """The physical address of each page, in bytes; HostError when they are hidden."""
+        self._populate()
+        for thread in self._threads:
             thread.join()
         return physical_addresses(self.memory, HUGE_PAGE)
 
     def release(self) -> None:
-        """Give the pages back to the kernel, and out of the pool of huge pages."""
+        """Give the pages back to the kernel, and out of the pool of huge pages; nothing the second time."""
+        if self.memory.closed:
+            return
+        self._left.clear()
+        for thread in self._threads:
+            thread.join()
         self.memory.close()
         os.close(self.fd)
-        change_pool(-self._count)
+        change_pool(-self.count)
 
 
 def change_pool(count: int) -> int:

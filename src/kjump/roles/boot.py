@@ -38,6 +38,8 @@ def run(role: Role) -> None:
     target = role.options.get("kjump.resume", "")
     if target:
         _try_to_resume(role, target)
+    if role.room:
+        role.room.release()
     _boot_as_usual(role)
 
 
@@ -93,7 +95,7 @@ def _resume(role: Role, target: Target, opened: OpenImage, report: dict[str, Any
 def _land_aside(role: Role, opened: OpenImage) -> Aside | None:
     try:
         around, layout = window_of(opened)
-        return Aside(homes(opened.contents.spans_to_restore), layout, around)
+        return Aside(homes(opened.contents.spans_to_restore), layout, around, role.room)
     except HostError as error:
         role.console.line(f"kjump: by way of a second kernel: {error}")
         return None

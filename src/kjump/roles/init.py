@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kjump.errors import KjumpError
 from kjump.initramfs.contents import JOB_NAME
@@ -20,6 +20,9 @@ from kjump.kexec import host
 from kjump.roles import system
 from kjump.roles.console import Console
 from kjump.roles.status import Status
+
+if TYPE_CHECKING:
+    from kjump.kexec.pinned import HugeFile
 
 JOB_PATH = "/" + JOB_NAME
 ROLES = {
@@ -40,7 +43,8 @@ def main() -> None:
     status = Status.open(options.get("kjump.status"))
     try:
         status.send("role", name=name, uptime=system.uptime())
-        importlib.import_module(ROLES[name]).run(system.Role(options, _job(), console, status))
+        room = _room_ahead(options) if name == "boot" else None
+        importlib.import_module(ROLES[name]).run(system.Role(options, _job(), console, status, room))
     except KjumpError as error:
         console.line(f"kjump {name}: {error}")
     except BaseException:
@@ -48,6 +52,17 @@ def main() -> None:
 
         console.line(f"kjump {name}: unexpected error\n{traceback.format_exc()}")
     _give_up(console)
+
+
+def _room_ahead(options: dict[str, str]) -> HugeFile | None:
+    """Have another CPU zero the memory for an image, if there may be one to resume, while this one imports the role."""
+    path, block = options.get("kjump.resume", ""), options.get("kjump.resume_offset", "0")
+    if not path or not block.isdecimal() or options.keys() & {"kjump.noresume", "kjump.nodirect", "kjump.rollback"}:
+        return None
+    from kjump.formats.superblock import SUPERBLOCK_SIZE
+    from kjump.hibernate.room import take_ahead
+
+    return take_ahead(path, int(block) * SUPERBLOCK_SIZE)
 
 
 def _job() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from kjump.errors import HostError
 from kjump.libc import libc
 
 if TYPE_CHECKING:
+    from kjump.kexec.pinned import HugeFile
     from kjump.roles.console import Console
     from kjump.roles.status import Status
 
@@ -24,12 +25,16 @@ _MS_MOVE = 8192
 
 @dataclass(frozen=True)
 class Role:
-    """What every role is given: the kernel's options, the job, the console and the status channel."""
+    """What every role is given: the kernel's options, the job, the console and the status channel.
+
+    `room` is memory for an image that may be resumed, taken ahead.
+    """
 
     options: dict[str, str]
     job: dict[str, Any]
     console: Console
     status: Status
+    room: HugeFile | None = None
 
 
 def mount(source: str, target: str, kind: str | None, flags: int = 0, data: str = "") -> None:
