@@ -3,8 +3,8 @@
  *
  * Each worker takes the next wanted frames, up to a megabyte of them, reads them in one request, checks and
  * decompresses each, and copies what the spans want of it. Nothing of a frame is written before all of it has been
- * checked. There are two workers more than `threads`, but only so many may be decompressing: the others
- * keep the medium busy. Memory of a worker: a megabyte (or the largest frame, compressed), a frame, a decompressor.
+ * checked. There are two workers more than `threads`, so that the medium and all CPUs are busy although some wait for
+ * the medium. Memory of a worker: a megabyte (or the largest frame, compressed), a frame, a decompressor.
  */
 #include "core.h"
 
@@ -30,7 +30,6 @@ struct job {
     struct frame *frames;
     size_t count, next;        /* `next`: the first frame that nobody has taken */
     uint64_t longest, largest; /* of a wanted frame: bytes decompressed, and compressed */
-    int busy;                  /* workers that decompress */
     uint64_t written;
 };
 
@@ -100,19 +99,7 @@ static bool scatter(struct job *job, struct mapper *mapper, const struct frame *
     return true;
 }
 
-/* Wait until fewer than `threads` workers decompress, and be one more; false when the crew stops. */
-static bool begin_work(struct job *job)
-{
-    pthread_mutex_lock(&job->crew.lock);
-    while (!job->crew.stop && job->busy == job->threads)
-        pthread_cond_wait(&job->crew.change, &job->crew.lock);
-    bool go_on = !job->crew.stop;
-    job->busy += go_on;
-    pthread_mutex_unlock(&job->crew.lock);
-    return go_on;
-}
-
-static void end_work(struct job *job, const struct frame *frames, size_t count, uint64_t written)
+static void account(struct job *job, const struct frame *frames, size_t count, uint64_t written)
 {
     pthread_mutex_lock(&job->crew.lock);
     for (size_t i = 0; i < count; i++) {
@@ -120,8 +107,6 @@ static void end_work(struct job *job, const struct frame *frames, size_t count, 
         job->crew.moved += frames[i].size;
     }
     job->written += written;
-    job->busy--;
-    pthread_cond_signal(&job->crew.change);
     pthread_mutex_unlock(&job->crew.lock);
 }
 
@@ -140,14 +125,14 @@ static void *restore_frames(void *argument)
     while (good && take(job, &first, &end)) {
         const struct frame *frames = job->frames;
         uint64_t base = page_down(frames[first].offset), written = 0;
-        good = read_frames(job, first, end, data, base) && begin_work(job);
+        good = read_frames(job, first, end, data, base);
         for (size_t i = first; good && i < end; i++) {
             const char *wrong = open_frame(context, data + (frames[i].offset - base), frames[i].size, content,
                                            frames[i].length, &frames[i].checksum);
             good = wrong == NULL ? scatter(job, &mapper, &frames[i], content, &written) : fail_frame(job, i, wrong);
         }
         if (good)
-            end_work(job, frames + first, end - first, written);
+            account(job, frames + first, end - first, written);
     }
     mapper_free(&mapper);
     ZSTD_freeDCtx(context);
