@@ -25,7 +25,7 @@ struct frame {
 struct job {
     struct crew crew;
     struct layout destination;
-    int image, direct, threads;
+    int image, direct;
     Py_buffer extents; /* of the image */
     struct frame *frames;
     size_t count, next;        /* `next`: the first frame that nobody has taken */
@@ -194,20 +194,20 @@ PyObject *core_restore(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kw
     struct job *job = calloc(1, sizeof *job);
     PyObject *progress = Py_None, *result = NULL;
     Py_buffer entries, spans;
-    int destination;
+    int destination, threads;
     uint64_t offset, stream = 0, gap = 0;
     if (job == NULL)
         return PyErr_NoMemory();
     crew_init(&job->crew);
     if (PyArg_ParseTupleAndKeywords(args, kwargs, "iO&y*y*iip|OO&y*:restore", names, &job->image, to_u64, &offset,
-                                    &entries, &spans, &destination, &job->threads, &job->direct, &progress, to_u64,
+                                    &entries, &spans, &destination, &threads, &job->direct, &progress, to_u64,
                                     &gap, &job->extents)) {
-        if (job->threads < 1 || job->threads > MAX_THREADS) {
+        if (threads < 1 || threads > MAX_THREADS) {
             PyErr_SetString(PyExc_ValueError, "the number of threads must be 1 to 256");
         } else if (extents_check(&job->extents) == 0 && take_entries(job, &entries, offset, &stream) == 0 &&
                    layout_init(&job->destination, destination, true, gap, &spans, 0, stream) == 0) {
             choose_frames(job);
-            crew_start(&job->crew, (uint64_t)job->threads + 2, restore_frames);
+            crew_start(&job->crew, (uint64_t)threads + 2, restore_frames);
             if (crew_wait(&job->crew, progress) == 0)
                 result = PyLong_FromUnsignedLongLong(job->written);
         }

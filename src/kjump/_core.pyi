@@ -107,7 +107,7 @@ def restore(
     stream, and then some spans may be written and others not. The destination is mapped as `compress` does the
     source, with `map_gap`; only the spans' bytes are written, and two spans must not share one.
 
-    `threads` decompress at a time; two more keep reading. `direct` tells that `image_fd` is O_DIRECT (reads are
+    `threads` + 2 threads read and decompress. `direct` tells that `image_fd` is O_DIRECT (reads are
     page-aligned in any case). `image_offset` counts through `extents`, as in `compress`. `progress(stream bytes done,
     of wanted frames, compressed bytes done)` is as for `compress`.
 
