@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 import time
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from kjump.cli.options import SIZE, human, print_json
+from kjump.errors import LabError
 
 if TYPE_CHECKING:
     from kjump.lab.bigimage import BigImage
@@ -42,12 +44,26 @@ def _machine(memory: str, *, version: str = "6.12", why: str = "Kernel version."
 
 
 @contextmanager
-def _folder(keep: Path | None) -> Iterator[Path]:
-    """Give `keep`, made if need be, or a folder that goes at the end."""
+def logged_folder(keep: Path | None) -> Iterator[Path]:
+    """Give `keep`, made if need be, or a folder that goes at the end; what a failed one's consoles said stays."""
     with tempfile.TemporaryDirectory(prefix="kjump-demo-") as temporary:
         folder = keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        yield folder
+        try:
+            yield folder
+        except LabError as error:
+            logs = folder if keep else _keep_logs(folder)
+            raise LabError(f"{error} (console logs: {logs})") from None
+
+
+def _keep_logs(folder: Path) -> Path:
+    """Copy the console logs in and under `folder` to a new folder, and return that."""
+    kept = Path(tempfile.mkdtemp(prefix="kjump-logs-"))
+    for log in folder.rglob("*.log"):
+        copy = kept / log.relative_to(folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(log, copy)
+    return kept
 
 
 def _clock() -> Callable[[str], None]:
@@ -99,7 +115,7 @@ def demo_hibernate(
     from kjump.lab.scene import Hardware
 
     tell = _clock()
-    with _folder(keep) as folder:
+    with logged_folder(keep) as folder:
         result = hibernation.run(
             folder,
             version=version,
@@ -136,7 +152,7 @@ def demo_faults(
     ok = True
     size = faults.QUICK if quick else faults.Size()
     with (
-        _folder(keep) as folder,
+        logged_folder(keep) as folder,
         faults.Campaign(folder, version=version, seed=seed, size=size, jobs=jobs, tell=tell) as campaign,
     ):
         for finding in faults.run(campaign, only):
@@ -170,7 +186,7 @@ def demo_big_image(
     results = []
     for size, usual in [(memory, 0.65)] if memory else [(1 << 30, 0.65), (4 << 30, 0.88)]:
         tell(f"a machine of {human(size)}")
-        with _folder(keep and keep / f"{size >> 20}M") as folder:
+        with logged_folder(keep and keep / f"{size >> 20}M") as folder:
             hardware = Hardware(size, cpus, cpu)
             results.append(bigimage.run(folder, version=version, hardware=hardware, share=share or usual, tell=tell))
     if as_json:
@@ -191,7 +207,7 @@ def demo_call(version: str, memory: int, cpus: int, cpu: str, calls: int, as_jso
 
     tell = _clock()
     hardware = Hardware(memory, cpus, cpu)
-    with _folder(None) as folder:
+    with logged_folder(None) as folder:
         result = call.run(folder, version=version, hardware=hardware, calls=calls, tell=tell)
     if as_json:
         print_json(result.as_json())
@@ -229,7 +245,7 @@ def demo_switch(
     from kjump.lab.scene import Hardware
 
     tell = _clock()
-    with _folder(keep) as folder:
+    with logged_folder(keep) as folder:
         result = switching.run(
             folder,
             version=version,
@@ -274,7 +290,7 @@ def demo_snapshot(version: str, memory: int, cpus: int, cpu: str, count: int, ke
     from kjump.lab import snapshot
     from kjump.lab.scene import Hardware
 
-    with _folder(keep) as folder:
+    with logged_folder(keep) as folder:
         result = snapshot.run(folder, version=version, hardware=Hardware(memory, cpus, cpu), count=count, tell=_clock())
     if as_json:
         print_json(result.as_json())
@@ -298,7 +314,7 @@ def demo_rollback(version: str, memory: int, cpus: int, cpu: str, keep: Path | N
     from kjump.lab import rollback
     from kjump.lab.scene import Hardware
 
-    with _folder(keep) as folder:
+    with logged_folder(keep) as folder:
         result = rollback.run(folder, version=version, hardware=Hardware(memory, cpus, cpu), tell=_clock())
     if as_json:
         print_json(result.as_json())

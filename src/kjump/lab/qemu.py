@@ -148,9 +148,10 @@ class Reply:
 class Guest:
     """The host's end of the status channel: events as they come, commands and their replies."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        """Listen on `connection` from now on, in a thread of its own."""
+    def __init__(self, connection: socket.socket, ending: Callable[[], str]) -> None:
+        """Listen on `connection` from now on, in a thread of its own; `ending` says why the machine ended."""
         self._socket = connection
+        self._ending = ending
         self._changed = threading.Condition()
         self._ended = False
         self.events: list[Event] = []
@@ -189,7 +190,7 @@ class Guest:
                     return result
                 left = deadline - time.monotonic()
                 if self._ended or left <= 0:
-                    why = "the machine ended" if self._ended else f"nothing came within {timeout:.0f} s"
+                    why = f"the machine ended: {self._ending()}" if self._ended else f"nothing came in {timeout:.0f} s"
                     raise LostMachineError(f"waiting for {what}: {why}")
                 self._changed.wait(left)
 
@@ -290,7 +291,7 @@ class Machine:
             self._console = self._connect("console")
             self._listener = threading.Thread(target=self._listen, daemon=True)
             self._listener.start()
-            self.guest = Guest(self._connect("status"))
+            self.guest = Guest(self._connect("status"), self._ending)
             self._qmp = _Qmp(self.folder / "qmp")
             if self.config.preallocate:
                 self.started = time.monotonic()
@@ -390,10 +391,19 @@ class Machine:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise LostMachineError(f"the machine is still on after {timeout:.0f} s") from None
+        return self._ending()
+
+    def _ending(self) -> str:
+        """Return why the machine ended, or how QEMU itself did (a negative status is a signal) and its last line."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
         deadline = time.monotonic() + 2
         while self._qmp.shutdown_reason is None and time.monotonic() < deadline:
             time.sleep(0.01)
-        return self._qmp.shutdown_reason or f"QEMU exited {self._process.returncode}"
+        if self._qmp.shutdown_reason is not None:
+            return self._qmp.shutdown_reason
+        said = (self.folder / "qemu.err").read_text().strip().splitlines()[-1:]
+        return ": ".join([f"QEMU exited {self._process.poll()}", *said])
 
 
 _KERNEL_LINE = re.compile(r"\[ *\d+\.\d{6}\] [^\n]*\n")
