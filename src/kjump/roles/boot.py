@@ -98,6 +98,8 @@ def _land_aside(role: Role, opened: OpenImage) -> Aside | None:
         return Aside(homes(opened.contents.spans_to_restore), layout, around, role.room)
     except HostError as error:
         role.console.line(f"kjump: by way of a second kernel: {error}")
+        if role.room:
+            role.room.release()  # C needs memory too
         return None
 
 
