@@ -216,6 +216,13 @@ def _standby_damaged(campaign: Campaign) -> str:
         return _last_line(provoke.try_to_hibernate(machine).stderr)
 
 
+@_fault("panic-while-b-boots", "a restart and an ordinary boot, with the reason", "no image was written")
+def _panic_while_booting(campaign: Campaign) -> str:
+    provoke.panic_while_b_boots(campaign.running())
+    campaign.stop_running()
+    return provoke.refusal_at_boot(campaign.running_scene)
+
+
 # Images that must not run: the machine boots as usual
 
 

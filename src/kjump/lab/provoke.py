@@ -74,6 +74,15 @@ def try_to_hibernate(machine: Machine, *options: str, target: str = TARGET_DEVIC
     return reply
 
 
+def panic_while_b_boots(machine: Machine) -> None:
+    """Let A hibernate with a B that finds no init, and panics before it knows the way back.
+
+    LabError when that does not end in a restart of the machine.
+    """
+    machine.guest.start("kjump", "hibernate", "--to", TARGET_DEVICE, "--append", "rdinit=/nowhere")
+    _require_restart(machine)
+
+
 @contextmanager
 def standing_by_on_disk(machine: Machine) -> Iterator[str]:
     """While this is open a second kernel waits on a disk of the running `machine`; give the file's path there.
@@ -184,10 +193,14 @@ def failing_restore_in_c(scene: Scene) -> str:
     """
     with scene.machine(NO_DIRECT) as machine:
         machine.guest.event("restore-begins", timeout=_BOOT)
-        ended = machine.wait_off(_BOOT)
-        if ended != "guest-reset":
-            raise LabError(f"the machine ended with {ended}, it did not restart")
+        _require_restart(machine)
     return refusal_at_boot(scene)
+
+
+def _require_restart(machine: Machine) -> None:
+    ended = machine.wait_off(_BOOT)
+    if ended != "guest-reset":
+        raise LabError(f"the machine ended with {ended}, it did not restart")
 
 
 def power_off(machine: Machine) -> None:
