@@ -135,23 +135,24 @@ PyObject *core_decompress_frame(PyObject *Py_UNUSED(module), PyObject *args, PyO
     }
     const char *wrong = NULL;
     uint32_t checksum = (uint32_t)expected;
-    uint8_t *out = size > MAX_FRAME_SIZE ? NULL : malloc((size_t)size + 1);
     ZSTD_DCtx *context = ZSTD_createDCtx();
-    if (size > MAX_FRAME_SIZE) {
+    if (size > MAX_FRAME_SIZE)
         PyErr_Format(PyExc_ValueError, "a frame of %llu bytes is larger than any here", (unsigned long long)size);
-    } else if (out == NULL || context == NULL) {
+    else if (context == NULL)
         PyErr_NoMemory();
-    } else {
+    else
+        result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size); /* unpacked in place: there may be a lot of it */
+    if (result != NULL) {
+        uint8_t *out = (uint8_t *)PyBytes_AsString(result);
         Py_BEGIN_ALLOW_THREADS;
         wrong = open_frame(context, data.buf, (size_t)data.len, out, size, given == Py_None ? NULL : &checksum);
         Py_END_ALLOW_THREADS;
-        if (wrong != NULL)
+        if (wrong != NULL) {
             PyErr_Format(Damaged, "a frame of the stream is damaged: %s", wrong);
-        else
-            result = PyBytes_FromStringAndSize((const char *)out, (Py_ssize_t)size);
+            Py_CLEAR(result);
+        }
     }
     ZSTD_freeDCtx(context);
-    free(out);
     PyBuffer_Release(&data);
     return result;
 }

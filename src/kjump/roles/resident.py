@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib  # noqa: F401  # a job asks for it when it runs: here it is imported before B parks
 import os
 import threading
 from typing import Any
