@@ -402,7 +402,8 @@ class Machine:
             time.sleep(0.01)
         if self._qmp.shutdown_reason is not None:
             return self._qmp.shutdown_reason
-        said = (self.folder / "qemu.err").read_text().strip().splitlines()[-1:]
+        errors = self.folder / "qemu.err"  # gone with its folder when somebody asks for a machine that is no more
+        said = errors.read_text().strip().splitlines()[-1:] if errors.exists() else []
         return ": ".join([f"QEMU exited {self._process.poll()}", *said])
 
 
