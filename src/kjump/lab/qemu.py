@@ -190,7 +190,8 @@ class Guest:
                     return result
                 left = deadline - time.monotonic()
                 if self._ended or left <= 0:
-                    why = f"the machine ended: {self._ending()}" if self._ended else f"nothing came in {timeout:.0f} s"
+                    late = f"nothing came within {timeout:.0f} s"
+                    why = f"the machine ended: {self._ending()}" if self._ended else late
                     raise LostMachineError(f"waiting for {what}: {why}")
                 self._changed.wait(left)
 
@@ -277,6 +278,7 @@ class Machine:
     guest: Guest = field(init=False)
     started: float = field(init=False)
     _printed: bytearray = field(init=False, default_factory=bytearray, repr=False)
+    _last_words: str = field(init=False, default="", repr=False)
 
     def __enter__(self) -> Machine:
         """Start QEMU and connect to it; LabError when it does not start."""
@@ -285,7 +287,7 @@ class Machine:
         self.folder = Path(tempfile.mkdtemp(prefix="kjump-vm-"))
         command = ["setpriv", "--pdeathsig", "KILL", *self.config.arguments(self.folder)]
         self.started = time.monotonic()
-        self._errors = (self.folder / "qemu.err").open("w+")
+        self._errors = (self.folder / "qemu.err").open("w")
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors)
         try:
             self._console = self._connect("console")
@@ -298,7 +300,7 @@ class Machine:
                 self.go_on()
         except QMPError as error:
             self.__exit__(None, None, None)
-            raise LabError(f"QEMU ended as soon as it was started: {self._last_words or error}") from None
+            raise LabError(f"QEMU ended as soon as it was started: {self._said() or error}") from None
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -314,8 +316,7 @@ class Machine:
             except OSError:
                 connection.close()
                 if self._process.poll() is not None or time.monotonic() > deadline:
-                    self._errors.seek(0)
-                    raise LabError(f"QEMU did not start: {self._errors.read().strip()}") from None
+                    raise LabError(f"QEMU did not start: {self._said()}") from None
                 time.sleep(0.01)
 
     def _listen(self) -> None:
@@ -331,8 +332,7 @@ class Machine:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
-        self._errors.seek(0)
-        self._last_words = self._errors.read().strip()
+        self._said()
         self._errors.close()
         if hasattr(self, "_qmp"):
             self._qmp.close()
@@ -402,9 +402,13 @@ class Machine:
             time.sleep(0.01)
         if self._qmp.shutdown_reason is not None:
             return self._qmp.shutdown_reason
-        errors = self.folder / "qemu.err"  # gone with its folder when somebody asks for a machine that is no more
-        said = errors.read_text().strip().splitlines()[-1:] if errors.exists() else []
-        return ": ".join([f"QEMU exited {self._process.poll()}", *said])
+        return ": ".join([f"QEMU exited {self._process.poll()}", *self._said().splitlines()[-1:]])
+
+    def _said(self) -> str:
+        """Return what QEMU printed; also once the machine is no more, and its folder with it."""
+        with contextlib.suppress(FileNotFoundError):
+            self._last_words = (self.folder / "qemu.err").read_text().strip()
+        return self._last_words
 
 
 _KERNEL_LINE = re.compile(r"\[ *\d+\.\d{6}\] [^\n]*\n")
