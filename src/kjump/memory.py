@@ -5,6 +5,7 @@ Everything that looks at a kernel's memory does so through `PhysicalMemory`. Add
 
 from __future__ import annotations
 
+import mmap
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from kjump.ranges import Range, RangeSet
 
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
+_WORTH_A_MAP = 256 << 10
 
 
 class PhysicalMemory(Protocol):
@@ -64,9 +66,14 @@ class FilePiece:
 class FileMemory:
     """Physical memory that lies in pieces in a file: an ELF vmcore, /proc/vmcore, /dev/mem."""
 
-    def __init__(self, fd: int, pieces: Sequence[FilePiece]) -> None:
-        """Read through `fd`, which stays the caller's to close; `pieces` must not overlap."""
+    def __init__(self, fd: int, pieces: Sequence[FilePiece], *, mapped: bool = False) -> None:
+        """Read through `fd`, which stays the caller's to close; `pieces` must not overlap.
+
+        With `mapped` what is large is read through mmap, if the file can be mapped: good for /proc/vmcore, which the
+        kernel otherwise maps page by page for itself; not for a file that may be cut off meanwhile.
+        """
         self.fd = fd
+        self._mapped = mapped
         self.pieces = tuple(sorted(p for p in pieces if p.length))
         self._starts = [p.address for p in self.pieces]
         self._ranges = RangeSet(Range.of_size(p.address, p.length) for p in self.pieces)
@@ -102,11 +109,24 @@ class FileMemory:
         """Return `length` bytes from physical `address`; FormatError when some are missing or cut off."""
         parts = []
         for piece in self.locate(address, length):
-            data = os.pread(self.fd, piece.length, piece.offset)
+            data = self._read_mapped(piece) or os.pread(self.fd, piece.length, piece.offset)
             while len(data) < piece.length:
                 more = os.pread(self.fd, piece.length - len(data), piece.offset + len(data))
                 if not more:
                     raise FormatError(f"memory at physical address {piece.address:#x} is cut off in the file")
                 data += more
             parts.append(data)
-        return b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _read_mapped(self, piece: FilePiece) -> bytes:
+        """Return a large piece, or nothing when it must be read otherwise."""
+        if not self._mapped or piece.length < _WORTH_A_MAP:
+            return b""
+        skipped = piece.offset % mmap.ALLOCATIONGRANULARITY
+        try:
+            with mmap.mmap(
+                self.fd, skipped + piece.length, prot=mmap.PROT_READ, offset=piece.offset - skipped
+            ) as memory:
+                return memory[skipped:]
+        except (OSError, ValueError):  # the latter when the file ends before the piece does
+            return b""

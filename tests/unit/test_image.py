@@ -51,7 +51,7 @@ def make_free(generator: random.Random, shadow: Shadow) -> RangeSet:
 
 def save(memory: bytes, shadow: Shadow, free: RangeSet, *, zero_free: bool, folder: Path) -> bytes:
     """Return the image of A, parked in `memory`."""
-    keep = image.frames_to_keep(RangeSet([Range(0, PAGES)]), free, shadow)
+    keep = image.frames_to_keep(RangeSet([Range(0, PAGES)]) - free, shadow)
     headers = image.build_headers(keep | free if zero_free else keep, NOTE, FACTS, shadow)
     spans = image.spans(headers, keep, shadow)
     (folder / "memory").write_bytes(memory)

@@ -15,7 +15,6 @@ from kjump.errors import FormatError, HostError, ImageError
 from kjump.formats.superblock import State, Superblock
 from kjump.gates import Gate
 from kjump.hibernate import room
-from kjump.hibernate.image import Span
 from kjump.hibernate.landing import Aside, InPlace, lodge
 from kjump.kexec import mailbox, pinned
 from kjump.kexec.linux import Surroundings
@@ -94,10 +93,10 @@ def test_what_lies_in_place_is_not_moved_and_the_rest_is() -> None:
     wanted = RangeSet([Range(120 * MIB, 132 * MIB), Range(300 * MIB, 301 * MIB)])
     with Aside(wanted, LAYOUT, AROUND) as aside:
         assert aside.moved_bytes == 9 * MIB
-        spans = aside.place([Span(0, 127 * MIB, 2 * MIB), Span(2 * MIB, 300 * MIB, PAGE_SIZE)])
-        assert sum(s.length for s in spans) == 2 * MIB + PAGE_SIZE
-        assert [s.stream for s in spans] == sorted(s.stream for s in spans)
-        assert (spans[1].address, spans[1].length) == (0, MIB), "what belongs to our first page lies there"
+        spans = aside.place([(0, 127 * MIB, 2 * MIB), (2 * MIB, 300 * MIB, PAGE_SIZE)])
+        assert sum(length for _, _, length in spans) == 2 * MIB + PAGE_SIZE
+        assert [stream for stream, _, _ in spans] == sorted(stream for stream, _, _ in spans)
+        assert spans[1][1:] == (0, MIB), "what belongs to our first page lies there"
         plan = aside.way_back(Gate())
     listed, reserved = plan.segments
     assert plan.entry == LAYOUT.gate + 0x10
@@ -139,11 +138,11 @@ def test_the_mailbox_lies_aside_too() -> None:
     with Aside(RangeSet([Range(299 * MIB, 301 * MIB)]), LAYOUT, AROUND) as aside:
         with pytest.raises(FormatError, match="no mailbox"):
             aside.mailbox(gate)
-        (span,) = aside.place([Span(0, gate.mailbox, PAGE_SIZE)])
+        ((_, offset, _),) = aside.place([(0, gate.mailbox, PAGE_SIZE)])
         memory = aside._file.memory
-        memory[span.address : span.address + PAGE_SIZE] = mailbox.encode(cookie, 0, 0, {})
+        memory[offset : offset + PAGE_SIZE] = mailbox.encode(cookie, 0, 0, {})
         aside.mailbox(gate).report(mailbox.OUTCOME_RESUMED, {"a": 1})
-        assert mailbox.decode(memory[span.address : span.address + PAGE_SIZE])[1::2] == (
+        assert mailbox.decode(memory[offset : offset + PAGE_SIZE])[1::2] == (
             mailbox.OUTCOME_RESUMED,
             {"a": 1},
         )
@@ -200,7 +199,7 @@ def test_a_restorer_does_not_overwrite_itself(tmp_path: Path) -> None:
         InPlace(RangeSet([Range(0x10000, 0x20000)]), 0, str(memory)) as here,
         pytest.raises(ImageError, match="overwrite the restoring kernel at"),
     ):
-        here.place([Span(0, 0x1F000, 2 * PAGE_SIZE)])
+        here.place([(0, 0x1F000, 2 * PAGE_SIZE)])
 
 
 def test_a_kernel_without_huge_pages_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

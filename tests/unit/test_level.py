@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from kjump.hibernate import level
-from kjump.hibernate.image import Span
 from kjump.hibernate.level import Trial, choose
 
 MB = 1_000_000
@@ -50,7 +49,7 @@ def test_the_sample_is_spread_over_all_spans(tmp_path: Path) -> None:
     spans, at = [], 0
     for length in lengths:
         length = min(length, len(numbered) - at)
-        spans.append(Span(0, at, length))
+        spans.append((0, at, length))
         at += length
     fd = os.open(file, os.O_RDONLY)
     try:

@@ -85,3 +85,21 @@ def test_what_is_missing_is_told(fd: int) -> None:
     memory = FileMemory(fd, [FilePiece(0, 16, 0), FilePiece(32, 16, 16)])
     with pytest.raises(FormatError, match=r"0x10 \(16 bytes of 24 are missing\)"):
         memory.read(8, 24)
+
+
+def test_what_is_large_is_read_through_a_map_if_that_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, size = tmp_path / "file", 300 << 10
+    contents = bytes(range(256)) * (2 * size // 256)
+    path.write_bytes(contents)
+    given = os.open(path, os.O_RDONLY)
+    pieces = [FilePiece(0, size, 100), FilePiece(size, size, len(contents) - size)]
+    plain, mapped = FileMemory(given, pieces), FileMemory(given, pieces, mapped=True)
+    for address, length in ((0, 2 * size), (5, size - 5), (0, 1000), (size - 1, 2)):
+        assert mapped.read(address, length) == plain.read(address, length)
+    cut_off = FileMemory(given, [FilePiece(0, size, len(contents) - size + 1)], mapped=True)
+    with pytest.raises(FormatError, match="cut off"):
+        cut_off.read(0, size)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", None)
+        assert mapped.read(5, size - 5) == contents[105 : 100 + size]
+    os.close(given)

@@ -61,8 +61,8 @@ def hibernate_command(
 ) -> None:
     """Save this system to a device and switch the machine off; resumed at the next boot."""
     particular = bool(kernel or initrd or window or append)
-    ahead = None if particular else _unpacked_ahead()
-    # Most of what follows is imported only now that another CPU has something to do.
+    ahead = _unpacked_ahead()
+    # Imported no sooner than another CPU has something to do.
     from kjump.hibernate import preflight
     from kjump.hibernate.suspend import Request, default_initrd, default_kernel, hibernate, raise_unless_resumed
 
@@ -102,12 +102,12 @@ def hibernate_command(
 
 
 def _unpacked_ahead() -> Unpacking | None:
-    """Have a kernel that waits on disk unpacked from now on."""
+    """Return what of a kernel that waits on disk is being unpacked since the command was started."""
     if not FOLDER.exists():
         return None
-    from kjump.resident.ahead import unpack_ahead
+    from kjump.resident import ahead
 
-    return unpack_ahead()
+    return ahead.begun()
 
 
 def _goes_on_standby(ahead: Unpacking | None, *, particular: bool) -> bool:

@@ -80,10 +80,10 @@ def intersection(bits: bytes | bytearray, others: bytes | bytearray) -> bytearra
     return bytearray(both.to_bytes(max(len(bits), len(others)), "little")[: len(bits)])
 
 
-def free_pages(layout: KernelLayout, frames: RangeSet) -> RangeSet:
-    """Return those of `frames` (page frame numbers) that the kernel's page allocator has free."""
+def pages_in_use(layout: KernelLayout, frames: RangeSet) -> RangeSet:
+    """Return those of `frames` (page frame numbers) that the kernel's page allocator does not have free."""
     selection = select(layout, bitmap(frames), 1 << PageClass.FREE)
-    return frames - runs(selection.keep, selection.end)
+    return runs(selection.keep, selection.end)
 
 
 def bitmap(frames: RangeSet) -> bytearray:

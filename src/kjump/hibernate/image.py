@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 from kjump.errors import FormatError
 from kjump.formats import elf, notes
@@ -67,13 +67,13 @@ class ImageHeaders:
         return self.offsets[-1] + self.loads[-1].size * PAGE_SIZE
 
 
-def frames_to_keep(ram: RangeSet, free: RangeSet, shadow: Shadow) -> RangeSet:
-    """Return A's page frames that belong in an image: its RAM, less what is free and what is B's.
+def frames_to_keep(in_use: RangeSet, shadow: Shadow) -> RangeSet:
+    """Return A's page frames that belong in an image: those of its RAM that are `in_use`, less what is B's.
 
     The shadow's sources are kernel pages of A that hold B's image as A sees them; their contents now are the
     window's, and are kept under the window's own addresses. Pages loaded in place never were A's.
     """
-    return ram - free - shadow.sources - shadow.in_place
+    return in_use - shadow.sources - shadow.in_place
 
 
 def merge_small_gaps(frames: RangeSet) -> list[Range]:
@@ -152,12 +152,11 @@ def _all_notes(head: bytes, program_headers: Iterable[elf.ProgramHeader]) -> Ite
             yield from notes.iterate(head[header.offset : header.offset + header.filesz])
 
 
-class Span(NamedTuple):
-    """`length` bytes of the stream from `stream` on, and the physical `address` that holds them now."""
+Span = tuple[int, int, int]
+"""(stream, address, length): `length` bytes of the stream from `stream` on, and the physical `address` that holds them.
 
-    stream: int
-    address: int
-    length: int
+A load may scatter A's window over thousands of them, and objects with names for that take ten times as long to make.
+"""
 
 
 def spans(headers: ImageHeaders, frames: RangeSet, shadow: Shadow) -> list[Span]:
@@ -171,7 +170,7 @@ def spans(headers: ImageHeaders, frames: RangeSet, shadow: Shadow) -> list[Span]
         for item in frames.within(load):
             for frame, holder, count in shadow.place(item):
                 stream = offset + (frame - load.start) * PAGE_SIZE
-                found.append(Span(stream, holder * PAGE_SIZE, count * PAGE_SIZE))
+                found.append((stream, holder * PAGE_SIZE, count * PAGE_SIZE))
     return found
 
 

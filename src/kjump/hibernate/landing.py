@@ -187,21 +187,21 @@ class Aside:
     def place(self, items: Sequence[Span]) -> list[Span]:
         """Return `items`, cut to pieces, with offsets in our file for addresses."""
         placed = []
-        for item in items:
-            stream, address, end = item.stream, item.address, item.address + item.length
+        for stream, address, size in items:
+            end = address + size
             index = bisect_right(self._homes, address) - 1
             while address < end:
                 piece = self._lodgings[index]
                 skipped = address - piece.home
                 length = min(end - address, piece.length - skipped)
-                placed.append(Span(stream, piece.offset + skipped, length))
+                placed.append((stream, piece.offset + skipped, length))
                 stream, address, index = stream + length, address + length, index + 1
         return placed
 
     def mailbox(self, gate: Gate) -> mailbox.PeerMailbox:
         """Return A's mailbox, which lies aside too; FormatError when there is none."""
-        (span,) = self.place([Span(0, gate.mailbox, PAGE_SIZE)])
-        return mailbox.PeerMailbox(gate.mailbox, gate.cookie, self._file.memory, span.address)
+        ((_, offset, _),) = self.place([(0, gate.mailbox, PAGE_SIZE)])
+        return mailbox.PeerMailbox(gate.mailbox, gate.cookie, self._file.memory, offset)
 
     def way_back(self, gate: Gate) -> Plan:
         """Return the Plan by which the boot kernel leaves for A; HostError when there is too much to move."""

@@ -55,14 +55,14 @@ def measure(fd: int, spans: Sequence[Span], target: Target, offset: int, *, thre
 
 def sample(fd: int, spans: Sequence[Span]) -> bytes:
     """Return up to 4 MiB of what `spans` hold, from places spread evenly over them."""
-    total = sum(s.length for s in spans)
+    total = sum(length for _, _, length in spans)
     wanted = [total * i // _PIECES for i in range(_PIECES)]
     pieces, before = [], 0
-    for span in spans:
-        while wanted and wanted[0] < before + span.length:
+    for _, offset, length in spans:
+        while wanted and wanted[0] < before + length:
             inside = wanted.pop(0) - before
-            pieces.append(os.pread(fd, min(_PIECE, span.length - inside), span.address + inside))
-        before += span.length
+            pieces.append(os.pread(fd, min(_PIECE, length - inside), offset + inside))
+        before += length
     return b"".join(pieces)
 
 

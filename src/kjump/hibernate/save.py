@@ -11,8 +11,7 @@ from typing import Any
 
 from kjump import _core
 from kjump.dump.kernel import KernelLayout
-from kjump.dump.pages import bitmap, runs, select_level, to_frames
-from kjump.dump.pages import free_pages as find_free_pages
+from kjump.dump.pages import bitmap, pages_in_use, runs, select_level, to_frames
 from kjump.errors import FormatError, KjumpError, TargetError
 from kjump.formats import elf, notes, seekable, vmcoreinfo
 from kjump.formats.superblock import State, Superblock
@@ -57,7 +56,8 @@ def open_parked(head: int, path: str = VMCORE) -> Parked:
         raise FormatError(f"cannot open {path}: {error.strerror}; this kernel was given no ELF core headers") from None
     header = elf.parse_header(os.pread(fd, 64, 0))
     program_headers = elf.parse_program_headers(header, os.pread(fd, header.table.size, header.table.start))
-    raw = FileMemory(fd, [FilePiece(p.paddr, p.filesz, p.offset) for p in program_headers if p.type == elf.PT_LOAD])
+    pieces = [FilePiece(p.paddr, p.filesz, p.offset) for p in program_headers if p.type == elf.PT_LOAD]
+    raw = FileMemory(fd, pieces, mapped=True)
     note = _vmcoreinfo_note(fd, program_headers)
     shadow = Shadow(walk(raw.read, head))
     memory = ParkedMemory(raw, shadow)
@@ -167,15 +167,15 @@ class _Selection:
 
 
 def _select(parked: Parked, frames: RangeSet, facts: dict[str, Any], free_pages: str) -> _Selection:
-    free = RangeSet() if free_pages == "poison" else find_free_pages(parked.layout, frames)
-    kept = image.frames_to_keep(frames, free, parked.shadow)
-    described = kept | free if free_pages == "zero" else kept
+    in_use = frames if free_pages == "poison" else pages_in_use(parked.layout, frames)
+    kept = image.frames_to_keep(in_use, parked.shadow)
+    described = kept | (frames - in_use) if free_pages == "zero" else kept
     return _describe(parked, kept, described, facts)
 
 
 def _select_for_reading(parked: Parked, frames: RangeSet, facts: dict[str, Any], level: int) -> _Selection:
     wanted = select_level(parked.layout, bitmap(frames), level)
-    kept = image.frames_to_keep(runs(wanted.keep, wanted.end), RangeSet(), parked.shadow)
+    kept = image.frames_to_keep(runs(wanted.keep, wanted.end), parked.shadow)
     return _describe(parked, kept, kept, facts)
 
 
@@ -235,9 +235,9 @@ def _vmcore_spans(raw: FileMemory, spans: list[image.Span]) -> list[image.Span]:
     piece = FilePiece(0, 0, 0)
     for stream, address, length in spans:
         if piece.address <= address and address + length <= piece.address + piece.length:
-            found.append(image.Span(stream, piece.offset + address - piece.address, length))
+            found.append((stream, piece.offset + address - piece.address, length))
             continue
         for part in raw.locate(address, length):
-            found.append(image.Span(stream + part.address - address, part.offset, part.length))
+            found.append((stream + part.address - address, part.offset, part.length))
         piece = raw.piece_at(address)
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from kjump.errors import FormatError, UsageError
@@ -15,6 +16,7 @@ from kjump.gates import GATE_SIZE, Gate
 from kjump.kexec import host, mailbox, running
 from kjump.kexec.channel import Channel, Parcel
 from kjump.kexec.linux import crash_plan, door_plan, way_back_plan
+from kjump.ranges import Range
 from kjump.roles.system import kernel_options, read_physical
 
 GATE_OPTION = "kjump.gate"
@@ -74,7 +76,7 @@ class Residence:
 
         Once is enough as long as A comes from the same loaded image; a peer that was on disk is in another each time.
         """
-        crash_kernel = running.crash_kernel()
+        crash_kernel = self._crash_kernel
         if crash_kernel is None:
             return False
         way = self.look_again().way_to_a
@@ -82,6 +84,10 @@ class Residence:
             host.load(crash_plan(crash_kernel, self.gate))
             self._covered = way
         return True
+
+    @cached_property
+    def _crash_kernel(self) -> Range | None:
+        return running.crash_kernel()  # it stays where it is, and to look takes longer than the load
 
     def away(self, answer: Answer) -> Parcel:
         """Leave for A with `answer`; returns A's next order when A has come back here.
