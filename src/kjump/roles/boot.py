@@ -22,7 +22,7 @@ from kjump.hibernate.target import Target, open_at
 from kjump.initramfs.contents import KERNEL, own_initrd
 from kjump.ranges import Range
 from kjump.roles.homecoming import bring_back, failures_noted
-from kjump.roles.system import Role, mount, switch_root, uptime, wait_for_device
+from kjump.roles.system import Role, mount, superblock_offset, switch_root, uptime, wait_for_device
 
 _DEVICE_TIMEOUT = 5.0
 _ROOT = "/newroot"
@@ -48,7 +48,7 @@ def _try_to_roll_back(role: Role, path: str) -> None:
     try:
         if not wait_for_device(path, _DEVICE_TIMEOUT):
             raise TargetError(f"{path} does not appear")
-        with open_at(path, _offset(role, "kjump.rollback_offset"), writable=True) as target:
+        with open_at(path, superblock_offset(role.options, "kjump.rollback_offset"), writable=True) as target:
             prepared = prepare_rollback(
                 target, KERNEL.read_bytes(), own_initrd(), cold=True, clock_accuracy=_RTC_ACCURACY
             )
@@ -69,7 +69,7 @@ def _try_to_resume(role: Role, path: str) -> None:
     why = "the boot was told not to resume"
     if "kjump.noresume" not in role.options:
         try:
-            with open_at(path, _offset(role), writable=True) as target:
+            with open_at(path, superblock_offset(role.options), writable=True) as target:
                 opened = open_for_resume(target)
                 role.status.send("resuming", uptime=uptime())
                 role.console.line(f"kjump: resuming from {path}")
@@ -103,18 +103,10 @@ def _land_aside(role: Role, opened: OpenImage) -> Aside | None:
         return None
 
 
-def _offset(role: Role, option: str = "kjump.resume_offset") -> int:
-    """Return the byte where the superblock is: the option counts blocks of 4096, as the kernel's resume_offset does."""
-    text = role.options.get(option, "0")
-    if not text.isdecimal():
-        raise ImageError(f"{option}={text} is not a number of blocks")
-    return int(text) * SUPERBLOCK_SIZE
-
-
 def _invalidate(role: Role, path: str, why: str) -> None:
     try:
         # Of a file target the superblock is enough, and all that can be relied on if its extent map is damaged.
-        offset = _offset(role)
+        offset = superblock_offset(role.options)
         extents = (Range.of_size(offset, SUPERBLOCK_SIZE),) if offset else ()
         with Target(path, writable=True, extents=extents) as target:
             if target.invalidate(f"a boot did not resume it ({why})"):

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kjump.errors import KjumpError
+from kjump.errors import ImageError, KjumpError
 from kjump.initramfs.contents import JOB_NAME
 from kjump.kexec import host
 from kjump.roles import system
@@ -56,13 +56,15 @@ def main() -> None:
 
 def _room_ahead(options: dict[str, str]) -> HugeFile | None:
     """Have another CPU zero the memory for an image, if there may be one to resume, while this one imports the role."""
-    path, block = options.get("kjump.resume", ""), options.get("kjump.resume_offset", "0")
-    if not path or not block.isdecimal() or options.keys() & {"kjump.noresume", "kjump.nodirect", "kjump.rollback"}:
+    path = options.get("kjump.resume", "")
+    if not path or options.keys() & {"kjump.noresume", "kjump.nodirect", "kjump.rollback"}:
         return None
-    from kjump.formats.superblock import SUPERBLOCK_SIZE
     from kjump.hibernate.room import take_ahead
 
-    return take_ahead(path, int(block) * SUPERBLOCK_SIZE)
+    try:
+        return take_ahead(path, system.superblock_offset(options))
+    except ImageError:
+        return None  # the role will say why not
 
 
 def _job() -> dict[str, Any]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kjump.errors import HostError
+from kjump.errors import HostError, ImageError
+from kjump.formats.superblock import SUPERBLOCK_SIZE
 from kjump.libc import libc
 
 if TYPE_CHECKING:
@@ -60,6 +61,17 @@ def kernel_options() -> dict[str, str]:
         name, _, value = word.partition("=")
         options[name] = value
     return options
+
+
+def superblock_offset(options: dict[str, str], name: str = "kjump.resume_offset") -> int:
+    """Return the byte at which the superblock is: the option counts blocks of 4096, as the kernel's resume_offset does.
+
+    ImageError when it is not a number.
+    """
+    text = options.get(name, "0")
+    if not text.isdecimal():
+        raise ImageError(f"{name}={text} is not a number of blocks")
+    return int(text) * SUPERBLOCK_SIZE
 
 
 def uptime() -> float:
