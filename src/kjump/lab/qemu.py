@@ -328,8 +328,13 @@ class Machine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End QEMU if it still runs, keep the console log where it was asked for, remove the rest."""
+        """End QEMU if it still runs, keep the console log where it was asked for, remove the rest.
+
+        When it is given up because of an error, the log says what its CPUs were at: it may hang.
+        """
+        at_last = ""
         if self._process.poll() is None:
+            at_last = self._cpus() if kind is not None and self.log is not None else ""
             self._process.kill()
         self._process.wait()
         self._said()
@@ -338,8 +343,18 @@ class Machine:
             self._qmp.close()
         if self.log is not None:
             with self.log.open("a") as log:
-                log.write(self.console())
+                log.write(self.console() + at_last)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _cpus(self) -> str:
+        """Return the CPUs' registers, twice: do they go on? Nothing if QEMU does not say."""
+        found = ""
+        with contextlib.suppress(Exception):
+            for moment in ("when it was given up", "a second later"):
+                said = str(self.execute("human-monitor-command", **{"command-line": "info registers -a"}))
+                found += f"\n--- the CPUs {moment}\n" + "".join(_REGISTERS.findall(said))
+                time.sleep(1)
+        return found
 
     def console(self) -> str:
         """Return all that came out of the serial console so far."""
@@ -410,6 +425,9 @@ class Machine:
             self._last_words = (self.folder / "qemu.err").read_text().strip()
         return self._last_words
 
+
+_REGISTERS = re.compile(r"^(?:CPU#|R[A-Z0-9]+ ?=|EAX|ESI|EIP|CR0).*\n", re.MULTILINE)
+"""Of what QEMU says of a CPU: its number, general registers, program counter and flags, control registers."""
 
 _KERNEL_LINE = re.compile(r"\[ *\d+\.\d{6}\] [^\n]*\n")
 
