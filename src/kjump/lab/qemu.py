@@ -350,10 +350,10 @@ class Machine:
         """Return the CPUs' registers, twice: do they go on? Nothing if QEMU does not say."""
         found = ""
         with contextlib.suppress(Exception):
-            for moment in ("when it was given up", "a second later"):
+            for wait, moment in ((0, "when it was given up"), (1, "a second later")):
+                time.sleep(wait)
                 said = str(self.execute("human-monitor-command", **{"command-line": "info registers -a"}))
                 found += f"\n--- the CPUs {moment}\n" + "".join(_REGISTERS.findall(said))
-                time.sleep(1)
         return found
 
     def console(self) -> str:
