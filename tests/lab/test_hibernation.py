@@ -9,8 +9,11 @@ from elftools.elf.elffile import ELFFile
 
 from kjump.formats import seekable
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
+from kjump.hibernate.restore import open_image
+from kjump.kexec.shadow import walk
 from kjump.lab import hibernation
-from kjump.lab.provoke import NO_DIRECT
+from kjump.lab.flips import DiskImage
+from kjump.lab.provoke import NO_DIRECT, read_superblock, write_superblock
 from kjump.lab.qemu import CPU, Machine
 from kjump.lab.scene import Hardware, Scene
 from kjump.lab.workload import PATTERN
@@ -45,6 +48,11 @@ def test_a_linux_at_work_is_saved_and_comes_back(
     assert all(seconds >= 0 for seconds in demo.phases.values()), demo.phases
     assert 200 * MIB < demo.saved_bytes < hardware.memory
     assert 100 * MIB < demo.image_bytes < demo.saved_bytes
+    disk = folder / "target.img"
+    write_superblock(disk, read_superblock(disk).evolve(state=State.COMPLETE))
+    with DiskImage(disk) as target:
+        opened = open_image(target, states=(State.COMPLETE,))
+    assert opened.contents.kept_head, "this kernel's list can be shortened"
 
 
 def test_four_levels_in_a_and_five_in_the_cpu_and_free_pages_trusted_to_be_zero(folder: Path) -> None:
@@ -126,6 +134,13 @@ def test_the_image_is_a_standard_vmcore(saved: dict[str, Any], folder: Path) -> 
     assert saved["address"] in saved["window"]
     expected = (PATTERN + b"%08d " % saved["page"]).ljust(PAGE, b".")
     assert page_at(core, saved["address"]) == expected
+
+    # The kernel keeps its list where the image says, and it is the list of the image.
+    with DiskImage(scene.target_disk) as target:
+        contents = open_image(target, states=(State.COMPLETE,)).contents
+    offset = contents.kept_head % PAGE
+    head = int.from_bytes(page_at(core, contents.kept_head - offset)[offset : offset + 8], "little")
+    assert tuple(sorted(walk(lambda address, _: page_at(core, address), head))) == contents.shadow.runs
 
     # A reader was here, and nothing was harmed: the machine still comes back.
     with scene.machine() as machine:

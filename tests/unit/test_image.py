@@ -19,6 +19,7 @@ from kjump.ranges import Range, RangeSet
 
 PAGES = 400
 WINDOW = Range(64, 128)
+LENT = Range(70, 90)
 NOTE = notes.Note("VMCOREINFO", 0, b"OSRELEASE=test\n").encode()
 FACTS = {"release": "test", "window": [WINDOW.start, WINDOW.end]}
 
@@ -74,11 +75,11 @@ def save(memory: bytes, shadow: Shadow, free: RangeSet, *, zero_free: bool, fold
         return out.read(length)
 
 
-def restore(data: bytes, contents: image.ImageContents, memory: bytearray, folder: Path) -> None:
-    """Put the pages of an image into `memory`, a machine in whose window a restorer sits."""
+def restore(data: bytes, contents: image.ImageContents, to_swap: Shadow, memory: bytearray, folder: Path) -> None:
+    """Put the pages of an image into `memory`, a machine where a restorer sits on what A is `to_swap`."""
     (footer,) = [seekable.table_length(data[-seekable.FOOTER_SIZE :])]
     table = seekable.SeekTable.decode(data[-footer:])
-    spans = image.spans(contents.headers, image.frames_to_restore(contents), contents.shadow)
+    spans = contents.spans_when_swapped(to_swap)
     (folder / "image").write_bytes(data)
     (folder / "dest").write_bytes(memory)
     with (folder / "image").open("rb") as source, (folder / "dest").open("rb+") as out:
@@ -95,8 +96,9 @@ def restore(data: bytes, contents: image.ImageContents, memory: bytearray, folde
 
 
 @settings(max_examples=40)
-@given(seed=st.integers(0, 1 << 32), zero_free=st.booleans())
-def test_a_comes_back_page_for_page(seed: int, zero_free: bool) -> None:
+@given(seed=st.integers(0, 1 << 32), zero_free=st.booleans(), lent=st.sampled_from([WINDOW, LENT]))
+def test_a_comes_back_page_for_page(seed: int, zero_free: bool, lent: Range) -> None:
+    """A swaps all of the window, or has all but a part of it at home already."""
     generator = random.Random(seed)
     shadow = make_shadow(generator)
     free = make_free(generator, shadow)
@@ -111,10 +113,11 @@ def test_a_comes_back_page_for_page(seed: int, zero_free: bool) -> None:
         assert contents.facts == FACTS
         assert contents.shadow.runs == shadow.runs
         other = bytearray(generator.randbytes(PAGES * PAGE_SIZE))
-        restorer = bytes(other[WINDOW.start * PAGE_SIZE : WINDOW.end * PAGE_SIZE])
-        restore(data, contents, other, folder)
-    assert other[WINDOW.start * PAGE_SIZE : WINDOW.end * PAGE_SIZE] == restorer
-    swap(other, shadow)
+        restorer = bytes(other[lent.start * PAGE_SIZE : lent.end * PAGE_SIZE])
+        to_swap = contents.shadow if lent == WINDOW else contents.shadow.within(RangeSet([lent]))
+        restore(data, contents, to_swap, other, folder)
+    assert other[lent.start * PAGE_SIZE : lent.end * PAGE_SIZE] == restorer
+    swap(other, to_swap)
     for frame in RangeSet([Range(0, PAGES)]) - free - shadow.sources - shadow.in_place:
         for f in range(frame.start, frame.end):
             assert page(other, f) == page(before, f), f"frame {f}"

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from kjump.errors import FormatError, HostError, ImageError
 from kjump.formats.superblock import State, Superblock
 from kjump.gates import Gate
-from kjump.hibernate import room
+from kjump.hibernate import image, room
 from kjump.hibernate.landing import Aside, InPlace, lodge
 from kjump.kexec import mailbox, pinned
 from kjump.kexec.linux import Surroundings
+from kjump.kexec.shadow import IND_INDIRECTION, Shadow, ShadowRun, walk
 from kjump.kexec.window import lay_out
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
@@ -65,6 +66,13 @@ def test_every_page_comes_home_in_whatever_order_they_are_moved(
     assert all(memory[frame] == frame for r in homes for frame in range(r.start, r.end))
 
 
+def contents_of(wanted: RangeSet, runs: tuple[ShadowRun, ...] = (), kept_head: int = 0) -> image.ImageContents:
+    """Return what the headers of an image say that has `wanted` (physical ranges), and pairs of frames `runs`."""
+    loads = tuple(Range(r.start // PAGE_SIZE, r.end // PAGE_SIZE) for r in wanted)
+    offsets = tuple(sum(r.size for r in loads[:i]) * PAGE_SIZE for i in range(len(loads)))
+    return image.ImageContents(image.ImageHeaders(b"", loads, offsets), {"kept_head": kept_head}, Shadow(runs))
+
+
 class FakeFile:
     """Pages at addresses of our choice."""
 
@@ -91,12 +99,12 @@ def faked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("faked")
 def test_what_lies_in_place_is_not_moved_and_the_rest_is() -> None:
     wanted = RangeSet([Range(120 * MIB, 132 * MIB), Range(300 * MIB, 301 * MIB)])
-    with Aside(wanted, LAYOUT, AROUND) as aside:
+    with Aside(contents_of(wanted), LAYOUT, AROUND) as aside:
         assert aside.moved_bytes == 9 * MIB
-        spans = aside.place([(0, 127 * MIB, 2 * MIB), (2 * MIB, 300 * MIB, PAGE_SIZE)])
-        assert sum(length for _, _, length in spans) == 2 * MIB + PAGE_SIZE
+        spans = aside.spans
+        assert sum(length for _, _, length in spans) == 13 * MIB
         assert [stream for stream, _, _ in spans] == sorted(stream for stream, _, _ in spans)
-        assert spans[1][1:] == (0, MIB), "what belongs to our first page lies there"
+        assert (8 * MIB, 0, 2 * MIB) in spans, "what belongs to our first page lies there"
         plan = aside.way_back(Gate())
     listed, reserved = plan.segments
     assert plan.entry == LAYOUT.gate + 0x10
@@ -112,7 +120,7 @@ def test_what_lies_in_place_is_not_moved_and_the_rest_is() -> None:
 @pytest.mark.usefixtures("faked")
 def test_pages_where_the_kernel_puts_the_gate_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeFile, "first", WINDOW.start)
-    with Aside(RangeSet([Range(200 * MIB, 264 * MIB)]), LAYOUT, AROUND) as aside:
+    with Aside(contents_of(RangeSet([Range(200 * MIB, 264 * MIB)])), LAYOUT, AROUND) as aside:
         plan = aside.way_back(Gate())
     taken = RangeSet(Range.of_size(a, n * PAGE_SIZE) for a, _, n in struct.iter_unpack("<3Q", plan.segments[0].data))
     assert not taken & plan.destinations
@@ -121,24 +129,73 @@ def test_pages_where_the_kernel_puts_the_gate_are_not_taken(monkeypatch: pytest.
 @pytest.mark.usefixtures("faked")
 def test_too_little_memory_is_said_and_nothing_is_taken() -> None:
     with pytest.raises(HostError, match=r"200 MiB are available, 2\d\d MiB needed"):
-        Aside(RangeSet([Range(120 * MIB, 300 * MIB)]), LAYOUT, AROUND)
+        Aside(contents_of(RangeSet([Range(120 * MIB, 300 * MIB)])), LAYOUT, AROUND)
 
 
 @pytest.mark.usefixtures("faked")
 @pytest.mark.parametrize("where", [WINDOW.start, WINDOW.end - PAGE_SIZE, LOW.start])
 def test_an_image_with_something_in_the_window_is_refused(where: int) -> None:
     with pytest.raises(ImageError, match="where the second kernel was"):
-        Aside(RangeSet([Range.of_size(where, PAGE_SIZE)]), LAYOUT, AROUND)
+        Aside(contents_of(RangeSet([Range.of_size(where, PAGE_SIZE)])), LAYOUT, AROUND)
+
+
+RUNS = (
+    ShadowRun(LOW.start // PAGE_SIZE, 70000, 100),
+    ShadowRun(WINDOW.start // PAGE_SIZE, 71000, 300),
+    ShadowRun(WINDOW.start // PAGE_SIZE + 300, WINDOW.start // PAGE_SIZE + 300, 1000),
+    ShadowRun(WINDOW.start // PAGE_SIZE + 1300, 72000, WINDOW.size // PAGE_SIZE - 1300),
+)
+"""Pairs of a load into the window: the sources lie above 256 MiB."""
+KEPT_HEAD = 200 * MIB + 0x830
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_kernel_that_keeps_its_list_where_we_know_is_left_only_the_gates_pages_to_swap() -> None:
+    whole = Shadow(RUNS)
+    window, low = Range(WINDOW.start + 8 * MIB, WINDOW.start + 12 * MIB), Range(0x3000, 0x8000)
+    wanted = RangeSet([low, window, Range(200 * MIB, 202 * MIB)])
+    gate = Gate(mailbox=201 * MIB, cookie=bytes(range(16)))
+    head = 73 * PAGE_SIZE | IND_INDIRECTION
+    with Aside(contents_of(wanted, RUNS, KEPT_HEAD), LAYOUT, AROUND) as aside:
+        homes = RangeSet(Range.of_size(piece.home, piece.length) for piece in aside._lodgings)
+        assert all(homes.covers(r) for r in (window, Range(200 * MIB, 202 * MIB))), "these are at home at once"
+        assert not homes & RangeSet([LOW, Range.of_size(WINDOW.start, HUGE), LAYOUT.reserved])
+        memory = aside._file.memory
+        memory[aside._bytes_at(gate.mailbox, PAGE_SIZE)] = mailbox.encode(gate.cookie, 0, head, {})
+        with pytest.raises(ImageError, match="no indirection list"):
+            aside.way_back(gate)
+        memory[aside._bytes_at(KEPT_HEAD, 8)] = head.to_bytes(8, "little")
+        aside.way_back(gate)
+        new = int.from_bytes(memory[aside._bytes_at(KEPT_HEAD, 8)], "little")
+        left = Shadow(walk(lambda address, size: bytes(memory[aside._bytes_at(address, size)]), new))
+        lists = RangeSet(Range.of_size(at // PAGE_SIZE, 1) for at in aside._swap.list_pages)  # type: ignore[union-attr]
+    lent = RangeSet(
+        Range(r.start // PAGE_SIZE, r.end // PAGE_SIZE)
+        for r in (LOW, Range.of_size(WINDOW.start, HUGE), LAYOUT.reserved)
+    )
+    assert left.destinations == lent & (whole.destinations - whole.in_place)
+    assert all(whole.place(Range(d, d + n)) == [(d, s, n)] for d, s, n in left.runs)
+    assert (whole.sources | whole.in_place).covers(next(iter(lists)))
+    assert not lists & left.sources, "the list is not swapped away while it is read"
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_list_has_room_even_when_the_whole_window_was_free() -> None:
+    runs = (ShadowRun(WINDOW.start // PAGE_SIZE, WINDOW.start // PAGE_SIZE, WINDOW.size // PAGE_SIZE),)
+    with Aside(contents_of(RangeSet([Range(200 * MIB, 202 * MIB)]), runs, KEPT_HEAD), LAYOUT, AROUND) as aside:
+        assert aside._swap is not None
+        (page,) = aside._swap.list_pages
+        assert page == WINDOW.start + HUGE
 
 
 @pytest.mark.usefixtures("faked")
 def test_the_mailbox_lies_aside_too() -> None:
     cookie = bytes(range(16))
     gate = Gate(mailbox=300 * MIB, cookie=cookie)
-    with Aside(RangeSet([Range(299 * MIB, 301 * MIB)]), LAYOUT, AROUND) as aside:
+    with Aside(contents_of(RangeSet([Range(299 * MIB, 301 * MIB)])), LAYOUT, AROUND) as aside:
         with pytest.raises(FormatError, match="no mailbox"):
             aside.mailbox(gate)
-        ((_, offset, _),) = aside.place([(0, gate.mailbox, PAGE_SIZE)])
+        offset = aside._bytes_at(gate.mailbox, PAGE_SIZE).start
         memory = aside._file.memory
         memory[offset : offset + PAGE_SIZE] = mailbox.encode(cookie, 0, 0, {})
         aside.mailbox(gate).report(mailbox.OUTCOME_RESUMED, {"a": 1})
@@ -153,11 +210,11 @@ def test_the_mailbox_lies_aside_too() -> None:
 def test_pages_taken_ahead_are_used_or_given_back_when_they_are_too_few() -> None:
     wanted = RangeSet([Range(200 * MIB, 264 * MIB)])
     many, few = FakeFile("", 40), FakeFile("", 4)
-    with Aside(wanted, LAYOUT, AROUND, many) as aside:  # type: ignore[arg-type]
+    with Aside(contents_of(wanted), LAYOUT, AROUND, many) as aside:  # type: ignore[arg-type]
         assert aside._file is many
         assert not many.released
     assert many.released
-    with Aside(wanted, LAYOUT, AROUND, few) as aside:  # type: ignore[arg-type]
+    with Aside(contents_of(wanted), LAYOUT, AROUND, few) as aside:  # type: ignore[arg-type]
         assert few.released
         assert aside._file.count >= 32
 
@@ -195,11 +252,9 @@ def test_no_room_is_taken_when_the_device_is_not_there(tmp_path: Path) -> None:
 def test_a_restorer_does_not_overwrite_itself(tmp_path: Path) -> None:
     memory = tmp_path / "memory"
     memory.write_bytes(bytes(PAGE_SIZE))
-    with (
-        InPlace(RangeSet([Range(0x10000, 0x20000)]), 0, str(memory)) as here,
-        pytest.raises(ImageError, match="overwrite the restoring kernel at"),
-    ):
-        here.place([(0, 0x1F000, 2 * PAGE_SIZE)])
+    contents = contents_of(RangeSet([Range.of_size(0x1F000, 2 * PAGE_SIZE)]))
+    with pytest.raises(ImageError, match="overwrite the restoring kernel at"):
+        InPlace(contents, RangeSet([Range(0x10000, 0x20000)]), 0, str(memory))
 
 
 def test_a_kernel_without_huge_pages_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

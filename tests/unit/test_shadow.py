@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kjump.errors import FormatError
+from kjump.errors import FormatError, HostError
 from kjump.kexec import shadow
 from kjump.kexec.shadow import ParkedMemory, Shadow, ShadowRun, walk
 from kjump.memory import PAGE_SIZE, BytesMemory
-from kjump.ranges import Range
+from kjump.ranges import Range, RangeSet
 
 PAGES = 64
 
@@ -138,3 +138,36 @@ def test_packed_runs_come_back(items: list[tuple[int, int, int]]) -> None:
 def test_a_cut_off_page_list_is_refused() -> None:
     with pytest.raises(FormatError, match="multiple of 24"):
         Shadow.unpack(bytes(25))
+
+
+@given(runs=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 900)), max_size=60, unique_by=lambda run: run[0]))
+def test_a_list_of_ours_is_read_as_the_kernels_is(runs: list[tuple[int, int]]) -> None:
+    ours = Shadow(ShadowRun(50 + 20 * place, 10000 + 20 * source, 1 + (place + source) % 20) for place, source in runs)
+    head, pages = ours.indirection_list(Range.of_size(start, 1) for start in range(7, 2000, 3))
+    assert all(len(page) == PAGE_SIZE and address % PAGE_SIZE == 0 for address, page in pages.items())
+    assert head == min(pages) | shadow.IND_INDIRECTION
+    assert tuple(sorted(walk(lambda address, _: pages[address], head))) == ours.runs
+
+
+def test_a_list_longer_than_its_pages_is_refused() -> None:
+    ours = Shadow([ShadowRun(0, 1000, 600)])
+    assert len(ours.indirection_list([Range(5, 7)])[1]) == 2
+    with pytest.raises(HostError, match="602 entries does not fit in 1 pages"):
+        ours.indirection_list([Range(5, 6)])
+
+
+def test_a_part_of_a_shadow_has_no_pairs_that_need_no_swap() -> None:
+    whole = Shadow([ShadowRun(10, 100, 10), ShadowRun(20, 20, 10), ShadowRun(30, 50, 10)])
+    part = whole.within(RangeSet([Range(5, 12), Range(18, 31)]))
+    assert part.runs == ((10, 100, 2), (18, 108, 2), (30, 50, 1))
+
+
+def test_where_the_kernel_keeps_the_head_is_known_only_when_one_word_has_it() -> None:
+    head = 0x1234002
+    page = bytearray(PAGE_SIZE)
+    memory = BytesMemory(page, base=0x7000)
+    assert shadow.kept_head(memory.read, 0x7123, head) == 0
+    struct.pack_into("<Q", page, 0x830, head)
+    assert shadow.kept_head(BytesMemory(page, base=0x7000).read, 0x7123, head) == 0x7830
+    struct.pack_into("<Q", page, 0xFF8, head)
+    assert shadow.kept_head(BytesMemory(page, base=0x7000).read, 0x7123, head) == 0

@@ -114,8 +114,26 @@ class ImageContents:
 
     @cached_property
     def spans_to_restore(self) -> list[Span]:
-        """Where the pages that a restorer writes stand in the stream, and where they belong."""
-        return spans(self.headers, frames_to_restore(self), self.shadow)
+        """Where the pages that a restorer writes stand in the stream, and where they belong until A has swapped."""
+        return self.spans_when_swapped(self.shadow)
+
+    def spans_when_swapped(self, shadow: Shadow) -> list[Span]:
+        """The same when A is to swap just the pairs of `shadow`, a part of its own: all else is at home."""
+        return spans(self.headers, self.frames_to_restore, shadow)
+
+    @cached_property
+    def frames_to_restore(self) -> RangeSet:
+        """The frames that a restorer writes.
+
+        The zeros that stand in for left-out pages are written too, but never over a shadow page (it receives a
+        page of the window, or nothing) nor where the window's own contents were loaded in place (it never was A's).
+        """
+        return RangeSet(self.headers.loads) - self.shadow.sources - self.shadow.in_place
+
+    @property
+    def kept_head(self) -> int:
+        """The physical address of the list by which A swaps on the way back, as A's kernel keeps it; 0: not known."""
+        return int(self.facts.get("kept_head", 0))
 
     @property
     def kind(self) -> Kind:
@@ -163,7 +181,7 @@ def spans(headers: ImageHeaders, frames: RangeSet, shadow: Shadow) -> list[Span]
     """Return where the pages of `frames` stand in the stream and in memory while a kernel sits in the window.
 
     `frames` is what has contents of its own: what `frames_to_keep` gave when saving; for restoring, see
-    `frames_to_restore`.
+    `ImageContents.frames_to_restore`.
     """
     found: list[Span] = []
     for load, offset in zip(headers.loads, headers.offsets, strict=True):
@@ -172,16 +190,6 @@ def spans(headers: ImageHeaders, frames: RangeSet, shadow: Shadow) -> list[Span]
                 stream = offset + (frame - load.start) * PAGE_SIZE
                 found.append((stream, holder * PAGE_SIZE, count * PAGE_SIZE))
     return found
-
-
-def frames_to_restore(contents: ImageContents) -> RangeSet:
-    """Return the frames of an image that a restorer writes.
-
-    The zeros that stand in for left-out pages are written too, but never over a shadow page (it receives a
-    page of the window) nor where the window's own contents were loaded in place (the restorer runs there).
-    """
-    shadow = contents.shadow
-    return RangeSet(contents.headers.loads) - shadow.sources - shadow.in_place
 
 
 def homes(items: Iterable[Span]) -> RangeSet:

@@ -4,6 +4,9 @@ C is confined to B's old window, so it can put every page in its place. A boot k
 reads them into huge pages of its own, and the gate puts them in place when no kernel runs any more. A page of ours
 that lies where a page of A belongs takes just that one: nothing is to be done for it in the end, and what is moved
 then can never overwrite what has yet to be moved.
+
+A's kernel swaps the whole window back when it is entered, for C is in it. Nobody is when the gate has put A's pages in
+place: these go to the window at once, and A is given a shorter list, of what the gate itself lies on.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Protocol
 
 from kjump.errors import HostError, ImageError
 from kjump.gates import Gate, pack_page_list
-from kjump.hibernate.image import Span, homes
+from kjump.hibernate.image import ImageContents, Span, homes
 from kjump.hibernate.room import take
 from kjump.kexec import mailbox
 from kjump.kexec.linux import Surroundings, restore_plan, way_back_plan
@@ -37,8 +40,9 @@ class Landing(Protocol):
         """The file that the native core writes to."""
         ...
 
-    def place(self, items: Sequence[Span]) -> Sequence[Span]:
-        """Return `items`, whose addresses are physical, with addresses that are offsets in `fd`."""
+    @property
+    def spans(self) -> Sequence[Span]:
+        """Where the pages that are to be written stand in the stream, and in `fd`."""
         ...
 
     def mailbox(self, gate: Gate) -> mailbox.PeerMailbox:
@@ -61,18 +65,17 @@ class Landing(Protocol):
 class InPlace:
     """Every page where it belongs, by way of /dev/mem (or a file `memory` in its place)."""
 
-    def __init__(self, own: RangeSet, gate_at: int, memory: str = PHYSICAL_MEMORY) -> None:
-        """`own` is the running kernel's RAM (physical): no page may land there. The gate lies at physical `gate_at`."""
-        self._own = own
-        self._gate_at = gate_at
-        self.fd = os.open(memory, os.O_RDWR | os.O_CLOEXEC)
+    def __init__(self, contents: ImageContents, own: RangeSet, gate_at: int, memory: str = PHYSICAL_MEMORY) -> None:
+        """`own` is the running kernel's RAM (physical): no page of `contents` may land there, else ImageError.
 
-    def place(self, items: Sequence[Span]) -> Sequence[Span]:
-        """Return `items` as they are; ImageError when one lies in this kernel's own memory."""
-        clash = homes(items) & self._own
+        The gate lies at physical `gate_at`.
+        """
+        self.spans: Sequence[Span] = contents.spans_to_restore
+        clash = homes(self.spans) & own
         if clash:
             raise ImageError(f"the image would overwrite the restoring kernel at {next(iter(clash))}")
-        return items
+        self._gate_at = gate_at
+        self.fd = os.open(memory, os.O_RDWR | os.O_CLOEXEC)
 
     def mailbox(self, gate: Gate) -> mailbox.PeerMailbox:
         """Return A's mailbox; FormatError when there is none."""
@@ -140,28 +143,65 @@ def _pieces(
             start, at = start + length, at + length
 
 
+class _ShortSwap:
+    """What A's kernel has left to swap on the way back: what was lent to gate and page list.
+
+    `shadow` has these pairs, `head` and `list_pages` (physical address: contents) say so to A's kernel, at `kept_head`.
+    The list lies on pages which A's kernel has for the second kernel and will free unread. So does the list that it
+    goes by then, which stays as it is.
+    """
+
+    def __init__(self, contents: ImageContents, lent: RangeSet) -> None:
+        frames = RangeSet(Range(r.start // PAGE_SIZE, r.end // PAGE_SIZE) for r in lent)
+        whole = contents.shadow
+        self.kept_head = contents.kept_head
+        self.shadow = whole.within(frames)
+        unread = (
+            Range.of_size(run.source + rest.start - run.destination, rest.size)
+            for run in whole.runs
+            for rest in RangeSet([Range.of_size(run.destination, run.pages)]) - frames
+        )
+        self.head, self.list_pages = self.shadow.indirection_list(unread)
+
+    @property
+    def pages(self) -> RangeSet:
+        """Where the list lies (physical ranges of whole pages)."""
+        return RangeSet(Range.of_size(address, PAGE_SIZE) for address in self.list_pages)
+
+
 class Aside:
     """Pages of the running kernel, which the gate puts where they belong."""
 
     def __init__(
-        self, wanted: RangeSet, layout: WindowLayout, around: Surroundings, ahead: HugeFile | None = None
+        self, contents: ImageContents, layout: WindowLayout, around: Surroundings, ahead: HugeFile | None = None
     ) -> None:
-        """Take memory for `wanted`, all that belongs to A (physical ranges of whole pages).
+        """Take memory for all that `contents` has of A.
 
-        `layout` is that of B's window, to which nothing of A belongs: gate and page list go there. Pages taken `ahead`
-        (see `hibernate.room`) are used, or given back when they are too few. HostError when there is not memory
-        enough, or not in huge pages.
+        `layout` is that of B's window: gate and page list go there. Pages taken `ahead` (see `hibernate.room`) are
+        used, or given back when they are too few. HostError when there is not memory enough, or not in huge pages;
+        ImageError when something of A belongs where the gate is to be.
         """
         self._layout = layout
         self._around = around
-        clash = wanted & RangeSet([layout.window, around.low])
+        # What the kernel puts there when it jumps must not be in use for anything else.
+        list_room = Range.of_size(layout.window.start, HUGE_PAGE * (1 + len(contents.frames_to_restore) // 10000))
+        self._list_room = list_room
+        self._swap: _ShortSwap | None = None
+        if contents.kept_head:
+            lent = RangeSet([list_room, layout.reserved, around.low])
+            self._swap = _ShortSwap(contents, lent)
+            self._items = contents.spans_when_swapped(self._swap.shadow)
+        else:
+            lent = RangeSet([layout.window, around.low])
+            self._items = contents.spans_to_restore
+        wanted = homes(self._items)
+        clash = wanted & lent
         if clash:
             raise ImageError(f"the image has something at {next(iter(clash))}, where the second kernel was")
-        # What the kernel puts there when it jumps must not be in use for anything else.
-        list_room = Range.of_size(layout.window.start, HUGE_PAGE * (1 + len(wanted) // 10000))
+        if self._swap:
+            wanted |= self._swap.pages
         unusable = RangeSet(r.aligned_outside(HUGE_PAGE) for r in (list_room, layout.reserved))
         count = -(-(wanted.size + unusable.size) // HUGE_PAGE)
-        self._list_room = list_room
         if ahead is not None and ahead.count < count:
             ahead.release()
             ahead = None
@@ -184,8 +224,12 @@ class Aside:
         """How much the gate has to move."""
         return sum(piece.length for piece in self._lodgings if piece.home != piece.lodge)
 
-    def place(self, items: Sequence[Span]) -> list[Span]:
-        """Return `items`, cut to pieces, with offsets in our file for addresses."""
+    @property
+    def spans(self) -> list[Span]:
+        """Where A's pages stand in the stream, cut to pieces, with offsets in our file for addresses."""
+        return self._placed(self._items)
+
+    def _placed(self, items: Iterable[Span]) -> list[Span]:
         placed = []
         for stream, address, size in items:
             end = address + size
@@ -200,16 +244,34 @@ class Aside:
 
     def mailbox(self, gate: Gate) -> mailbox.PeerMailbox:
         """Return A's mailbox, which lies aside too; FormatError when there is none."""
-        ((_, offset, _),) = self.place([(0, gate.mailbox, PAGE_SIZE)])
-        return mailbox.PeerMailbox(gate.mailbox, gate.cookie, self._file.memory, offset)
+        return mailbox.PeerMailbox(gate.mailbox, gate.cookie, self._file.memory, self._bytes_at(gate.mailbox, 1).start)
+
+    def _bytes_at(self, address: int, size: int) -> slice:
+        """Return where `size` bytes of A at physical `address`, within a page, are in our file."""
+        ((_, offset, _),) = self._placed([(0, address, size)])
+        return slice(offset, offset + size)
 
     def way_back(self, gate: Gate) -> Plan:
-        """Return the Plan by which the boot kernel leaves for A; HostError when there is too much to move."""
+        """Return the Plan by which the boot kernel leaves for A, whose pages are there.
+
+        HostError when there is too much to move, ImageError when A's kernel keeps no list where it should.
+        """
+        if self._swap:
+            self._put(self._swap, self.mailbox(gate).head)
         moved = (piece for piece in self._lodgings if piece.home != piece.lodge)
         page_list = pack_page_list((piece.lodge, piece.home, piece.length // PAGE_SIZE) for piece in moved)
         if len(page_list) > self._list_room.size:
             raise HostError(f"the saved system's pages are scattered too far: {len(page_list)} bytes list them")
         return restore_plan(self._layout, gate, self._around.memory_end, self._around.huge, page_list)
+
+    def _put(self, swap: _ShortSwap, head: int) -> None:
+        """Give A the short list in place of the one that begins with `head`."""
+        memory, kept = self._file.memory, self._bytes_at(swap.kept_head, 8)
+        if int.from_bytes(memory[kept], "little") != head:
+            raise ImageError(f"there is no indirection list of A's where the facts say so ({swap.kept_head:#x})")
+        memory[kept] = swap.head.to_bytes(8, "little")
+        for address, content in swap.list_pages.items():
+            memory[self._bytes_at(address, PAGE_SIZE)] = content
 
     def __enter__(self) -> Aside:
         """Use as a context manager."""

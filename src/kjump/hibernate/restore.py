@@ -102,7 +102,7 @@ def restore(
     may jump to it.
     """
     begun = time.monotonic()
-    spans = landing.place(opened.contents.spans_to_restore)
+    spans = landing.spans
     try:
         _core.restore(
             image_fd=target.fd,

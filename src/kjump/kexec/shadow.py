@@ -10,11 +10,11 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple
 
 from kjump import _core
-from kjump.errors import FormatError
+from kjump.errors import FormatError, HostError
 from kjump.memory import PAGE_SIZE, PhysicalMemory
 from kjump.ranges import Range, RangeSet
 
@@ -24,6 +24,7 @@ IND_DONE = 4
 IND_SOURCE = 8
 
 _RUN = struct.Struct("<3Q")
+_WORDS = PAGE_SIZE // 8
 
 
 class ShadowRun(NamedTuple):
@@ -47,6 +48,17 @@ def walk(read: Callable[[int, int], bytes], head: int) -> list[ShadowRun]:
         return [*map(ShadowRun._make, _RUN.iter_unpack(_core.shadow_runs(read, head)))]
     except ValueError as error:
         raise FormatError(str(error)) from None
+
+
+def kept_head(read: Callable[[int, int], bytes], control: int, head: int) -> int:
+    """Return the physical address at which A's kernel keeps `head` for the way back, or 0 when that is not clear.
+
+    `control` is any address in the control page of the jump that A is parked in, where the kernel puts it (x86_64:
+    CP_PA_BACKUP_PAGES_MAP in arch/x86/kernel/relocate_kernel_64.S); `read(address, length)` reads A's memory.
+    """
+    page = control & -PAGE_SIZE
+    words = struct.unpack(f"<{_WORDS}Q", read(page, PAGE_SIZE))
+    return page + 8 * words.index(head) if words.count(head) == 1 else 0
 
 
 class Shadow:
@@ -77,6 +89,32 @@ class Shadow:
         if at < end:
             placed.append((at, at, end - at))
         return placed
+
+    def within(self, frames: RangeSet) -> Shadow:
+        """Return the pairs whose destinations are in `frames`, less those that are their own sources."""
+        pairs = chain.from_iterable(self.place(item) for item in frames)
+        return Shadow(ShadowRun(frame, holder, count) for frame, holder, count in pairs if frame != holder)
+
+    def indirection_list(self, frames: Iterable[Range]) -> tuple[int, dict[int, bytes]]:
+        """Return the list that lets a kernel swap these pairs: its head entry, and contents by physical address.
+
+        Its pages are the first of `frames`; HostError when those are too few.
+        """
+        words: list[int] = []
+        for destination, source, count in self.runs:
+            words.append(destination * PAGE_SIZE | IND_DESTINATION)
+            words += range(source * PAGE_SIZE | IND_SOURCE, (source + count) * PAGE_SIZE, PAGE_SIZE)
+        words.append(IND_DONE)
+        room = _WORDS - 1
+        chunks = [words[i : i + room] for i in range(0, len(words), room)]
+        taken = islice(chain.from_iterable(range(r.start, r.end) for r in frames), len(chunks))
+        pages = [frame * PAGE_SIZE for frame in taken]
+        if len(pages) < len(chunks):
+            raise HostError(f"a list of {len(words)} entries does not fit in {len(pages)} pages")
+        for chunk, following in zip(chunks, pages[1:], strict=False):
+            chunk.append(following | IND_INDIRECTION)
+        contents = (struct.pack(f"<{len(chunk)}Q", *chunk).ljust(PAGE_SIZE, b"\0") for chunk in chunks)
+        return pages[0] | IND_INDIRECTION, dict(zip(pages, contents, strict=True))
 
     def pack(self) -> bytes:
         """Return the runs as bytes: three little-endian u64 each (destination, source, count)."""

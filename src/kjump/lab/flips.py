@@ -103,7 +103,7 @@ class Judge:
             os.truncate(fd, self._memory)
             with DiskImage(disk) as target:
                 opened = open_image(target, states=(State.COMPLETE,))
-                with InPlace(RangeSet(), 0, f"/proc/self/fd/{fd}") as landing:
+                with InPlace(opened.contents, RangeSet(), 0, f"/proc/self/fd/{fd}") as landing:
                     restore(target, opened, landing, threads=os.cpu_count() or 1)
             with os.fdopen(os.dup(fd), "rb") as memory:
                 return hashlib.file_digest(memory, "sha256").hexdigest()

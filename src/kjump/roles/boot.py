@@ -14,7 +14,6 @@ from typing import Any
 
 from kjump.errors import HostError, ImageError, KjumpError, TargetError
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State
-from kjump.hibernate.image import homes
 from kjump.hibernate.landing import Aside
 from kjump.hibernate.restore import OpenImage
 from kjump.hibernate.resume import open_for_resume, parting_words, prepare_resume, prepare_rollback, window_of
@@ -95,7 +94,7 @@ def _resume(role: Role, target: Target, opened: OpenImage, report: dict[str, Any
 def _land_aside(role: Role, opened: OpenImage) -> Aside | None:
     try:
         around, layout = window_of(opened)
-        return Aside(homes(opened.contents.spans_to_restore), layout, around, role.room)
+        return Aside(opened.contents, layout, around, role.room)
     except HostError as error:
         role.console.line(f"kjump: by way of a second kernel: {error}")
         if role.room:

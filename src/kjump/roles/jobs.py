@@ -21,6 +21,7 @@ from kjump.hibernate.hooks import HOOK, environment
 from kjump.hibernate.save import SaveResult, open_parked, save
 from kjump.hibernate.target import Place, find_target
 from kjump.kexec import host, mailbox
+from kjump.kexec.shadow import kept_head
 from kjump.ranges import Range, RangeSet
 from kjump.roles import command
 from kjump.roles.console import ProgressBar
@@ -76,6 +77,7 @@ def _save(work: Work) -> SaveResult:
     role.status.send("save-begins")
     facts = job["facts"] | {
         "gate": _gate_facts(work.gate),
+        "kept_head": kept_head(parked.raw.read, work.gate.a_entry, work.head),
         "saved_at": time.time(),
         "file_systems": filesystems.record(job["file_systems"]),
         "words": work.words,

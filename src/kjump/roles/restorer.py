@@ -43,7 +43,7 @@ def _restore(role: Role, target: Target, report: dict[str, Any]) -> None:
         _put_file_systems_back(role, opened, report)
     facts = opened.contents.facts
     own = own_memory(Range(*facts["window"]), Range(*facts["low"]))
-    with InPlace(own, int(role.job["gate"])) as landing:
+    with InPlace(opened.contents, own, int(role.job["gate"])) as landing:
         bring_back(role, target, opened, landing, report)
 
 
