@@ -90,6 +90,8 @@ BLOCK = 512
         (dict.fromkeys(range(8, 60), 3) | dict.fromkeys(range(20, 30), 1), 100 * BLOCK, 20),  # the fewest
         (dict.fromkeys(range(8, 30), BLOCK) | dict.fromkeys(range(30, 60), BLOCK - 1), 0, 8),  # crumbs suffice outside
         (dict.fromkeys(range(18, 60), BLOCK), 0, 8),  # in use, although all else is free
+        # a free block in each window below: rather one that is handed out than ten that may have been freed last
+        (dict.fromkeys([8, 18, 28, 38, *range(40, 60)], BLOCK), 0, 8),
     ],
 )
 def test_the_best_window_is_the_one_that_is_handed_out_least(

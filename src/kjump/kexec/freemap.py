@@ -3,8 +3,9 @@
 kexec_load takes its pages one by one from the kernel. A page that happens to lie in the window is put aside until its
 turn comes, and for each further page the kernel goes through all that were put aside: a few thousand of them make a
 load ten times as slow. What the kernel hands out first are the crumbs, free pages whose neighbours are in use; when
-there are no more it breaks up blocks that are free as a whole: on a system that has run for long any of them, on one
-that has just booted the lowest. So the best window is all in use, or out of reach.
+there are no more it breaks up blocks that are free as a whole: on a system that has just booted the lowest, on one that
+has run for long those that were freed last, which lie together, and nothing says where. So the best window is all in
+use, or out of reach.
 """
 
 from __future__ import annotations
@@ -37,15 +38,18 @@ class FreeMap:
         self._elsewhere = max(0, free_pages - self._crumbs[-1] - self._whole[-1])
 
     def cost(self, window: Range) -> int:
-        """Return about how many pages of `window` (whole blocks) the kernel would hand out to a load of its size."""
+        """Return about how many pages of `window` (whole blocks) the kernel would hand out to a load of its size.
+
+        Whole free blocks count for a half when they are not the lowest: where the kernel begins with them it takes all.
+        """
         crumbs_below, crumbs_up_to = _below(self._crumbs, window.start), _below(self._crumbs, window.end)
         whole_below, whole_up_to = _below(self._whole, window.start), _below(self._whole, window.end)
         crumbs, whole = crumbs_up_to - crumbs_below, whole_up_to - whole_below
         outside = self._crumbs[-1] - crumbs + self._elsewhere
         broken_up = min(self._whole[-1], max(0, window.size // PAGE_SIZE - outside))
         lowest_first = min(whole, max(0, broken_up - whole_below))
-        any_of_them = whole * broken_up // max(1, self._whole[-1])
-        return crumbs + (7 * lowest_first + any_of_them) // 8
+        freed_last = min(whole, broken_up)
+        return crumbs + (lowest_first + freed_last) // 2
 
 
 def _below(sums: list[int], address: int) -> int:
