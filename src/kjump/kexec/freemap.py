@@ -46,7 +46,7 @@ class FreeMap:
         whole_below, whole_up_to = _below(self._whole, window.start), _below(self._whole, window.end)
         crumbs, whole = crumbs_up_to - crumbs_below, whole_up_to - whole_below
         outside = self._crumbs[-1] - crumbs + self._elsewhere
-        broken_up = min(self._whole[-1], max(0, window.size // PAGE_SIZE - outside))
+        broken_up = max(0, window.size // PAGE_SIZE - outside)
         lowest_first = min(whole, max(0, broken_up - whole_below))
         freed_last = min(whole, broken_up)
         return crumbs + (lowest_first + freed_last) // 2
