@@ -26,7 +26,7 @@ from pathlib import Path
 
 from kjump.dump import pages
 from kjump.dump.sources import open_source
-from kjump.lab.kernel import build, cache_root
+from kjump.lab.machine.kernel import build, cache_root
 
 MEMORY, FILL = 4 << 30, 1400 << 20
 SWITCHES = {"zstd": "-z", "zlib": "-c", "lzo": "-l", "snappy": "-p", "none": ""}
@@ -173,7 +173,7 @@ def filter_stage(core: Path) -> None:
 
 def find_vmcore() -> Path:
     """Return the vmcore to measure with, made when it is not there."""
-    from kjump.lab import vmcore
+    from kjump.lab.machine import vmcore
 
     path = cache_root() / "bench-vmcore"
     if not path.exists():

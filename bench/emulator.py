@@ -14,9 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from kjump.call.compiler import compile_program
 from kjump.emulator.linux import KERNELS, Setup, Watch
 from kjump.emulator.machine import EmulatedMachine
-from kjump.kexec.compiler import compile_program
 from kjump.kexec.plan import PRESERVE_CONTEXT, Plan, Segment
 from kjump.memory import PAGE_SIZE
 
@@ -73,7 +73,7 @@ def call_times(kernel: str) -> list[float]:
 def on_a_kernel(version: str) -> None:
     """Print the round trip of a jump on a real kernel in a virtual machine."""
     from kjump.lab import call
-    from kjump.lab.scene import Hardware
+    from kjump.lab.machine.scene import Hardware
 
     with tempfile.TemporaryDirectory(prefix="kjump-bench-") as folder:
         demo = call.run(Path(folder), version=version, hardware=Hardware(512 << 20, 2), calls=50)

@@ -28,11 +28,11 @@ from pathlib import Path
 
 from core import make_sample
 from kjump.lab import hibernation, swsusp
-from kjump.lab import kernel as kernels
-from kjump.lab.bigimage import fill, make_random
-from kjump.lab.qemu import Machine
-from kjump.lab.scene import Hardware, Scene, make_disk
-from kjump.lab.workload import digest
+from kjump.lab.big_image import fill, make_random
+from kjump.lab.guest.workload import digest
+from kjump.lab.machine import kernel as kernels
+from kjump.lab.machine.qemu import Machine
+from kjump.lab.machine.scene import Hardware, Scene, make_disk
 
 MIB = 1 << 20
 SWAP_DEVICE = "/dev/vdd"

@@ -1,6 +1,6 @@
 /*
  * The kernel's indirection list, from its head to its end. It has an entry for each page of a load, and pages that the
- * kernel found one by one are tens of thousands of runs: that is what this is for. Formats: kjump/kexec/shadow.py.
+ * kernel found one by one are tens of thousands of runs: that is what this is for. Formats: kjump/kexec/kimage.py.
  */
 #include "core.h"
 

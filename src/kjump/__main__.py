@@ -6,16 +6,16 @@ import os
 import sys
 
 from kjump import precompiled
-from kjump.resident import FOLDER
+from kjump.peers import FOLDER
 
 
 def main() -> None:
     """Run the command line, and end with its exit status."""
     precompiled.start()
     if sys.argv[1:2] == ["hibernate"] and FOLDER.exists():
-        from kjump.resident import ahead
+        from kjump.peers import prefetch
 
-        ahead.begun()  # other CPUs have something to do from now on, and this one has all that follows to import
+        prefetch.begun()  # other CPUs have something to do from now on, and this one has all that follows to import
     from kjump import cli
 
     try:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from emulated import Assemble, Compile
 
+from kjump.call.compiler import compile_program
+from kjump.call.program import Arch, Preserve, Program, from_flat
 from kjump.emulator.linux import KERNELS
-from kjump.kexec.compiler import compile_program
-from kjump.kexec.program import Arch, Preserve, Program, from_flat
 
 
 @pytest.fixture

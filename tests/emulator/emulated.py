@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from kjump.call.compiler import compile_program
+from kjump.call.program import Arch, Preserve, Program
 from kjump.emulator.linux import KERNELS, Setup, Watch
 from kjump.emulator.machine import EmulatedMachine
-from kjump.kexec.compiler import compile_program
-from kjump.kexec.program import Arch, Preserve, Program
 
 MIB = 1 << 20
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -5,13 +5,13 @@ import random
 import pytest
 from emulated import Compile, example, machine_of
 
+from kjump.call.machine import FaultError
+from kjump.call.program import Arch, Preserve, Program
 from kjump.emulator import report
 from kjump.emulator.linux import KERNELS
 from kjump.emulator.machine import EmulatedMachine
 from kjump.errors import PlanError, UsageError
-from kjump.kexec.machine import FaultError
 from kjump.kexec.plan import Segment
-from kjump.kexec.program import Arch, Preserve, Program
 
 KERNEL_NAMES = sorted(KERNELS)
 WIDE = [k for k in KERNEL_NAMES if KERNELS[k].arch is Arch.X86_64]

@@ -3,8 +3,8 @@
 import pytest
 from emulated import Assemble, machine_of
 
+from kjump.call.program import Arch
 from kjump.emulator.report import WildError
-from kjump.kexec.program import Arch
 from kjump.memory import PAGE_SIZE
 
 AT = 0x400000

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from emulated import machine_of
 
+from kjump.call.machine import Loaded
+from kjump.call.program import Arch
 from kjump.emulator.linux import GDT_LIMIT, KERNELS
 from kjump.emulator.machine import EmulatedMachine
 from kjump.gates import (
@@ -21,10 +23,8 @@ from kjump.gates import (
     identity_tables_size,
     pack_page_list,
 )
-from kjump.kexec.machine import Loaded
 from kjump.kexec.mailbox import COOKIE_SIZE, encode
 from kjump.kexec.plan import ARCH_X86_64, PRESERVE_CONTEXT, Plan, Segment, make_plan
-from kjump.kexec.program import Arch
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
 

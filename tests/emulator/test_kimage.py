@@ -7,14 +7,14 @@ from emulated import MIB, machine_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kjump.call.program import Arch
 from kjump.emulator.kimage import Builder, Image, Pages
 from kjump.emulator.linux import KERNELS, EmulatedLinux, Setup
 from kjump.emulator.ram import Ram
 from kjump.emulator.report import WildError
+from kjump.kexec.kimage import walk
 from kjump.kexec.plan import ARCH_I386, ARCH_X86_64, ON_CRASH, PRESERVE_CONTEXT, SEGMENT_MAX, Plan, Segment
-from kjump.kexec.program import Arch
-from kjump.kexec.refusal import RefusedError
-from kjump.kexec.shadow import walk
+from kjump.kexec.refusals import RefusedError
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
 

@@ -2,11 +2,11 @@
 
 from emulated import example
 
+from kjump.call.machine import CallMailbox
+from kjump.call.program import Preserve, Surface, lay_out, plan_call
 from kjump.emulator.linux import KERNELS, Setup
 from kjump.emulator.machine import EmulatedMachine
-from kjump.kexec.machine import CallMailbox
-from kjump.kexec.program import Preserve, Surface, lay_out, plan_call
-from kjump.lab.one_plan import KernelRun, replay
+from kjump.lab.same_plan import KernelRun, replay
 from kjump.ranges import Range, RangeSet
 
 MIB = 1 << 20

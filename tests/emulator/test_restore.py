@@ -5,6 +5,8 @@ import struct
 import pytest
 from emulated import machine_of
 
+from kjump.call.machine import Loaded
+from kjump.call.program import Arch
 from kjump.emulator.linux import GDT_LIMIT, KERNELS
 from kjump.gates import (
     GATE_WAY_BACK,
@@ -13,10 +15,8 @@ from kjump.gates import (
     identity_tables_size,
     pack_page_list,
 )
-from kjump.kexec.machine import Loaded
+from kjump.kexec.kimage import Shadow, kept_head, walk
 from kjump.kexec.plan import ARCH_X86_64, PRESERVE_CONTEXT, Segment, make_plan
-from kjump.kexec.program import Arch
-from kjump.kexec.shadow import Shadow, kept_head, walk
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
 

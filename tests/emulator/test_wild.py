@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from emulated import EXAMPLES, Compile, example, machine_of
 
+from kjump.call.machine import FaultError
 from kjump.cli import main
 from kjump.cli.call import argument
 from kjump.emulator.report import WildError
 from kjump.errors import UsageError
-from kjump.kexec.machine import FaultError
 
 
 def test_a_program_that_never_returns(compile_c: Compile) -> None:

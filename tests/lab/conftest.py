@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kjump.lab.qemu import QEMU
-from kjump.lab.scene import Hardware, Scene
+from kjump.lab.machine.qemu import QEMU
+from kjump.lab.machine.scene import Hardware, Scene
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,7 +33,7 @@ def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
 @pytest.fixture
 def scene(folder: Path) -> Scene:
     """A machine with Linux 6.12, ready to boot."""
-    from kjump.lab import kernel as kernels
+    from kjump.lab.machine import kernel as kernels
 
     hardware = Hardware(memory=640 << 20, cpus=2)
     return Scene(folder, kernels.build("6.12"), hardware, target_size=512 << 20).prepare()

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from kjump.lab import bigimage
-from kjump.lab.scene import Hardware
+from kjump.lab import big_image
+from kjump.lab.machine.scene import Hardware
 
 
 def test_a_machine_two_thirds_full_of_random_bytes_comes_back(folder: Path) -> None:
-    result = bigimage.run(folder, version="6.12", hardware=Hardware(memory=1 << 30), share=0.65)
+    result = big_image.run(folder, version="6.12", hardware=Hardware(memory=1 << 30), share=0.65)
     assert result.ok, result.failed
     assert result.swsusp["errno"] == "ENOMEM"
     assert any("pages short" in line for line in result.swsusp["log"])

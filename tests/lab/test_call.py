@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kjump.lab import call
-from kjump.lab.scene import Hardware
+from kjump.lab.machine.scene import Hardware
 
 
 @pytest.mark.parametrize(

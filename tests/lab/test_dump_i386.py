@@ -19,10 +19,10 @@ from kjump.dump.job import Format, Request, dump
 from kjump.dump.sources import open_source
 from kjump.formats import cpio
 from kjump.formats.kdump import Method
-from kjump.lab import kernel as kernels
-from kjump.lab import vmcore
-from kjump.lab.qemu import Machine, MachineConfig
-from kjump.lab.scene import make_disk
+from kjump.lab.machine import kernel as kernels
+from kjump.lab.machine import vmcore
+from kjump.lab.machine.qemu import Machine, MachineConfig
+from kjump.lab.machine.scene import make_disk
 from kjump.ranges import RangeSet
 
 MEMORY = 1100 << 20

@@ -13,9 +13,9 @@ from pathlib import Path
 from kjump.dump import dmesg
 from kjump.dump.pages import runs
 from kjump.dump.sources import open_source
-from kjump.lab import kernel as kernels
-from kjump.lab.qemu import PORT_NAME, Guest, Machine
-from kjump.lab.scene import ROOT_DEVICE, TARGET_DEVICE, Hardware, Scene
+from kjump.lab.machine import kernel as kernels
+from kjump.lab.machine.qemu import PORT_NAME, Guest, Machine
+from kjump.lab.machine.scene import ROOT_DEVICE, TARGET_DEVICE, Hardware, Scene
 
 MEMORY = 640 << 20
 # A static key turns one such instruction, a jump or a no-op, into the other; how many a running kernel has turned

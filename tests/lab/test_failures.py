@@ -1,19 +1,20 @@
-"""What goes wrong, provoked for real: the reason is said, and nothing is lost. All of it: `lab/faults.py`."""
+"""What goes wrong, provoked for real: the reason is said, and nothing is lost. All of it: `lab/campaign/faults.py`."""
 
 from pathlib import Path
 
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
-from kjump.lab import faults, hibernation, provoke
+from kjump.lab import hibernation
+from kjump.lab.campaign import faults, provocations
+from kjump.lab.campaign.provocations import flip, mark, read_superblock, write_superblock
 from kjump.lab.hibernation import suspend
-from kjump.lab.provoke import flip, mark, read_superblock, write_superblock
-from kjump.lab.qemu import Machine
-from kjump.lab.scene import TARGET_DEVICE, Hardware, Scene, copy_disk, make_disk
+from kjump.lab.machine.qemu import Machine
+from kjump.lab.machine.scene import TARGET_DEVICE, Hardware, Scene, copy_disk, make_disk
 
 MIB = 1 << 20
 
 
 def assert_unharmed(machine: Machine) -> None:
-    assert not provoke.harm(machine)
+    assert not provocations.harm(machine)
 
 
 def test_failures_in_b_bring_a_back_with_the_reason(scene: Scene) -> None:
@@ -25,18 +26,18 @@ def test_failures_in_b_bring_a_back_with_the_reason(scene: Scene) -> None:
         doctor = guest.run("kjump", "doctor", "--to", TARGET_DEVICE)
         assert "FAIL" not in doctor.stdout and "target" in doctor.stdout
 
-        refused = provoke.try_to_hibernate(machine, target="/dev/nowhere")
+        refused = provocations.try_to_hibernate(machine, target="/dev/nowhere")
         assert refused.stderr.count("\n") == 1 and "/dev/nowhere cannot be opened" in refused.stderr
-        assert "mounted" in provoke.try_to_hibernate(machine, target="/dev/vda").stderr
+        assert "mounted" in provocations.try_to_hibernate(machine, target="/dev/vda").stderr
 
-        raised = provoke.try_to_hibernate(machine, "--fault", "exception")
+        raised = provocations.try_to_hibernate(machine, "--fault", "exception")
         assert "unexpected RuntimeError in the second kernel" in raised.stderr and "unharmed" in raised.stderr
 
-        with provoke.disk_exchanged_when_armed(scene.target_disk):
-            exchanged = provoke.try_to_hibernate(machine)
+        with provocations.disk_exchanged_when_armed(scene.target_disk):
+            exchanged = provocations.try_to_hibernate(machine)
         assert "was the disk exchanged?" in exchanged.stderr
 
-        assert "cancelled" in provoke.cancel_by_key(machine).stderr
+        assert "cancelled" in provocations.cancel_by_key(machine).stderr
         assert read_superblock(scene.target_disk).state is State.INVALID
 
 
@@ -45,13 +46,13 @@ def test_a_target_too_small(scene: Scene) -> None:
     with scene.machine() as machine:
         machine.guest.event("ready")
         mark(machine)
-        reply = provoke.try_to_hibernate(machine)
+        reply = provocations.try_to_hibernate(machine)
         assert "writing the image" in reply.stderr and "unharmed" in reply.stderr
 
 
 def refused_boot(scene: Scene, words: str, *, options: str = "", hardware: Hardware | None = None) -> None:
     """Boot; the image must be refused with `words`, and Linux A boot as usual."""
-    assert words in provoke.refusal_at_boot(scene, options, hardware=hardware)
+    assert words in provocations.refusal_at_boot(scene, options, hardware=hardware)
 
 
 def test_bad_images_give_a_sentence_and_an_ordinary_boot(scene: Scene) -> None:
@@ -66,7 +67,7 @@ def test_bad_images_give_a_sentence_and_an_ordinary_boot(scene: Scene) -> None:
     with scene.machine() as machine:
         assert hibernation.resume(machine, suspended.command).reply.status == 0
         assert_unharmed(machine)
-        provoke.power_off(machine)
+        provocations.power_off(machine)
     assert read_superblock(scene.target_disk).state is State.CONSUMED
     refused_boot(scene, "resumed already")
 
@@ -94,12 +95,12 @@ def test_bad_images_give_a_sentence_and_an_ordinary_boot(scene: Scene) -> None:
     copy_disk(image, scene.target_disk)
     copy_disk(root, scene.root_disk)
     flip(scene.target_disk, SUPERBLOCK_SIZE + good.image_length // 2)
-    assert "did not resume it (the image on /dev/vdb is damaged" in provoke.failing_restore(scene)
+    assert "did not resume it (the image on /dev/vdb is damaged" in provocations.failing_restore(scene)
 
     copy_disk(image, scene.target_disk)
     copy_disk(root, scene.root_disk)
     flip(scene.target_disk, SUPERBLOCK_SIZE + good.image_length // 2)
-    assert "tried before and failed: the image on /dev/vdb is damaged" in provoke.failing_restore_in_c(scene)
+    assert "tried before and failed: the image on /dev/vdb is damaged" in provocations.failing_restore_in_c(scene)
 
 
 def test_a_damaged_superblock(scene: Scene) -> None:

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 from test_failures import assert_unharmed, mark
 
-from kjump.lab import hibernation, rootfs
-from kjump.lab import kernel as kernels
+from kjump.lab import hibernation
 from kjump.lab.hibernation import TARGET_FILE
-from kjump.lab.qemu import Machine
-from kjump.lab.scene import Hardware, Scene
+from kjump.lab.machine import kernel as kernels
+from kjump.lab.machine import rootfs
+from kjump.lab.machine.qemu import Machine
+from kjump.lab.machine.scene import Hardware, Scene
 
 MIB = 1 << 20
 
@@ -65,6 +66,6 @@ def test_a_file_as_target(roomy: Scene) -> None:
         machine.guest.event("ready")
         assert "told not to resume" in machine.guest.run("kjump", "target", "show", TARGET_FILE).stdout
         machine.guest.run("rm", TARGET_FILE)
-        machine.guest.start("python3", "-c", "from kjump.lab.guest import power_off; power_off()")
+        machine.guest.start("python3", "-c", "from kjump.lab.guest.agent import power_off; power_off()")
         machine.wait_off()
     assert roomy.check_root_disk()[0]

@@ -9,14 +9,14 @@ from elftools.elf.elffile import ELFFile
 
 from kjump.formats import seekable
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
-from kjump.hibernate.restore import open_image
-from kjump.kexec.shadow import walk
+from kjump.image.restore import open_image
+from kjump.kexec.kimage import walk
 from kjump.lab import hibernation
-from kjump.lab.flips import DiskImage
-from kjump.lab.provoke import NO_DIRECT, read_superblock, write_superblock
-from kjump.lab.qemu import CPU, Machine
-from kjump.lab.scene import Hardware, Scene
-from kjump.lab.workload import PATTERN
+from kjump.lab.campaign.bit_flips import DiskImage
+from kjump.lab.campaign.provocations import NO_DIRECT, read_superblock, write_superblock
+from kjump.lab.guest.workload import PATTERN
+from kjump.lab.machine.qemu import CPU, Machine
+from kjump.lab.machine.scene import Hardware, Scene
 from kjump.ranges import Range, align_down
 
 MIB = 1 << 20

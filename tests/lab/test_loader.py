@@ -9,7 +9,7 @@ import time
 
 from kjump.initramfs.build import build
 from kjump.lab import hibernation
-from kjump.lab.scene import TARGET_DEVICE, Scene
+from kjump.lab.machine.scene import TARGET_DEVICE, Scene
 
 
 def test_the_initramfs_is_small(scene: Scene) -> None:
@@ -85,7 +85,7 @@ def test_a_resume_by_hand_from_another_system(scene: Scene) -> None:
 _STARTS_A_MACHINE = """
 import sys, time
 from pathlib import Path
-from kjump.lab.qemu import Machine, MachineConfig
+from kjump.lab.machine.qemu import Machine, MachineConfig
 with Machine(MachineConfig(Path(sys.argv[1]), None, "panic=0")) as machine:
     print(machine._process.pid, flush=True)
     time.sleep(600)

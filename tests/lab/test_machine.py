@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from kjump.lab.scene import Scene
+from kjump.lab.machine.scene import Scene
 
 
 def test_a_machine_that_is_given_up_leaves_its_registers(scene: Scene) -> None:

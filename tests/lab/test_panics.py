@@ -3,9 +3,9 @@
 import pytest
 from test_failures import assert_unharmed, mark
 
-from kjump.lab import kernel as kernels
-from kjump.lab.qemu import WATCHDOG
-from kjump.lab.scene import TARGET_DEVICE, Hardware, Scene
+from kjump.lab.machine import kernel as kernels
+from kjump.lab.machine.qemu import WATCHDOG
+from kjump.lab.machine.scene import TARGET_DEVICE, Hardware, Scene
 
 PANICKED = "the second kernel panicked: Kernel panic - not syncing: sysrq triggered crash"
 HUNG = "the second kernel hung, and was ended by the watchdog"

@@ -10,10 +10,10 @@ from kjump.dump.sources import Source, open_source
 from kjump.errors import LabError
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
 from kjump.initramfs.build import build
-from kjump.lab import kernel as kernels
 from kjump.lab import rollback, snapshot
-from kjump.lab.qemu import Machine
-from kjump.lab.scene import TARGET_DEVICE, Hardware, Scene, make_disk
+from kjump.lab.machine import kernel as kernels
+from kjump.lab.machine.qemu import Machine
+from kjump.lab.machine.scene import TARGET_DEVICE, Hardware, Scene, make_disk
 
 MIB = 1 << 20
 QUIET = "mkdir -p /mnt/ram && mount -o remount,ro / && echo alive > /run/marker"

@@ -8,10 +8,10 @@ import pytest
 from test_failures import assert_unharmed, mark
 
 from kjump.hibernate import snapshot
-from kjump.hibernate.level import LEVELS
+from kjump.image.compression import LEVELS
 from kjump.lab import hibernation, switching
-from kjump.lab.qemu import WATCHDOG, Guest, Machine, Reply, without_kernel_lines
-from kjump.lab.scene import TARGET_DEVICE, Hardware, Scene
+from kjump.lab.machine.qemu import WATCHDOG, Guest, Machine, Reply, without_kernel_lines
+from kjump.lab.machine.scene import TARGET_DEVICE, Hardware, Scene
 
 MIB = 1 << 20
 
@@ -194,7 +194,7 @@ def test_a_resident_peer_that_hangs_is_ended_by_the_watchdog(scene: Scene) -> No
         mark(machine)
         kjump(guest, "boot-peer", "--name", "B")
         for cpu in (0, 1):
-            code = f"from kjump.roles.faults import Fault; Fault('spin:{cpu}').due(1.0)"
+            code = f"from kjump.init.jobs.faults import Fault; Fault('spin:{cpu}').due(1.0)"
             hung = kjump(guest, "switch", "B", "--watchdog", "8", "--", "python3", "-c", code, status=1)
             assert "ended by the watchdog" in hung.stderr
             assert states(guest) == {"B": "gone"}

@@ -8,7 +8,7 @@ import pytest
 
 from kjump.cli.demo import logged_folder
 from kjump.errors import LabError
-from kjump.lab.qemu import Guest, LostMachineError, without_kernel_lines
+from kjump.lab.machine.qemu import Guest, LostMachineError, without_kernel_lines
 
 
 @pytest.mark.parametrize("at", range(0, 30, 7))

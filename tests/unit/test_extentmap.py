@@ -12,8 +12,8 @@ from mutations import damaged, survives
 from kjump.errors import FormatError, TargetError
 from kjump.formats import extentmap, fiemap
 from kjump.formats.extentmap import BLOCK
-from kjump.hibernate.filetarget import join
 from kjump.ranges import Range
+from kjump.target.file import join
 
 COOKIE = bytes(range(16))
 SAMPLE = (Range(40 * BLOCK, 50 * BLOCK), Range(0, BLOCK), Range(50 * BLOCK, 51 * BLOCK))

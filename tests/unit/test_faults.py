@@ -11,8 +11,8 @@ import pytest
 
 from kjump.cli.demo import demo
 from kjump.errors import LabError
-from kjump.lab import faults, flips
-from kjump.lab.faults import Campaign, Fault, Size
+from kjump.lab.campaign import bit_flips, faults
+from kjump.lab.campaign.faults import Campaign, Fault, Size
 from kjump.ranges import Range
 
 
@@ -94,5 +94,5 @@ def test_moments_and_bits_are_spread_and_can_be_had_again() -> None:
     moments = list(faults._moments("saving", 8.0, 40, random.Random(5)))
     assert moments == list(faults._moments("saving", 8.0, 40, random.Random(5)))
     assert all(point == "saving" and i * 0.2 <= at <= (i + 1) * 0.2 for i, (point, at) in enumerate(moments))
-    bits = list(flips._spread(Range(1000, 1400), 40, random.Random(5)))
+    bits = list(bit_flips._spread(Range(1000, 1400), 40, random.Random(5)))
     assert all(1000 + i * 10 <= at < 1010 + i * 10 and 0 <= bit < 8 for i, (at, bit) in enumerate(bits))

@@ -8,15 +8,15 @@ import pytest
 
 from kjump.errors import HostError, UsageError
 from kjump.gates import Gate
+from kjump.init import peer_command, peer_link
+from kjump.init.console import Console
+from kjump.init.jobs import JOBS, Work
+from kjump.init.peer_link import Answer
+from kjump.init.status import Status
+from kjump.init.system import Role
+from kjump.init.watchdog import Guard
 from kjump.kexec import mailbox
 from kjump.kexec.channel import SIZE, Channel, Parcel
-from kjump.roles import home, residence
-from kjump.roles.console import Console
-from kjump.roles.guard import Guard
-from kjump.roles.jobs import JOBS, Work
-from kjump.roles.residence import Answer
-from kjump.roles.status import Status
-from kjump.roles.system import Role
 
 
 def work(message: bytes = b"", **job: Any) -> Work:
@@ -48,7 +48,7 @@ def test_no_job_sends_the_message_back() -> None:
     assert JOBS["none"](work(b"bytes")) == {"message": b"bytes"}
 
 
-class FakeResidence(residence.Residence):
+class FakeResidence(peer_link.Residence):
     """The peer's end on plain memory; each jump is answered by the next of A's orders."""
 
     def __init__(self, orders: list[Parcel]) -> None:
@@ -75,8 +75,8 @@ class FakeResidence(residence.Residence):
 def test_a_program_in_the_peer_switches_home_and_refuses_jobs_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     orders = [Parcel(1, {"do": "command"}), Parcel(2, {"do": "shell"}), Parcel(3, {"do": "none"}, b"from A")]
     fake = FakeResidence(orders)
-    monkeypatch.setattr(home.Residence, "here", lambda: fake)
-    assert home.switch_home(b"from B") == b"from A"
+    monkeypatch.setattr(peer_command.Residence, "here", lambda: fake)
+    assert peer_command.switch_home(b"from B") == b"from A"
     (first, refusal) = fake.seen
     assert first == (mailbox.OUTCOME_DONE, Parcel(1, {"resident": True}, b"from B"))
     assert refusal[0] == mailbox.OUTCOME_FAILED

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from kjump.errors import LabError
-from kjump.lab import kernel
-from kjump.lab.kernel import Option, Recipe
+from kjump.lab.machine import kernel
+from kjump.lab.machine.kernel import Option, Recipe
 
 RECIPE = Recipe("6.12", "x86_64", False, "linux-source-6.12 1", "gcc 12", "CONFIG_SMP=y\n")
 
@@ -72,7 +72,7 @@ def test_known_options_come_from_every_kconfig_file(tmp_path: Path) -> None:
 
 
 def test_the_fragment_we_ship_reads_and_has_no_option_twice() -> None:
-    text = files("kjump.lab").joinpath("kernel.config").read_text("utf-8")
+    text = files("kjump.lab.machine").joinpath("kernel.config").read_text("utf-8")
     for arch in kernel.ARCHITECTURES:
         for debug_info in (False, True):
             options = replace(RECIPE, arch=arch, debug_info=debug_info, fragment=text).options
@@ -82,7 +82,7 @@ def test_the_fragment_we_ship_reads_and_has_no_option_twice() -> None:
 
 
 def test_every_group_of_the_fragment_says_why() -> None:
-    text = files("kjump.lab").joinpath("kernel.config").read_text("utf-8")
+    text = files("kjump.lab.machine").joinpath("kernel.config").read_text("utf-8")
     for group in text.strip().split("\n\n"):
         assert group.startswith("# ") and not group.startswith("# CONFIG_"), group
 

@@ -10,12 +10,12 @@ from kjump.errors import HostError, JumpError, UsageError
 from kjump.kexec import mailbox
 from kjump.kexec.channel import SIZE, Channel, Parcel
 from kjump.kexec.plan import ARCH_X86_64, PRESERVE_CONTEXT, Plan
+from kjump.peers import lifecycle as module
+from kjump.peers.declaration import Arrangement, Declared
+from kjump.peers.lifecycle import Order, Peers
+from kjump.peers.on_disk import Stored
+from kjump.peers.registry import Peer
 from kjump.ranges import Range
-from kjump.resident import peers as module
-from kjump.resident.declare import Arrangement, Declared
-from kjump.resident.ondisk import Stored
-from kjump.resident.peers import Order, Peers
-from kjump.resident.state import Peer
 
 MIB = 1 << 20
 COOKIE = bytes(range(16))
@@ -67,14 +67,14 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKernel]:
         ]
         return Arrangement(Plan(0, (), ARCH_X86_64 | PRESERVE_CONTEXT), made, page, COOKIE)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "host", fake)
+    monkeypatch.setattr(module, "syscalls", fake)
     monkeypatch.setattr(module, "arrange", arrange)
     monkeypatch.setattr(module, "_loaded_image", lambda: fake.head)
-    monkeypatch.setattr(module.running, "_known", {"kexec_image": 0xFFFF})
+    monkeypatch.setattr(module.kernel_memory, "_known", {"kexec_image": 0xFFFF})
     monkeypatch.setattr(module, "_is_other_image", lambda state: fake.loaded and fake.head != state.head)
     monkeypatch.setattr(module, "_find_gates", lambda peers: None)
-    monkeypatch.setattr(module.standing, "StandingPage", lambda path: page)
-    monkeypatch.setattr(module.standing, "remove", lambda path: None)
+    monkeypatch.setattr(module.hugetlbfs, "StandingPage", lambda path: page)
+    monkeypatch.setattr(module.hugetlbfs, "remove", lambda path: None)
     yield fake
 
 

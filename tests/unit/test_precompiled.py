@@ -63,7 +63,8 @@ def test_the_build_has_compiled_the_methods_of_all_that_the_roles_import() -> No
 from kjump import precompiled
 texts = []
 precompiled.record(texts)
-from kjump.roles import boot, init, jobs, resident, restorer, second
+from kjump.init import jobs, main
+from kjump.init.roles import boot, peer, restorer, second
 import kjump.hibernate.suspend, marshal
 print(len(texts), len(set(texts) - set(marshal.loads(precompiled.FILE.read_bytes()))))
 """

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kjump.hibernate import preflight
-from kjump.kexec import running
+from kjump.host import procfs
 from kjump.kexec.window import SIZES
 
 MIB = 1 << 20
@@ -20,7 +20,7 @@ def _memory(monkeypatch: pytest.MonkeyPatch, available: int, *, after: int | Non
         asked.append(needed)
         now["MemAvailable"] = (available if after is None else after) * MIB
 
-    monkeypatch.setattr(running, "meminfo", lambda: dict(now))
+    monkeypatch.setattr(procfs, "meminfo", lambda: dict(now))
     monkeypatch.setattr(preflight, "make_room", make_room)
     return asked
 

@@ -10,11 +10,8 @@ from hypothesis import strategies as st
 
 import kjump.emulator
 import kjump.gates
-from kjump.errors import FormatError, PlanError
-from kjump.gates import FLAG_DESCRIPTORS, FLAG_RESIDENT, GATE_SIZE, Gate, call, gate_binary
-from kjump.kexec import bios
-from kjump.kexec.plan import ARCH_I386, ARCH_X86_64, PRESERVE_CONTEXT, SEGMENT_MAX, Segment
-from kjump.kexec.program import (
+from kjump.call import bios
+from kjump.call.program import (
     BUFFER_SIZE,
     LOWEST,
     Arch,
@@ -27,6 +24,9 @@ from kjump.kexec.program import (
     plan_bare,
     plan_call,
 )
+from kjump.errors import FormatError, PlanError
+from kjump.gates import FLAG_DESCRIPTORS, FLAG_RESIDENT, GATE_SIZE, Gate, call, gate_binary
+from kjump.kexec.plan import ARCH_I386, ARCH_X86_64, PRESERVE_CONTEXT, SEGMENT_MAX, Segment
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
 

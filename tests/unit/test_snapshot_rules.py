@@ -14,13 +14,15 @@ from kjump import _core
 from kjump.errors import FormatError, HostError, ImageError, UsageError
 from kjump.formats import cpio
 from kjump.formats.superblock import State
-from kjump.hibernate import arrival, filesystems
+from kjump.hibernate import after_jump
 from kjump.hibernate.clock import Moment, Pace
 from kjump.hibernate.hooks import SIZE_LIMIT, Hook
-from kjump.hibernate.image import ImageContents, ImageHeaders, Kind
+from kjump.image.layout import ImageContents, ImageHeaders, Kind
+from kjump.init import run_program
+from kjump.init.jobs import look
 from kjump.kexec import mailbox
-from kjump.kexec.shadow import Shadow
-from kjump.roles import command, look
+from kjump.kexec.kimage import Shadow
+from kjump.target import filesystems
 
 # --- the clock --------------------------------------------------------------------------------------------
 
@@ -58,7 +60,7 @@ def test_the_wall_clock_is_set_when_it_is_off(
     calls: list[float] = []
     monkeypatch.setattr(time, "clock_settime", lambda _, value: calls.append(value))
     wall = time.time() + ahead
-    step = arrival.set_clock(Moment(wall, 0, accuracy), FixedPace())
+    step = after_jump.set_clock(Moment(wall, 0, accuracy), FixedPace())
     assert calls == ([wall] if set_to else [])
     assert step == pytest.approx(ahead if set_to else 0.0, abs=1.0)
 
@@ -67,20 +69,20 @@ def test_the_other_sides_clock_comes_before_our_own(monkeypatch: pytest.MonkeyPa
     calls: list[float] = []
     seeds: list[bytes] = []
     monkeypatch.setattr(time, "clock_settime", lambda _, value: calls.append(value))
-    monkeypatch.setattr(arrival, "reseed", seeds.append)
+    monkeypatch.setattr(after_jump, "reseed", seeds.append)
     theirs, ours = Moment(time.time() + 5000, 0), Moment(time.time() - 5000, 0)
     report: dict[str, Any] = {"clock": theirs.as_json(), "seed": "ab" * 32, "saved": {}}
-    arrival.settle(report, ours, FixedPace())
+    after_jump.settle(report, ours, FixedPace())
     assert calls == [theirs.wall]
     assert seeds == [b"\xab" * 32]
     assert report == {"saved": {}}  # the secret is not printed with the rest
-    arrival.settle({}, ours, FixedPace())
+    after_jump.settle({}, ours, FixedPace())
     assert calls == [theirs.wall, ours.wall] and seeds[1] == b""
 
 
 def test_a_seed_depends_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getrandom", bytes)
-    assert arrival.fresh_seed("01") == hashlib.sha256(b"\1" + bytes(32)).hexdigest() != arrival.fresh_seed("02")
+    assert after_jump.fresh_seed("01") == hashlib.sha256(b"\1" + bytes(32)).hexdigest() != after_jump.fresh_seed("02")
 
 
 # --- who has written to a disk -----------------------------------------------------------------------------
@@ -180,7 +182,7 @@ def test_what_cannot_be_a_hook(tmp_path: Path, data: bytes, why: str) -> None:
 
 @pytest.fixture
 def output(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(command, "_OUTPUT", tmp_path / "output")
+    monkeypatch.setattr(run_program, "_OUTPUT", tmp_path / "output")
 
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
@@ -188,19 +190,19 @@ ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
 
 @pytest.mark.usefixtures("output")
 def test_a_program_and_its_output() -> None:
-    done = command.run(["sh", "-c", "echo out; echo err >&2; exit 3"], ENVIRONMENT, timeout=30)
-    assert done == command.Done(3, "out\nerr\n")
-    assert command.run(["sh", "-c", "kill -9 $$"], ENVIRONMENT, timeout=30).status == 137
+    done = run_program.run(["sh", "-c", "echo out; echo err >&2; exit 3"], ENVIRONMENT, timeout=30)
+    assert done == run_program.Done(3, "out\nerr\n")
+    assert run_program.run(["sh", "-c", "kill -9 $$"], ENVIRONMENT, timeout=30).status == 137
     with pytest.raises(HostError, match="the hook ended with exit status 3; its last words: out"):
-        command.require(["sh", "-c", "echo out; exit 3"], ENVIRONMENT, timeout=30, what="the hook")
+        run_program.require(["sh", "-c", "echo out; exit 3"], ENVIRONMENT, timeout=30, what="the hook")
     with pytest.raises(HostError, match="cannot run /no/such"):
-        command.run(["/no/such"], ENVIRONMENT, timeout=30)
+        run_program.run(["/no/such"], ENVIRONMENT, timeout=30)
 
 
 @pytest.mark.usefixtures("output")
 def test_a_program_past_its_time_limit_is_ended() -> None:
     with pytest.raises(HostError, match=r"still ran after 0 s; its last words: begun"):
-        command.run(["sh", "-c", "echo begun; sleep 1000"], ENVIRONMENT, timeout=0.3)
+        run_program.run(["sh", "-c", "echo begun; sleep 1000"], ENVIRONMENT, timeout=0.3)
 
 
 # --- kinds of images, and words ------------------------------------------------------------------------------
@@ -239,7 +241,7 @@ def test_a_look_where_nobody_is_parked(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_entropy_is_packed_as_the_kernel_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, bytes]] = []
-    monkeypatch.setattr(arrival.fcntl, "ioctl", lambda _, request, data=b"": calls.append((request, data)))
-    arrival.reseed(b"12345678")
+    monkeypatch.setattr(after_jump.fcntl, "ioctl", lambda _, request, data=b"": calls.append((request, data)))
+    after_jump.reseed(b"12345678")
     # struct rand_pool_info: bits of entropy, bytes, the bytes (include/uapi/linux/random.h)
     assert calls == [(0x40085203, struct.pack("=ii", 64, 8) + b"12345678"), (0x5207, b"")]

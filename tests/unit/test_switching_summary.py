@@ -2,7 +2,7 @@
 
 import gc
 
-from kjump.lab.rounds import time_stamps
+from kjump.lab.guest.switch_rounds import time_stamps
 from kjump.lab.switching import slope, summary
 
 

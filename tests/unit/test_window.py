@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from kjump.errors import PlanError
 from kjump.formats.e820 import IomemResource
-from kjump.kexec.freemap import FreeMap
+from kjump.kexec.placement import FreeMap
 from kjump.kexec.window import ALIGNMENT, LOWEST, MIB, find_window, lay_out, low_memory, places
 from kjump.ranges import Range, RangeSet
 

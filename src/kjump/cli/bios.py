@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import click
 
+from kjump.call.bios import BUFFER_SEGMENT, Bios, Registers
 from kjump.cli.options import NUMBER, human, print_json
 from kjump.errors import UsageError
-from kjump.kexec.bios import BUFFER_SEGMENT, Bios, Registers
 
 _NAMES = ("ax", "bx", "cx", "dx", "si", "di", "bp")
 _BUFFER = "buffer"
@@ -20,7 +20,7 @@ def bios_command() -> None:
 
 
 def _bios() -> Bios:
-    from kjump.kexec.here import HostMachine
+    from kjump.call.host import HostMachine
 
     return Bios(HostMachine())
 

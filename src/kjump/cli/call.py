@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kjump.call.machine import Argument, CallResult, Loaded, Machine
+from kjump.call.program import Arch, Preserve, Program, from_elf, from_flat, plan_bare
 from kjump.cli.options import NUMBER, SIZE, plan_as_json, print_json, show_plan
 from kjump.errors import HostError, JumpError, UsageError
-from kjump.kexec.machine import Argument, CallResult, Loaded, Machine
-from kjump.kexec.program import Arch, Preserve, Program, from_elf, from_flat, plan_bare
 
 if TYPE_CHECKING:
     from kjump.emulator.machine import EmulatedMachine
@@ -138,7 +138,7 @@ def read_program(path: Path, wanted: Any) -> Program:
     """Return the program in a file: C by its suffix, flat with an address, else ELF."""
     try:
         if path.suffix == ".c" and path.is_file():
-            from kjump.kexec.compiler import compile_program
+            from kjump.call.compiler import compile_program
 
             return compile_program(path, arch=wanted.arch, function=wanted.function, preserve=wanted.preserve)
         data = path.read_bytes()
@@ -151,7 +151,7 @@ def read_program(path: Path, wanted: Any) -> Program:
 
 def _machine(wanted: _Wanted, arch: Arch) -> tuple[Machine, EmulatedMachine | None]:
     if wanted.on == "host":
-        from kjump.kexec.here import HostMachine
+        from kjump.call.host import HostMachine
 
         return HostMachine(), None
     machine = emulated_machine(wanted, arch)

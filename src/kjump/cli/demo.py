@@ -17,7 +17,7 @@ from kjump.cli.options import SIZE, human, print_json
 from kjump.errors import LabError
 
 if TYPE_CHECKING:
-    from kjump.lab.bigimage import BigImage
+    from kjump.lab.big_image import BigImage
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
@@ -112,7 +112,7 @@ def demo_hibernate(
 ) -> None:
     """Save a Linux at work from a second kernel, switch off, bring it back, and check its work."""
     from kjump.lab import hibernation
-    from kjump.lab.scene import Hardware
+    from kjump.lab.machine.scene import Hardware
 
     tell = _clock()
     with logged_folder(keep) as folder:
@@ -146,7 +146,7 @@ def demo_faults(
     version: str, only: tuple[str, ...], quick: bool, seed: int, jobs: int, keep: Path | None, as_json: bool
 ) -> None:
     """Provoke all that may go wrong in a hibernation, and say what came of it."""
-    from kjump.lab import faults
+    from kjump.lab.campaign import faults
 
     tell = _clock()
     ok = True
@@ -179,8 +179,8 @@ def demo_big_image(
     version: str, memory: int | None, share: float | None, cpus: int, cpu: str, keep: Path | None, as_json: bool
 ) -> None:
     """Save machines nearly full of random bytes, which swsusp refuses, and bring them back."""
-    from kjump.lab import bigimage
-    from kjump.lab.scene import Hardware
+    from kjump.lab import big_image
+    from kjump.lab.machine.scene import Hardware
 
     tell = _clock()
     results = []
@@ -188,7 +188,7 @@ def demo_big_image(
         tell(f"a machine of {human(size)}")
         with logged_folder(keep and keep / f"{size >> 20}M") as folder:
             hardware = Hardware(size, cpus, cpu)
-            results.append(bigimage.run(folder, version=version, hardware=hardware, share=share or usual, tell=tell))
+            results.append(big_image.run(folder, version=version, hardware=hardware, share=share or usual, tell=tell))
     if as_json:
         print_json({"ok": all(r.ok for r in results), "machines": [r.as_json() for r in results]})
     else:
@@ -203,7 +203,7 @@ def demo_big_image(
 def demo_call(version: str, memory: int, cpus: int, cpu: str, calls: int, as_json: bool) -> None:
     """Call functions, code in memory and the BIOS from a running Linux, and compare with the emulated machine."""
     from kjump.lab import call
-    from kjump.lab.scene import Hardware
+    from kjump.lab.machine.scene import Hardware
 
     tell = _clock()
     hardware = Hardware(memory, cpus, cpu)
@@ -242,7 +242,7 @@ def demo_switch(
 ) -> None:
     """Switch between two and three running Linuxes, all of them at work, and check that none has noticed."""
     from kjump.lab import switching
-    from kjump.lab.scene import Hardware
+    from kjump.lab.machine.scene import Hardware
 
     tell = _clock()
     with logged_folder(keep) as folder:
@@ -288,7 +288,7 @@ def _big_images(results: Sequence[BigImage]) -> None:
 def demo_snapshot(version: str, memory: int, cpus: int, cpu: str, count: int, keep: Path | None, as_json: bool) -> None:
     """Take snapshots of a Linux at work, and look at each with drgn and crash: is it the moment it was taken at?"""
     from kjump.lab import snapshot
-    from kjump.lab.scene import Hardware
+    from kjump.lab.machine.scene import Hardware
 
     with logged_folder(keep) as folder:
         result = snapshot.run(folder, version=version, hardware=Hardware(memory, cpus, cpu), count=count, tell=_clock())
@@ -312,7 +312,7 @@ def demo_snapshot(version: str, memory: int, cpus: int, cpu: str, count: int, ke
 def demo_rollback(version: str, memory: int, cpus: int, cpu: str, keep: Path | None, as_json: bool) -> None:
     """Destroy a Linux from within, and roll it back to a snapshot, disks and all; twice."""
     from kjump.lab import rollback
-    from kjump.lab.scene import Hardware
+    from kjump.lab.machine.scene import Hardware
 
     with logged_folder(keep) as folder:
         result = rollback.run(folder, version=version, hardware=Hardware(memory, cpus, cpu), tell=_clock())

@@ -18,14 +18,15 @@ from kjump.cli.options import (
     human,
     print_json,
 )
-from kjump.hibernate import DEFAULT_LEVEL, DEFAULT_WATCHDOG
+from kjump.hibernate import DEFAULT_WATCHDOG
+from kjump.image import DEFAULT_LEVEL
 from kjump.kexec.window import DEFAULT_SIZE
+from kjump.peers import FOLDER
 from kjump.ranges import Range
-from kjump.resident import FOLDER
 
 if TYPE_CHECKING:
     from kjump.hibernate.suspend import Hibernation
-    from kjump.resident.ondisk import Unpacking
+    from kjump.peers.on_disk import Unpacking
 
 
 @click.command()
@@ -87,7 +88,7 @@ def hibernate_command(
         click.echo(f"kjump: {text}", err=True)
 
     if on_standby:
-        from kjump.resident.standby import travel
+        from kjump.peers.standby import travel
 
         result = hibernate(request, tell=tell, go=partial(travel, ahead=ahead))
     else:
@@ -105,9 +106,9 @@ def _unpacked_ahead() -> Unpacking | None:
     """Return what of a kernel that waits on disk is being unpacked since the command was started."""
     if not FOLDER.exists():
         return None
-    from kjump.resident import ahead
+    from kjump.peers import prefetch
 
-    return ahead.begun()
+    return prefetch.begun()
 
 
 def _goes_on_standby(ahead: Unpacking | None, *, particular: bool) -> bool:
@@ -117,8 +118,8 @@ def _goes_on_standby(ahead: Unpacking | None, *, particular: bool) -> bool:
     """
     if not FOLDER.exists():
         return False  # and what looks further need not be imported
-    from kjump.resident import standby
-    from kjump.resident.peers import refuse_if_peers_are_resident
+    from kjump.peers import standby
+    from kjump.peers.lifecycle import refuse_if_peers_are_resident
 
     if not particular and standby.is_ready(ahead=ahead):
         return True
@@ -151,7 +152,7 @@ def resume_command(
     from kjump.formats.extentmap import BLOCK
     from kjump.hibernate.resume import open_for_resume, prepare_resume, refuse_if_mounted
     from kjump.hibernate.suspend import default_initrd, default_kernel
-    from kjump.hibernate.target import open_at
+    from kjump.target.device import open_at
 
     with open_at(target, offset * BLOCK, writable=not dry_run) as opened:
         kernel_bytes = (kernel or default_kernel()).read_bytes()

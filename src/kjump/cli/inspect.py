@@ -15,14 +15,14 @@ from kjump.errors import UsageError
 @click.option("--width", type=click.IntRange(16, 400), default=96, show_default=True, help="Columns of the picture.")
 def inspect_command(plan: bool, svg: Path | None, width: int) -> None:
     """Show what lies where in this machine's physical memory."""
-    from kjump.resident import picture
-    from kjump.resident.peers import Peers
+    from kjump.peers import memory_map
+    from kjump.peers.lifecycle import Peers
 
     if not plan:
         raise UsageError("say what to inspect: --plan")
     with Peers() as peers:
         survey = peers.survey()
     if svg is not None:
-        svg.write_text(picture.as_svg(survey))
+        svg.write_text(memory_map.as_svg(survey))
     else:
-        click.echo(picture.for_terminal(survey, width))
+        click.echo(memory_map.for_terminal(survey, width))

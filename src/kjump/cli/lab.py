@@ -32,7 +32,7 @@ def kernel_build(version: str, arch: str, debug_info: bool) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from kjump.lab import kernel as kernels
+    from kjump.lab.machine import kernel as kernels
 
     columns = (
         TextColumn("{task.description}"),
@@ -64,8 +64,8 @@ def vmcore_command(
     memory: int, fill: int, version: str, cpu: str, options: str, debug_info: bool, crash: bool, out: Path
 ) -> None:
     """Boot a kernel, fill its memory, and write its ELF vmcore to OUT."""
-    from kjump.lab import kernel as kernels
-    from kjump.lab import vmcore
+    from kjump.lab.machine import kernel as kernels
+    from kjump.lab.machine import vmcore
 
     built = kernels.build(version, debug_info=debug_info)
     vmcore.make(built, out, memory=memory, fill=fill, cpu=cpu, options=options, crash=crash)

@@ -8,7 +8,7 @@ import click
 
 from kjump.cli.options import WINDOW_PLACE, WINDOW_SIZE, plan_as_json, print_json, show_plan
 from kjump.errors import UsageError
-from kjump.kexec import host
+from kjump.kexec import syscalls
 from kjump.kexec.plan import ARCH_X86_64, ON_CRASH
 from kjump.ranges import Range
 
@@ -37,11 +37,11 @@ def load_command(
     as_json: bool,
 ) -> None:
     """Load KERNEL (a bzImage) to be jumped to by `kjump exec`, or with --on-crash to be started by a panic."""
-    from kjump.hibernate import peer
-    from kjump.kexec import running
-    from kjump.resident.peers import refuse_if_peers_are_resident
+    from kjump.host import procfs
+    from kjump.kexec import second_kernel
+    from kjump.peers.lifecycle import refuse_if_peers_are_resident
 
-    reused = peer.machine_options(running.command_line()) if reuse_cmdline else ""
+    reused = second_kernel.machine_options(procfs.command_line()) if reuse_cmdline else ""
     command_line = " ".join(filter(None, [reused, command_line]))
     if on_crash:
         if preserve_context or window or dry_run or as_json:
@@ -49,9 +49,9 @@ def load_command(
                 "where a crash kernel goes is for the running one to say: use --on-crash without a window, "
                 "--preserve-context, --dry-run and --json"
             )
-        host.load_on_crash(kernel, initrd, command_line)
+        syscalls.load_on_crash(kernel, initrd, command_line)
         return
-    plan = peer.plan_kernel(
+    plan = second_kernel.plan_kernel(
         kernel,
         initrd,
         command_line,
@@ -65,7 +65,7 @@ def load_command(
         show_plan(plan)
     if not dry_run:
         refuse_if_peers_are_resident()
-        host.load(plan)
+        syscalls.load(plan)
 
 
 @click.command()
@@ -73,16 +73,16 @@ def exec_command() -> None:
     """Jump to what is loaded; returns when the other side comes back (with --preserve-context)."""
     import os
 
-    if not host.is_loaded():
+    if not syscalls.is_loaded():
         raise UsageError("nothing is loaded: use `kjump load` first")
     os.sync()
-    host.jump()
+    syscalls.jump()
 
 
 def _peers() -> list[dict[str, object]]:
     """Return the resident peers, each as a JSON object: what its gate says of it, not only what is remembered."""
-    from kjump.resident import FOLDER
-    from kjump.resident.peers import Peers
+    from kjump.peers import FOLDER
+    from kjump.peers.lifecycle import Peers
 
     if not FOLDER.exists():
         return []
@@ -94,7 +94,7 @@ def _peers() -> list[dict[str, object]]:
 @click.option("--on-crash", is_flag=True, help="Drop the crash kernel instead.")
 def unload_command(on_crash: bool) -> None:
     """Drop what is loaded."""
-    host.unload(ARCH_X86_64 | (ON_CRASH if on_crash else 0))
+    syscalls.unload(ARCH_X86_64 | (ON_CRASH if on_crash else 0))
 
 
 @click.command()
@@ -102,7 +102,7 @@ def unload_command(on_crash: bool) -> None:
 def status_command(as_json: bool) -> None:
     """Say what is loaded and which peers are resident; exit 0 when a jump would go somewhere, 1 when not."""
     peers = _peers()
-    state = {"loaded": host.is_loaded(), "crash_loaded": host.is_loaded(on_crash=True), "peers": peers}
+    state = {"loaded": syscalls.is_loaded(), "crash_loaded": syscalls.is_loaded(on_crash=True), "peers": peers}
     if as_json:
         print_json(state)
     else:

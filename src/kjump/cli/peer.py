@@ -9,11 +9,11 @@ import click
 from kjump.cli.options import KJUMP_INITRD, SECOND_KERNEL, WINDOW_PLACE, WINDOW_SIZE
 from kjump.errors import JumpError
 from kjump.hibernate import preflight
-from kjump.hibernate.postmortem import reason
+from kjump.hibernate.post_mortem import reason
 from kjump.hibernate.suspend import Request, default_initrd, default_kernel, travel
 from kjump.kexec import mailbox
+from kjump.peers.lifecycle import refuse_if_peers_are_resident
 from kjump.ranges import Range
-from kjump.resident.peers import refuse_if_peers_are_resident
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

@@ -15,7 +15,7 @@ from kjump.kexec.window import DEFAULT_SIZE
 from kjump.ranges import Range
 
 if TYPE_CHECKING:
-    from kjump.resident.peers import Order, Visit
+    from kjump.peers.lifecycle import Order, Visit
 
 _OUT = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -43,7 +43,7 @@ def _job_options(command: Any) -> Any:
 def _order(
     command: tuple[str, ...], job: str | None, background: bool, send: Path | None, time_limit: float, watchdog: int
 ) -> Order:
-    from kjump.resident.peers import Order
+    from kjump.peers.lifecycle import Order
 
     name = job or ("command" if command else "none")
     words: dict[str, Any] = {"argv": list(command)} if command else {}
@@ -103,8 +103,8 @@ def boot_peer_command(
     It does its first job (COMMAND, or --job) and comes back; then `kjump switch` goes to it and returns.
     """
     from kjump.hibernate.suspend import default_initrd, default_kernel
-    from kjump.resident.declare import Declared, read_declaration
-    from kjump.resident.peers import Peers
+    from kjump.peers.declaration import Declared, read_declaration
+    from kjump.peers.lifecycle import Peers
 
     if declared is not None:
         if kernel or name or window:
@@ -139,8 +139,8 @@ def switch_command(
     The peer does its job meanwhile: COMMAND, if one is given, with what is sent as its input. In a peer, this goes
     back to the first kernel, and returns when that has switched here again.
     """
-    from kjump.resident.peers import Peers
-    from kjump.roles.residence import is_resident
+    from kjump.init.peer_link import is_resident
+    from kjump.peers.lifecycle import Peers
 
     if is_resident():
         _switch_home(send, receive)
@@ -151,7 +151,7 @@ def switch_command(
 
 
 def _switch_home(send: Path | None, receive: Path | None) -> None:
-    from kjump.roles.home import switch_home
+    from kjump.init.peer_command import switch_home
 
     message = b"" if send is None else sys.stdin.buffer.read() if str(send) == "-" else send.read_bytes()
     received = switch_home(message)
@@ -166,7 +166,7 @@ def _switch_home(send: Path | None, receive: Path | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print what happened as one JSON object.")
 def restart_command(name: str | None, as_json: bool) -> None:
     """Start the resident peer NAME (default: the only one) anew from its files; other peers stay as they are."""
-    from kjump.resident.peers import Peers
+    from kjump.peers.lifecycle import Peers
 
     with Peers() as peers:
         visit = peers.restart(name)
@@ -176,7 +176,7 @@ def restart_command(name: str | None, as_json: bool) -> None:
 @click.command("drop")
 def drop_command() -> None:
     """Let all resident peers go, and give their memory back."""
-    from kjump.resident.peers import Peers
+    from kjump.peers.lifecycle import Peers
 
     with Peers(even_damaged=True) as peers:
         names = peers.drop()
@@ -194,7 +194,7 @@ def standby_command(
 ) -> None:
     """Keep a second kernel booted, so that the next `kjump hibernate` need not boot one."""
     from kjump.hibernate.suspend import default_initrd, default_kernel
-    from kjump.resident import standby
+    from kjump.peers import standby
 
     if off:
         there = standby.stop()

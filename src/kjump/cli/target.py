@@ -12,8 +12,8 @@ from kjump.cli.options import SIZE, human, print_json
 from kjump.errors import FormatError
 from kjump.formats.extentmap import BLOCK
 from kjump.formats.superblock import State, Superblock
-from kjump.hibernate.filetarget import FileTarget, create
-from kjump.hibernate.target import Target, open_at, why_not_resumable
+from kjump.target.device import Target, open_at, why_not_resumable
+from kjump.target.file import FileTarget, create
 
 
 @click.group()

@@ -27,8 +27,8 @@ from unicorn import (
     x86_const,
 )
 
+from kjump.call.program import Arch
 from kjump.emulator.ram import Ram
-from kjump.kexec.program import Arch
 from kjump.memory import PAGE_SIZE
 
 _SERIAL = range(0x3F8, 0x400)

@@ -7,10 +7,10 @@ are.
 
 from __future__ import annotations
 
+from kjump.call.program import Arch
 from kjump.emulator.cpu import Cpu
 from kjump.emulator.ram import Ram
 from kjump.errors import FormatError
-from kjump.kexec.program import Arch
 
 _WITH_ERROR_CODE = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
 _PRESENT = 0x80

@@ -1,7 +1,7 @@
 """The kernel's `kimage`: what kexec_load makes of a Plan, in the emulated machine's memory.
 
 For each destination page of the segments there is a source page elsewhere, which holds what is loaded until the jump
-swaps the two. The list that pairs them is made of words that are addresses with flags (see `kexec.shadow`):
+swaps the two. The list that pairs them is made of words that are addresses with flags (see `kexec.kimage`):
 
 ```
 destination | source source source ... destination | source ... | indirection -> next page of the list ... done
@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from kjump.emulator.ram import Ram
+from kjump.kexec.kimage import IND_DESTINATION, IND_DONE, IND_INDIRECTION, IND_SOURCE
 from kjump.kexec.plan import ARCH_I386, ARCH_X86_64, ON_CRASH, PRESERVE_CONTEXT, SEGMENT_MAX, Plan, Segment
-from kjump.kexec.refusal import refused_load
-from kjump.kexec.shadow import IND_DESTINATION, IND_DONE, IND_INDIRECTION, IND_SOURCE
+from kjump.kexec.refusals import refused_load
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
 

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kjump.call.program import Arch
 from kjump.emulator import report
 from kjump.emulator.cpu import Access, Cpu
 from kjump.emulator.exceptions import deliver
@@ -21,8 +22,7 @@ from kjump.emulator.kimage import Builder, Image, Pages, check
 from kjump.emulator.ram import Ram
 from kjump.errors import UsageError
 from kjump.kexec.plan import ON_CRASH, Plan
-from kjump.kexec.program import Arch
-from kjump.kexec.refusal import refused_jump, refused_load
+from kjump.kexec.refusals import refused_jump, refused_load
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
 
@@ -154,6 +154,11 @@ class EmulatedLinux:
     def virtual(self, physical: int) -> int:
         """Return the linear address at which A sees physical memory."""
         return _DIRECT_MAP[self.arch] + physical
+
+    @property
+    def time_limit(self) -> float:
+        """The seconds after which a program is stopped."""
+        return self.watch.time_limit
 
     @property
     def gdt(self) -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kjump.call.machine import HeldMemory, Machine
+from kjump.call.program import Arch, Surface
 from kjump.emulator.linux import DEFAULT_KERNEL, GDT_LIMIT, KERNELS, EmulatedLinux, Setup, Watch
 from kjump.errors import HostError, UsageError
-from kjump.kexec.machine import HeldMemory, Machine
 from kjump.kexec.plan import Plan
-from kjump.kexec.program import Arch, Surface
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import RangeSet
 

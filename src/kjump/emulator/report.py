@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from kjump.call.machine import describe_exception
+from kjump.call.program import Arch
+from kjump.emulator.cpu import Access, Cpu
+from kjump.emulator.kimage import Image
+from kjump.emulator.ram import Ram
 from kjump.errors import FormatError, JumpError
-from kjump.kexec.machine import describe_exception
-from kjump.kexec.program import Arch
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range
-
-if TYPE_CHECKING:
-    from kjump.emulator.linux import EmulatedLinux
 
 OUT, PROGRAM, BACK = "on the way to the program", "in the program", "on the way back to A"
 """Where a machine can be."""
 
 _LINES = 6
 _ACCESSED_DIRTY = 0x60
+
+
+class Observed(Protocol):
+    """What a report looks at: the emulated machine, `emulator.linux.EmulatedLinux`.
+
+    `tables_before` maps the physical address of each page of A's page tables to what it held before the jump; `last` is
+    the image that was jumped to last; `time_limit` is in seconds.
+    """
+
+    arch: Arch
+    cpu: Cpu
+    ram: Ram
+    access: Access
+    tables_before: dict[int, bytes]
+    last: Image | None
+
+    @property
+    def time_limit(self) -> float:
+        """The seconds after which a program is stopped."""
+
+    def virtual(self, physical: int) -> int:
+        """Return the linear address at which A sees physical memory."""
 
 
 class WildError(JumpError):
@@ -30,13 +52,13 @@ class WildError(JumpError):
         self.details = details
 
 
-def wild(linux: EmulatedLinux, where: str) -> WildError:
+def wild(linux: Observed, where: str) -> WildError:
     """Return the error for the state in which the CPU has stopped; `where` is what it was doing."""
     why = _tables(linux) if where == BACK else ""
     return WildError(f"{where} {_what(linux)} at {linux.cpu.pc:#x}{why}", _details(linux))
 
 
-def _what(linux: EmulatedLinux) -> str:
+def _what(linux: Observed) -> str:
     cpu = linux.cpu
     if cpu.no_memory is not None:
         kind, address = cpu.no_memory
@@ -46,11 +68,11 @@ def _what(linux: EmulatedLinux) -> str:
     if cpu.exception is not None:
         return f"the machine took a {describe_exception(cpu.exception)}"
     if cpu.timed_out:
-        return f"the machine did not come back within {linux.watch.time_limit:g} s; it was"
+        return f"the machine did not come back within {linux.time_limit:g} s; it was"
     return "the machine halted"
 
 
-def _tables(linux: EmulatedLinux) -> str:
+def _tables(linux: Observed) -> str:
     """Say which page of A's page tables is not as it was, which explains why A cannot go on."""
     for page, before in linux.tables_before.items():
         now = linux.ram.read(page, PAGE_SIZE)
@@ -64,7 +86,7 @@ def _words(page: bytes) -> tuple[int, ...]:
     return struct.unpack(f"<{PAGE_SIZE // 4}I", page)
 
 
-def _details(linux: EmulatedLinux) -> list[str]:
+def _details(linux: Observed) -> list[str]:
     registers, pc = linux.cpu.general(), linux.cpu.pc
     width = 16 if linux.arch is Arch.X86_64 else 8
     words = [f"{name:>3} {value:0{width}x}" for name, value in registers.items()]
@@ -77,7 +99,7 @@ def _details(linux: EmulatedLinux) -> list[str]:
     return lines
 
 
-def code_at(linux: EmulatedLinux, address: int) -> bytes:
+def code_at(linux: Observed, address: int) -> bytes:
     """Return up to a hundred bytes of what lies at a physical address, or at a linear one of A's."""
     base = linux.virtual(0)
     physical = address - base if address >= base else address
@@ -87,7 +109,7 @@ def code_at(linux: EmulatedLinux, address: int) -> bytes:
         return b""
 
 
-def disassemble(linux: EmulatedLinux, address: int, code: bytes, count: int) -> list[str]:
+def disassemble(linux: Observed, address: int, code: bytes, count: int) -> list[str]:
     """Return at most `count` instructions of `code`, which lies at `address`, as text."""
     import capstone
 
@@ -99,7 +121,7 @@ def disassemble(linux: EmulatedLinux, address: int, code: bytes, count: int) -> 
     return found or [f"{address:#x}: {code[:8].hex(' ') or 'no memory'} (not an instruction)"]
 
 
-def memory_map(linux: EmulatedLinux) -> list[str]:
+def memory_map(linux: Observed) -> list[str]:
     """Return what the last program read and wrote, as ranges of physical pages."""
     access = linux.access
     kinds = {p: f"{'r' if p in access.read else '-'}{'w' if p in access.written else '-'}" for p in access.pages}
@@ -113,7 +135,7 @@ def memory_map(linux: EmulatedLinux) -> list[str]:
     return [f"{area.start:#010x}-{area.end - 1:#010x} {note}" for note, area in runs]
 
 
-def _owner(linux: EmulatedLinux, page: int) -> str:
+def _owner(linux: Observed, page: int) -> str:
     image = linux.last
     if image is None:
         return ""

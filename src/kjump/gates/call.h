@@ -1,5 +1,5 @@
 /*
- * The binary interface of calls, for the shims (call64.S, call32.S, call.c) and for Python (kjump/kexec/call.py).
+ * The binary interface of calls, for the shims (call64.S, call32.S, call.c) and for Python (kjump/gates/call.py).
  *
  * A call crosses three programs: the gate (gate64.S, gate32.S: between two worlds), the shim behind it (between the
  * mailbox and a C function) and the function. The shim owns the call block, which lies in the image and so keeps

@@ -1,7 +1,5 @@
-"""Save a parked kernel to a target (in B), restore it from there (in C), and the image itself."""
+"""Hibernation, snapshots, roll-back and resume from the first kernel's side."""
 
-DEFAULT_LEVEL = -2
-"""The zstd level of images."""
 DEFAULT_WATCHDOG = 30
-"""Seconds after which a B that has a job and does not feed the machine's watchdog is brought back; it feeds it four
-times as often."""
+"""Seconds after which a second kernel that has a job and does not feed the machine's watchdog is brought back; it is
+fed four times as often."""

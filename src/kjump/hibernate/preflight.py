@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kjump.errors import HostError, KjumpError
-from kjump.hibernate.filetarget import FileTarget, open_for_image
-from kjump.kexec import host, running
-from kjump.kexec.freemap import window_here
+from kjump.host import kernel_memory, procfs
+from kjump.host.libc import libc
+from kjump.kexec import syscalls
+from kjump.kexec.placement import window_here
 from kjump.kexec.window import SIZES, low_memory
-from kjump.libc import libc
 from kjump.memory import PAGE_SIZE
+from kjump.target.file import FileTarget, open_for_image
 
 _NEEDED = (
     "KEXEC",
@@ -112,7 +113,7 @@ def _architecture() -> Check:
 
 
 def _kernel_config() -> Check:
-    config = running.kernel_config()
+    config = procfs.kernel_config()
     remedy = "use a kernel with these options (Debian's own kernels lack KEXEC_JUMP; Ubuntu's and Fedora's have it)"
     if config is None:
         # Not a failure: what matters is asked for directly by the other checks and by the load itself.
@@ -141,7 +142,7 @@ def _kexec_disabled() -> Check:
 
 
 def _symbols() -> str:
-    found = running.symbols(("gdt_page", "kexec_image"))
+    found = kernel_memory.symbols(("gdt_page", "kexec_image"))
     if len(found) < 2:
         raise HostError("the kernel does not show gdt_page and kexec_image in /proc/kallsyms")
     return "readable"
@@ -149,7 +150,7 @@ def _symbols() -> str:
 
 def _window(size: int) -> str:
     window = window_here(size)
-    low = low_memory(running.ram())
+    low = low_memory(procfs.ram())
     return f"{window}, {window.size >> 20} MiB, and low memory {low}"
 
 
@@ -160,16 +161,16 @@ def window_size_that_fits() -> int:
     """
     if has_room(SIZES[0]):
         return SIZES[0]
-    available = running.meminfo()["MemAvailable"]
+    available = procfs.meminfo()["MemAvailable"]
     return next((size for size in SIZES if size + _SLACK + _DRIFT <= available), SIZES[-1])
 
 
 def has_room(size: int) -> bool:
     """Tell whether A has memory for a window of `size` bytes, after making room if it must be made."""
     needed = size + _SLACK + _DRIFT
-    if running.meminfo()["MemAvailable"] < needed:
+    if procfs.meminfo()["MemAvailable"] < needed:
         make_room(needed)
-    return running.meminfo()["MemAvailable"] >= needed
+    return procfs.meminfo()["MemAvailable"] >= needed
 
 
 def make_room(needed: int) -> None:
@@ -180,7 +181,7 @@ def make_room(needed: int) -> None:
     os.sync()
     with contextlib.suppress(OSError):
         Path("/proc/sys/vm/drop_caches").write_text("3\n")
-    now = running.meminfo()
+    now = procfs.meminfo()
     if now["MemAvailable"] < needed <= now["MemAvailable"] + now["SwapFree"]:
         _press(needed)
 
@@ -208,7 +209,7 @@ def give_back_free_memory() -> None:
     with contextlib.suppress(AttributeError):  # not every C library has that
         libc().malloc_trim(0)
     # An older kernel does not take that value; its lists are short.
-    with host.setting(_LISTS_LIMIT, f"{_LEAST_LISTS}\n") as taken, contextlib.suppress(OSError):
+    with syscalls.setting(_LISTS_LIMIT, f"{_LEAST_LISTS}\n") as taken, contextlib.suppress(OSError):
         if taken:
             _shorten_lists_of_cpus()
 
@@ -233,7 +234,7 @@ def _pages_on_lists() -> int:
 
 
 def _free_memory(window_size: int) -> Check:
-    values = running.meminfo()
+    values = procfs.meminfo()
     needed = window_size + _SLACK
     available = values["MemAvailable"]
     detail = f"{available >> 20} MiB available, {needed >> 20} MiB needed"
@@ -246,7 +247,7 @@ def _free_memory(window_size: int) -> Check:
 
 
 def _paging() -> str:
-    _, flags = running.cpu_facts()
+    _, flags = procfs.cpu_facts()
     levels = 5 if "la57" in flags else 4
     return f"{levels} levels, {'1 GiB' if 'pdpe1gb' in flags else '2 MiB'} identity pages"
 

@@ -11,19 +11,20 @@ from kjump.formats import bzimage, cpio
 from kjump.formats.bzimage import BzImage
 from kjump.formats.superblock import State
 from kjump.gates import Gate
-from kjump.hibernate import filesystems, peer
-from kjump.hibernate.arrival import fresh_seed
+from kjump.hibernate.after_jump import fresh_seed
 from kjump.hibernate.clock import Moment
 from kjump.hibernate.hooks import Hook
-from kjump.hibernate.image import Kind
-from kjump.hibernate.restore import OpenImage, check_machine, open_image
-from kjump.hibernate.target import Target
+from kjump.host import procfs
+from kjump.image.layout import Kind
+from kjump.image.restore import OpenImage, check_machine, open_image
 from kjump.initramfs.contents import with_job
-from kjump.kexec import host, running
+from kjump.kexec import second_kernel, syscalls
 from kjump.kexec.linux import LinuxPeer, Surroundings
 from kjump.kexec.plan import Plan
 from kjump.kexec.window import WindowLayout, lay_out
 from kjump.ranges import Range
+from kjump.target import filesystems
+from kjump.target.device import Target
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class PreparedResume:
             "report": report | parting_words(self.clock_accuracy),
         }
         lpj = facts.get("loops_per_jiffy", 0) if self._kernel.release == facts["release"] else 0
-        line = peer.command_line(running.command_line(), "restorer", la57=facts["la57"], loops_per_jiffy=lpj)
+        line = second_kernel.command_line(procfs.command_line(), "restorer", la57=facts["la57"], loops_per_jiffy=lpj)
         peer_kernel = LinuxPeer(self._kernel, with_job(self._initrd, job), line, layout)
         return peer_kernel.plan(around, preserve=False)
 
@@ -61,11 +62,11 @@ class PreparedResume:
         Returns only by an error, and then the image is still whole.
         """
         plan = self.plan(report)
-        host.load(plan)
+        syscalls.load(plan)
         if self.opened.contents.kind is not Kind.SNAPSHOT:
             self.target.write_superblock(self.opened.superblock.evolve(state=State.ATTEMPTED))
         try:
-            host.jump()
+            syscalls.jump()
         except BaseException:
             self.target.write_superblock(self.opened.superblock)
             raise
@@ -89,7 +90,7 @@ def prepare_resume(
 def window_of(opened: OpenImage) -> tuple[Surroundings, WindowLayout]:
     """Return this machine, and B's window in it as it was laid out; ImageError when it would be otherwise today."""
     facts = opened.contents.facts
-    around = peer.describe_machine(Gate(), vmcoreinfo_note=b"", low=Range(*facts["low"]))
+    around = second_kernel.describe_machine(Gate(), vmcoreinfo_note=b"", low=Range(*facts["low"]))
     layout = lay_out(
         Range(*facts["window"]),
         elf_headers_size=facts["elf_headers_size"],
@@ -107,10 +108,10 @@ def parting_words(clock_accuracy: float) -> dict[str, Any]:
 
 
 def _check_this_machine(opened: OpenImage) -> None:
-    model, flags = running.cpu_facts()
-    if "no5lvl" in running.command_line().split():
+    model, flags = procfs.cpu_facts()
+    if "no5lvl" in procfs.command_line().split():
         flags |= {"la57"}  # hidden by this kernel's own choice; that the CPU has it cannot be told from here
-    check_machine(opened.contents, running.firmware_memory_map(), model, flags)
+    check_machine(opened.contents, procfs.firmware_memory_map(), model, flags)
 
 
 def prepare_rollback(

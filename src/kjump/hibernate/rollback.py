@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from kjump.hibernate.filetarget import open_for_image
 from kjump.hibernate.hooks import Hook
 from kjump.hibernate.resume import check_disks, prepare_rollback
+from kjump.target.file import open_for_image
 
 _TIME_TO_STOP = 1.0
 _PF_KTHREAD = 0x00200000

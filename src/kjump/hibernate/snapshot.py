@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from kjump.errors import JumpError
-from kjump.hibernate import filesystems
-from kjump.hibernate.filetarget import create
-from kjump.hibernate.image import Kind
-from kjump.hibernate.postmortem import reason
+from kjump.hibernate.post_mortem import reason
 from kjump.hibernate.suspend import Request, Tell, Trip, travel
+from kjump.image.layout import Kind
 from kjump.kexec import mailbox
+from kjump.target import filesystems
+from kjump.target.file import create
 
 _NUMBERED = re.compile(r"snapshot-(\d+)\.img")
 _HEADROOM = 32 << 20

@@ -14,19 +14,22 @@ from kjump import _core
 from kjump.errors import HostError, JumpError, TargetError
 from kjump.formats import bzimage, cpio
 from kjump.gates import Gate
-from kjump.hibernate import DEFAULT_LEVEL, DEFAULT_WATCHDOG, arrival, filesystems, peer, postmortem, preflight
+from kjump.hibernate import DEFAULT_WATCHDOG, after_jump, post_mortem, preflight
 from kjump.hibernate.clock import Moment, Pace
-from kjump.hibernate.filetarget import open_for_image
 from kjump.hibernate.hooks import TIMEOUT, Hook
-from kjump.hibernate.image import Kind
-from kjump.hibernate.target import Target
+from kjump.host import kernel_memory, procfs
+from kjump.image import DEFAULT_LEVEL
+from kjump.image.layout import Kind
 from kjump.initramfs.contents import with_job, without_kernel
-from kjump.kexec import host, mailbox, running
-from kjump.kexec.freemap import window_here
+from kjump.kexec import mailbox, second_kernel, syscalls
 from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size, read_once
+from kjump.kexec.placement import window_here
 from kjump.kexec.plan import ARCH_X86_64, Plan
 from kjump.kexec.window import DEFAULT_SIZE, WindowLayout, lay_out
 from kjump.ranges import Range, RangeSet
+from kjump.target import filesystems
+from kjump.target.device import Target
+from kjump.target.file import open_for_image
 
 _LEAST_TIME = 300
 _SLOWEST = 20_000_000
@@ -38,13 +41,13 @@ class Request:
     """What to hibernate to, and with what: the target (a device or a file), the second kernel and its initramfs.
 
     `window` is found when None; `window_size` and `level` are bytes and a zstd level
-    (0: found by measuring, see `hibernate.level`). `force` overwrites what the
+    (0: found by measuring, see `image.compression`). `force` overwrites what the
     target carries. `append` is added to the second kernel's command line. `time_limit` is how long B may take, in
     seconds (0: by the size of RAM); `watchdog` the timeout, in seconds, of the machine's watchdog while B works.
     `kind` says what the image is for; for all but a hibernation B comes back. With `dump_level` it is a dump that
     leaves out what `kjump dump --level` does. `hook` runs in B first, for `hook_timeout` seconds at most. With `look`
     nothing is saved, and the target is none: B looks at A as `kjump peer` with these words does.
-    `fault` provokes a failure in B, for tests (see `roles.faults`).
+    `fault` provokes a failure in B, for tests (see `init.jobs.faults`).
     """
 
     target: str
@@ -78,15 +81,15 @@ class Hibernation:
 
 def default_kernel() -> Path:
     """Return the bzImage of the running kernel in /boot; HostError when there is none."""
-    for path in (Path(f"/boot/vmlinuz-{running.release()}"), Path("/boot/vmlinuz")):
+    for path in (Path(f"/boot/vmlinuz-{procfs.release()}"), Path("/boot/vmlinuz")):
         if path.exists():
             return path
-    raise HostError(f"no /boot/vmlinuz-{running.release()}: name the second kernel with --kernel")
+    raise HostError(f"no /boot/vmlinuz-{procfs.release()}: name the second kernel with --kernel")
 
 
 def default_initrd() -> Path:
     """Return kjump's initramfs in /boot; HostError when there is none."""
-    for path in (Path(f"/boot/kjump-initramfs-{running.release()}.img"), Path("/boot/kjump-initramfs.img")):
+    for path in (Path(f"/boot/kjump-initramfs-{procfs.release()}.img"), Path("/boot/kjump-initramfs.img")):
         if path.exists():
             return path
     raise HostError("no /boot/kjump-initramfs.img: build it with `kjump initramfs build`, or name one with --initrd")
@@ -138,7 +141,7 @@ def hibernate(
     return Hibernation(
         resumed=trip.outcome == mailbox.OUTCOME_RESUMED,
         window_bytes=trip.window_bytes,
-        reason=postmortem.reason(trip.outcome, trip.report),
+        reason=post_mortem.reason(trip.outcome, trip.report),
         phases={
             "prepare": round(trip.prepare_seconds, 3),
             "away": round(trip.away, 3),
@@ -152,28 +155,28 @@ def travel(request: Request, tell: Tell) -> Trip:
     """Go to B with `request`, and return when A is back: from B, or from an image that B made."""
     begun, pace = time.monotonic(), Pace()
     claimed = contextlib.nullcontext() if request.look else claim(request)
-    with running.Kcore() as kcore, claimed as target:
+    with kernel_memory.Kcore() as kcore, claimed as target:
         prepared = _prepare(request, kcore, target, tell)
         box, window_bytes = prepared.box, prepared.layout.window.size
         cookie, file_systems = prepared.cookie, prepared.file_systems
-        host.load(prepared.plan)
+        syscalls.load(prepared.plan)
         del prepared  # the kernel has its copy of B; what is still here would be saved with the rest of A
         try:
-            head = running.image_list_head(kcore)
+            head = kernel_memory.image_list_head(kcore)
             ready = time.monotonic()
             tell("jumping")
             box.post(head, take_leave(file_systems, pace))
             left = Moment.now()
-            host.jump()
+            syscalls.jump()
             back = _core.time_stamp()
             outcome, report = box.read()
             if outcome == mailbox.OUTCOME_PANIC:
-                report |= postmortem.last_words(kcore, report)
+                report |= post_mortem.last_words(kcore, report)
         finally:
             # What is loaded is worthless now: its pages hold what the other side left behind.
-            host.unload(ARCH_X86_64)
+            syscalls.unload(ARCH_X86_64)
     box.wipe()
-    step = arrival.settle(report, left, pace)
+    step = after_jump.settle(report, left, pace)
     away = time.time() - left.wall
     if request.target and outcome not in (mailbox.OUTCOME_RESUMED, mailbox.OUTCOME_DONE):
         make_unusable(request.target)
@@ -204,7 +207,7 @@ def take_leave(items: list[dict[str, Any]], pace: Pace) -> dict[str, Any]:
     return words if mailbox.fits(words) else {}
 
 
-def _prepare(request: Request, kcore: running.Kcore, target: Target | None, tell: Tell) -> _Prepared:
+def _prepare(request: Request, kcore: kernel_memory.Kcore, target: Target | None, tell: Tell) -> _Prepared:
     """Decide everything about B, arm the target, and return the Plan with B's job in its initrd."""
     note = kcore.vmcoreinfo_note()
     window = request.window or window_here(request.window_size)
@@ -215,13 +218,13 @@ def _prepare(request: Request, kcore: running.Kcore, target: Target | None, tell
     kernel, initrd = bzimage.parse(read_once(request.kernel)), without_kernel(read_once(request.initrd))
     if request.hook:
         initrd = cpio.join([initrd, request.hook.packed()])
-    peer.require_room(kernel, initrd, layout)
+    second_kernel.require_room(kernel, initrd, layout)
     job = _common(request, kcore, around, layout) | {"gate": layout.gate}
     if target is None:
         job |= {"do": "peer", "argv": request.look}
     else:
         job |= {"do": "save"} | _armed(request, target, tell)
-    line = f"{peer.second_command_line(kernel, 'second', kcore)} {request.append}".rstrip()
+    line = f"{second_kernel.second_command_line(kernel, 'second', kcore)} {request.append}".rstrip()
     initrd = with_job(initrd, job)  # and the other is gone: it is large
     second = LinuxPeer(kernel, initrd, line, layout)
     cookie = bytes.fromhex(job.get("cookie", ""))
@@ -230,7 +233,7 @@ def _prepare(request: Request, kcore: running.Kcore, target: Target | None, tell
 
 def save_job(
     request: Request,
-    kcore: running.Kcore,
+    kcore: kernel_memory.Kcore,
     around: Surroundings,
     layout: WindowLayout,
     target: Target,
@@ -240,9 +243,9 @@ def save_job(
     return _common(request, kcore, around, layout) | _armed(request, target, tell)
 
 
-def _common(request: Request, kcore: running.Kcore, around: Surroundings, layout: WindowLayout) -> dict[str, Any]:
+def _common(request: Request, kcore: kernel_memory.Kcore, around: Surroundings, layout: WindowLayout) -> dict[str, Any]:
     """Return what every job says of A, and how long it may take."""
-    facts = _facts(around, layout) | {"loops_per_jiffy": running.loops_per_jiffy(kcore), "kind": request.kind}
+    facts = _facts(around, layout) | {"loops_per_jiffy": kernel_memory.loops_per_jiffy(kcore), "kind": request.kind}
     time_limit = request.time_limit or _LEAST_TIME + around.ram.size / _SLOWEST
     if request.hook:
         facts |= {"hook": request.hook.as_json(), "hook_timeout": request.hook_timeout}
@@ -251,7 +254,7 @@ def _common(request: Request, kcore: running.Kcore, around: Surroundings, layout
         "ram": [(r.start, r.end) for r in around.ram],
         "facts": facts,
         "file_systems": filesystems.mounted(),
-        "free_pages": running.free_page_policy(kcore),
+        "free_pages": kernel_memory.free_page_policy(kcore),
         "time_limit": time_limit,
         "watchdog": request.watchdog,
     }
@@ -260,7 +263,7 @@ def _common(request: Request, kcore: running.Kcore, around: Surroundings, layout
 def _armed(request: Request, target: Target, tell: Tell) -> dict[str, Any]:
     """Arm the target, and return what a job says that saves to it."""
     options = target.place.boot_options()
-    if request.kind is Kind.HIBERNATION and not set(options) <= set(running.command_line().split()):
+    if request.kind is Kind.HIBERNATION and not set(options) <= set(procfs.command_line().split()):
         tell(f"this boot did not have `{' '.join(options)}`: the next one needs it to find the image")
     cookie = target.arm().cookie
     target.check_on_device()
@@ -274,20 +277,20 @@ def _armed(request: Request, target: Target, tell: Tell) -> dict[str, Any]:
     }
 
 
-def _surroundings(kcore: running.Kcore, note: bytes, window: Range) -> tuple[Surroundings, mailbox.Mailbox]:
+def _surroundings(kcore: kernel_memory.Kcore, note: bytes, window: Range) -> tuple[Surroundings, mailbox.Mailbox]:
     """Return what B is told of the machine and of the way back, and the mailbox, outside what is swapped out."""
-    around = peer.describe_machine(Gate(), vmcoreinfo_note=note)
+    around = second_kernel.describe_machine(Gate(), vmcoreinfo_note=note)
     box = mailbox.Mailbox(avoid=RangeSet([window, around.low]))
-    gdt, limit = running.boot_cpu_gdt(kcore)
+    gdt, limit = kernel_memory.boot_cpu_gdt(kcore)
     gate = Gate(mailbox=box.address, cookie=box.cookie, a_gdt_base=gdt, a_gdt_limit=limit)
     return replace(around, gate=gate), box
 
 
 def _facts(around: Surroundings, layout: WindowLayout) -> dict[str, Any]:
     """Return what the image must say of A and its machine, for those who restore it (docs/image-format.md)."""
-    model, flags = running.cpu_facts()
+    model, flags = procfs.cpu_facts()
     return {
-        "release": running.release(),
+        "release": procfs.release(),
         "cpu_model": model,
         "cpu_flags": sorted(flags),
         "la57": "la57" in flags,

@@ -22,9 +22,9 @@ from kjump.formats import cpio
 from kjump.gates import door_binary, gate_binary
 from kjump.initramfs.contents import FILE_LIST, KERNEL, tool_entries
 
-ENTRY_MODULE = "kjump.roles.init"
+ENTRY_MODULE = "kjump.init.main"
 _EXTRA_MODULES = (
-    *("kjump.precompiled", "kjump.roles.home", "kjump.roles.look"),
+    *("kjump.precompiled", "kjump.init.peer_command", "kjump.init.jobs.look"),
     *("encodings.ascii", "encodings.latin_1", "encodings.utf_8", "traceback", "os", "hashlib"),
 )
 """What is imported only when it is needed, so that the roles alone do not bring it."""
@@ -55,13 +55,13 @@ _INIT = """#!/usr/bin/python3 -IS
 from kjump import precompiled
 
 precompiled.start()
-from kjump.roles.init import main
+from kjump.init.main import main
 
 main()
 """
 
 _COMMAND = """#!/usr/bin/python3 -IS
-from kjump.roles.home import main
+from kjump.init.peer_command import main
 
 main()
 """

@@ -22,7 +22,7 @@ import struct
 from typing import Any
 
 from kjump.errors import FormatError
-from kjump.kexec.pinned import HostPages
+from kjump.host.locked_memory import HostPages
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import RangeSet
 

@@ -1,6 +1,6 @@
 """The Plan: everything a load needs, decided and checked, as one frozen value.
 
-The kernel (`kexec.host`), the emulator and a dry run all accept it. Limits are those of Linux's kexec_load as
+The kernel (`kexec.syscalls`), the emulator and a dry run all accept it. Limits are those of Linux's kexec_load as
 KEXEC_SEGMENT_MAX and its sanity checks set them.
 """
 

@@ -87,7 +87,7 @@ def lay_out(window: Range, *, elf_headers_size: int, memory_end: int, huge: bool
 
 
 class Costs(Protocol):
-    """What is known of the places for a window: see `kexec.freemap`."""
+    """What is known of the places for a window: see `kexec.placement`."""
 
     def cost(self, window: Range) -> int:
         """Return a number that is smaller for a better window."""

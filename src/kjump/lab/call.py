@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import kjump
+from kjump.call.compiler import compiled
+from kjump.call.machine import Argument
+from kjump.call.program import Arch, Preserve, from_elf
 from kjump.emulator.linux import DEFAULT_KERNEL, KERNELS, Setup
 from kjump.emulator.machine import EmulatedMachine
 from kjump.errors import LabError
-from kjump.kexec.compiler import compiled
-from kjump.kexec.machine import Argument
-from kjump.kexec.program import Arch, Preserve, from_elf
-from kjump.lab import kernel as kernels
-from kjump.lab import one_plan
-from kjump.lab.checked import Checked
+from kjump.lab import same_plan
+from kjump.lab.checks import Checked
 from kjump.lab.hibernation import start_workload, verify_workload
-from kjump.lab.qemu import Guest, Machine
-from kjump.lab.scene import Hardware, Scene
+from kjump.lab.machine import kernel as kernels
+from kjump.lab.machine.qemu import Guest, Machine
+from kjump.lab.machine.scene import Hardware, Scene
 
 _FOLDER = "/root"
 _NOT_CANONICAL = 1 << 63
@@ -114,7 +114,7 @@ def run(
 
 
 def _switch_off(machine: Machine, demo: CallDemo) -> None:
-    machine.guest.start("python3", "-c", "from kjump.lab.guest import power_off; power_off()")
+    machine.guest.start("python3", "-c", "from kjump.lab.guest.agent import power_off; power_off()")
     demo.checks["powered_off"] = machine.wait_off() == "guest-shutdown"
 
 
@@ -162,9 +162,9 @@ def _same_outcome(guest: Guest, demo: CallDemo) -> None:
 def _one_plan(guest: Guest, demo: CallDemo) -> None:
     """The Plan that the kernel takes, byte for byte, on the emulated machine: same result."""
     step = Step("upper", ("one plan",))
-    reply = guest.run("python3", "-m", "kjump.lab.one_plan", _send(guest, step), *map(str, step.args))
-    run = one_plan.KernelRun.decode(reply.stdout)
-    result = one_plan.replay(run, demo.memory_bytes)
+    reply = guest.run("python3", "-m", "kjump.lab.same_plan", _send(guest, step), *map(str, step.args))
+    run = same_plan.KernelRun.decode(reply.stdout)
+    result = same_plan.replay(run, demo.memory_bytes)
     demo.checks["one_plan"] = (result.value, result.output) == (run.value, run.output) == (8, b"ONE PLAN")
 
 
@@ -208,7 +208,7 @@ def _fault(guest: Guest, demo: CallDemo) -> None:
 def _bios(guest: Guest, demo: CallDemo) -> None:
     from_bios = json.loads(guest.run("kjump", "bios", "e820", "--json").stdout)
     script = (
-        "import json; from kjump.kexec.running import firmware_memory_map as f; "
+        "import json; from kjump.host.procfs import firmware_memory_map as f; "
         "print(json.dumps([{'start': e.range.start, 'end': e.range.end, 'type': e.type_name} for e in f()]))"
     )
     from_kernel = json.loads(guest.run("python3", "-c", script).stdout)

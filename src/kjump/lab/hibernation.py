@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from kjump.errors import LabError
-from kjump.lab import kernel as kernels
-from kjump.lab import rootfs
-from kjump.lab.checked import Checked
-from kjump.lab.qemu import Event, Guest, Machine, Reply
-from kjump.lab.scene import TARGET_DEVICE, Hardware, Scene
+from kjump.lab.checks import Checked
+from kjump.lab.machine import kernel as kernels
+from kjump.lab.machine import rootfs
+from kjump.lab.machine.qemu import Event, Guest, Machine, Reply
+from kjump.lab.machine.scene import TARGET_DEVICE, Hardware, Scene
 
 TARGET_FILE = "/var/hibernate.img"
 STANDBY_FILE = "/var/standby"
@@ -142,13 +142,13 @@ def phases(suspended: Suspended, machine: Machine, resumed: Resumed) -> dict[str
 
 def start_workload(guest: Guest, fill: int, *options: str) -> dict[str, Any]:
     """Start the workload in the guest, check that it works, and return its first account of itself."""
-    guest.run("python3", "-m", "kjump.lab.workload", "start", "--fill", str(fill), *options, timeout=600)
+    guest.run("python3", "-m", "kjump.lab.guest.workload", "start", "--fill", str(fill), *options, timeout=600)
     return verify_workload(guest)
 
 
 def verify_workload(guest: Guest) -> dict[str, Any]:
     """Return the workload's account: {"checks", "values", "pages"}."""
-    reply = guest.run("python3", "-m", "kjump.lab.workload", "verify", check=False, timeout=600)
+    reply = guest.run("python3", "-m", "kjump.lab.guest.workload", "verify", check=False, timeout=600)
     if not reply.stdout:
         raise LabError(f"the workload does not answer: {reply.stderr.strip()}")
     answer: dict[str, Any] = json.loads(reply.stdout)
@@ -204,7 +204,7 @@ def run(
                 continue
             if to_file:
                 demo.checks |= _check_target_file(machine.guest)
-            machine.guest.start("python3", "-c", "from kjump.lab.guest import power_off; power_off()")
+            machine.guest.start("python3", "-c", "from kjump.lab.guest.agent import power_off; power_off()")
             demo.checks["powered_off"] = machine.wait_off() == "guest-shutdown"
     demo.checks["disk"] = scene.check_root_disk()[0]
     return demo

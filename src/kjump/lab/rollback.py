@@ -15,11 +15,12 @@ from typing import Any
 
 from kjump.errors import LabError
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
-from kjump.lab import hibernation, rootfs
-from kjump.lab import kernel as kernels
-from kjump.lab.checked import Checked
-from kjump.lab.qemu import Guest, Machine, Reply
-from kjump.lab.scene import TARGET_DEVICE, Hardware, Scene, make_disk
+from kjump.lab import hibernation
+from kjump.lab.checks import Checked
+from kjump.lab.machine import kernel as kernels
+from kjump.lab.machine import rootfs
+from kjump.lab.machine.qemu import Guest, Machine, Reply
+from kjump.lab.machine.scene import TARGET_DEVICE, Hardware, Scene, make_disk
 
 DATA_DEVICE, COPY_DEVICE, PLAIN_TARGET = "/dev/vdc", "/dev/vdd", "/dev/vde"
 _DATA_SIZE = 32 << 20
@@ -47,7 +48,7 @@ chmod +x /run/hook
 
 _DESTROY = """
 for pid in $(pidof -x python3); do
-  grep -q kjump.lab.workload /proc/$pid/cmdline && kill -9 $pid
+  grep -q kjump.lab.guest.workload /proc/$pid/cmdline && kill -9 $pid
 done
 head -c 50000000 /dev/urandom > /mnt/ram/content
 rm /var/workload.log
@@ -103,7 +104,7 @@ def run(folder: Path, *, version: str, hardware: Hardware, tell: Callable[[str],
         demo.checks["workload_before"] = all(hibernation.start_workload(guest, 0)["checks"].values())
         with_a_hook(machine, demo, tell)
         without_a_hook(guest, demo, tell)
-        guest.start("python3", "-c", "from kjump.lab.guest import power_off; power_off()")
+        guest.start("python3", "-c", "from kjump.lab.guest.agent import power_off; power_off()")
         machine.wait_off()
     with scene.target_disk.open("rb") as disk:
         superblock = Superblock.unpack(disk.read(SUPERBLOCK_SIZE))

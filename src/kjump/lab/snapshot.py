@@ -1,9 +1,9 @@
 """Snapshots of a machine at work: each must show the very moment it was taken at, and the machine must not notice.
 
-A process counts in a page of its own (`kjump.lab.ticker`). What the page holds in a snapshot is read in up to three
-ways: by kjump, by drgn through the process' page tables, and by crash; it must be what the process itself found there
-when it went on. crash is given the physical address: 8.0.2 finds no task but those on a CPU in a late 6.1 (its struct
-pid ends in an array without a length), whoever made the vmcore.
+A process counts in a page of its own (`kjump.lab.guest.ticker`). What the page holds in a snapshot is read in up to
+three ways: by kjump, by drgn through the process' page tables, and by crash; it must be what the process itself found
+there when it went on. crash is given the physical address: 8.0.2 finds no task but those on a CPU in a late 6.1 (its
+struct pid ends in an array without a length), whoever made the vmcore.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from kjump.dump.job import Format, Request, dump
 from kjump.dump.sources import open_source
 from kjump.errors import LabError
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
-from kjump.lab import hibernation, ticker
-from kjump.lab import kernel as kernels
-from kjump.lab.checked import Checked
-from kjump.lab.kernel import LabKernel
-from kjump.lab.qemu import Guest, Machine
-from kjump.lab.scene import Hardware, Scene, make_disk
+from kjump.lab import hibernation
+from kjump.lab.checks import Checked
+from kjump.lab.guest import ticker
+from kjump.lab.machine import kernel as kernels
+from kjump.lab.machine.kernel import LabKernel
+from kjump.lab.machine.qemu import Guest, Machine
+from kjump.lab.machine.scene import Hardware, Scene, make_disk
 from kjump.memory import PAGE_SIZE
 
 _DRGN = """
@@ -112,16 +113,16 @@ def _take_all(machine: Machine, demo: Demo, count: int, tell: Callable[[str], No
     guest.event("ready", timeout=120)
     tell("starting its work")
     demo.checks["workload_before"] = all(hibernation.start_workload(guest, 0)["checks"].values())
-    place: dict[str, Any] = json.loads(guest.run("python3", "-m", "kjump.lab.ticker", "start").stdout)
+    place: dict[str, Any] = json.loads(guest.run("python3", "-m", "kjump.lab.guest.ticker", "start").stdout)
     reports = []
     for number in range(count):
         reports.append(take(guest, f"/dev/vd{chr(ord('c') + number)}"))
         tell(f"snapshot {number + 1} taken; paused for {reports[-1]['phases']['pause']:.2f} s")
-    pauses = json.loads(guest.run("python3", "-m", "kjump.lab.ticker", "pauses").stdout)
+    pauses = json.loads(guest.run("python3", "-m", "kjump.lab.guest.ticker", "pauses").stdout)
     demo.snapshots = [_account(report, pauses, place["rate"]) for report in reports]
     for name, good in hibernation.verify_workload(guest)["checks"].items():
         demo.checks[name] = good
-    guest.start("python3", "-c", "from kjump.lab.guest import power_off; power_off()")
+    guest.start("python3", "-c", "from kjump.lab.guest.agent import power_off; power_off()")
     demo.checks["powered_off"] = machine.wait_off() == "guest-shutdown"
     return place
 

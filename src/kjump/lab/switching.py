@@ -11,14 +11,14 @@ from typing import Any
 
 from kjump.errors import LabError
 from kjump.initramfs.build import overlay
-from kjump.lab import kernel as kernels
-from kjump.lab.checked import Checked
-from kjump.lab.qemu import Guest
-from kjump.lab.scene import Hardware, Scene
+from kjump.lab.checks import Checked
+from kjump.lab.machine import kernel as kernels
+from kjump.lab.machine.qemu import Guest
+from kjump.lab.machine.scene import Hardware, Scene
 
 TOOLS = "/boot/peer-tools.img"
 OTHER_KERNEL = "/boot/vmlinuz-other"
-_STEADY = ("python3", "-ISc", "from kjump.lab.steady import main; main()")
+_STEADY = ("python3", "-ISc", "from kjump.lab.guest.steady_work import main; main()")
 PICTURE = "switching.svg"
 """Drawn by `kjump inspect --plan` while two peers are there, in the scene's folder."""
 _TIMEOUT = 1800.0
@@ -103,7 +103,7 @@ class _Story:
     def rounds(self, label: str, peers: Sequence[str], count: int, *options: str) -> dict[str, Any]:
         """Switch `count` times to each peer."""
         reply = self.guest.run(
-            "python3", "-m", "kjump.lab.rounds", ",".join(peers), str(count), *options, timeout=_TIMEOUT
+            "python3", "-m", "kjump.lab.guest.switch_rounds", ",".join(peers), str(count), *options, timeout=_TIMEOUT
         )
         answer: dict[str, Any] = json.loads(reply.stdout)
         self.demo.times[label] = summary(answer["seconds"])
@@ -112,7 +112,7 @@ class _Story:
 
     def digest(self) -> None:
         """See that the peer leaves all of A's memory as it found it."""
-        found = self.command("B", "python3", "-ISc", "from kjump.lab.parked import main; main()")
+        found = self.command("B", "python3", "-ISc", "from kjump.lab.guest.memory_digest import main; main()")
         self.demo.digested_bytes = found["bytes"]
         self.demo.checks["memory_untouched"] = found["entering"] == found["leaving"]
         self.demo.checks["digest_sees_change"] = found["control"] != found["entering"]
@@ -137,7 +137,7 @@ def run(
     """
     kernel, other = kernels.build(version), kernels.build(peer_version or version)
     files = {
-        TOOLS: overlay(["kjump.lab.steady", "kjump.lab.parked"]),
+        TOOLS: overlay(["kjump.lab.guest.steady_work", "kjump.lab.guest.memory_digest"]),
         OTHER_KERNEL: other.image.read_bytes(),
     }
     tell("making the disks")
@@ -156,7 +156,7 @@ def run(
         if jumps:
             tell(f"{jumps} jumps, looking for lost memory")
             _leaks(story, jumps)
-        machine.guest.start("python3", "-c", "from kjump.lab.guest import power_off; power_off()")
+        machine.guest.start("python3", "-c", "from kjump.lab.guest.agent import power_off; power_off()")
         demo.checks["powered_off"] = machine.wait_off() == "guest-shutdown"
     demo.checks["disk"] = scene.check_root_disk()[0]
     return demo
@@ -226,5 +226,5 @@ def _leaks(story: _Story, jumps: int) -> None:
 
 
 def _free(story: _Story) -> int:
-    code = "from kjump.lab.rounds import free_memory; print(free_memory())"
+    code = "from kjump.lab.guest.switch_rounds import free_memory; print(free_memory())"
     return int(story.guest.run("python3", "-c", code).stdout)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kjump.errors import LabError
-from kjump.lab.qemu import Guest, Machine, Reply
-from kjump.lab.scene import ROOT_DEVICE
+from kjump.lab.machine.qemu import Guest, Machine, Reply
+from kjump.lab.machine.scene import ROOT_DEVICE
 
 _PREPARE = """
 import subprocess, sys

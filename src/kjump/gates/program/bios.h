@@ -1,4 +1,4 @@
-/* What bios.c, real16.S and kjump/kexec/bios.py share: the registers of a BIOS call, and where its scratch lies. */
+/* What bios.c, real16.S and kjump/call/bios.py share: the registers of a BIOS call, and where its scratch lies. */
 #ifndef KJUMP_BIOS_H
 #define KJUMP_BIOS_H
 

@@ -1,0 +1,93 @@
+"""C files become programs: compiled for the bare machine with the flags that it needs, and kept in a cache.
+
+What is compiled against lies in gates/program: kjump.h, the run-time, and the linker script.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import kjump.gates
+from kjump.call.program import Arch, Preserve, Program, from_elf
+from kjump.errors import FormatError, UsageError
+
+SUPPORT = Path(kjump.gates.__file__).parent / "program"
+_RUNTIME = SUPPORT / "runtime.c"
+_SCRIPT = SUPPORT / "program.ld"
+
+_COMPILE = (
+    "-std=gnu11", "-O2", "-Wall", "-Wextra", "-ffreestanding", "-fpie", "-fvisibility=hidden", "-mno-red-zone",
+    "-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-fcf-protection=none", "-U_FORTIFY_SOURCE",
+    "-fno-tree-loop-distribute-patterns",
+)  # fmt: skip
+_LINK = (
+    "-nostdlib", "-static-pie", "-Wl,--no-dynamic-linker", "-Wl,--build-id=none", "-Wl,-z,noexecstack",
+    "-Wl,--hash-style=sysv", "-Wl,--no-warn-rwx-segments",
+)  # fmt: skip
+_GENERAL_REGISTERS = ("-mgeneral-regs-only",)
+_SSE = ("-msse2", "-mfpmath=sse")
+
+
+def compile_program(
+    source: Path, *, arch: Arch = Arch.X86_64, function: str | None = None, preserve: Preserve = Preserve.NOTHING
+) -> Program:
+    """Return `source` compiled for `arch`, calling `function` (default: the file's name).
+
+    With Preserve.FPU it may use SSE, else it is compiled without. UsageError when there is no compiler, FormatError
+    with the compiler's first complaint when it does not compile.
+    """
+    name = function or re.sub(r"\W", "_", source.stem)
+    return from_elf(compiled(source, arch, name, preserve), source.name)
+
+
+def compiled(source: Path, arch: Arch, function: str, preserve: Preserve) -> bytes:
+    """Return the executable (ELF) for a C file, from the cache when nothing that goes in has changed."""
+    compiler = _compiler()
+    registers = _SSE if Preserve.FPU in preserve else _GENERAL_REGISTERS
+    flags = [f"-m{arch.bits}", *_COMPILE, *registers, f"-DKJUMP_FUNCTION={function}", f"-I{SUPPORT}"]
+    # What the preprocessor makes of both files is all that goes in, whatever they include.
+    text = _run([compiler, *flags, "-E", "-P", str(source), str(_RUNTIME)], source)
+    key = hashlib.sha256(repr((flags[:-1], _LINK, _SCRIPT.read_bytes())).encode() + text).hexdigest()
+    cached = _cache() / f"{key[:32]}.elf"
+    if not cached.exists():
+        partial = cached.with_suffix(f".{os.getpid()}")
+        link = [*_LINK, f"-Wl,-T,{_SCRIPT}"]
+        _run([compiler, *flags, *link, str(source), str(_RUNTIME), "-o", str(partial)], source)
+        partial.replace(cached)
+    return cached.read_bytes()
+
+
+def _compiler() -> str:
+    for name in (os.environ.get("CC", "cc"), "gcc", "clang"):
+        found = shutil.which(name)
+        if found:
+            return found
+    raise UsageError("a C file needs a compiler: install gcc, or give an ELF executable")
+
+
+def _cache() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME")
+    folder = (Path(root) if root else Path.home() / ".cache") / "kjump" / "programs"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _run(command: Sequence[str], source: Path) -> bytes:
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode:
+        raise FormatError(f"{source.name} does not compile: {_first_complaint(done.stderr.decode(errors='replace'))}")
+    return done.stdout
+
+
+def _first_complaint(text: str) -> str:
+    lines = [line for line in text.splitlines() if "error:" in line or "undefined reference" in line]
+    complaint = (lines or text.splitlines() or ["the compiler says nothing"])[0].strip()
+    if "SSE" in complaint or "x87" in complaint or "general-regs-only" in complaint:
+        complaint += " (floating point needs --preserve fpu)"
+    return complaint

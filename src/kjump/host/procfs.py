@@ -1,0 +1,123 @@
+"""What the running kernel says of itself and of the machine in /proc and /sys.
+
+Nothing is kept between calls: a caller that needs one view of the machine takes it once.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import struct
+from pathlib import Path
+
+from kjump.errors import HostError
+from kjump.formats.e820 import E820Entry, IomemResource, parse_firmware_memmap, parse_iomem
+from kjump.ranges import Range, RangeSet
+
+
+def _read_text(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError as error:
+        raise HostError(f"cannot read {path}: {error.strerror}") from None
+
+
+def command_line() -> str:
+    """Return the command line the running kernel was started with."""
+    return _read_text("/proc/cmdline").strip()
+
+
+def release() -> str:
+    """Return the running kernel's release, as `uname -r`."""
+    return os.uname().release
+
+
+def firmware_memory_map() -> tuple[E820Entry, ...]:
+    """Return the firmware's memory map, sorted; HostError when the kernel does not show it."""
+    root = Path("/sys/firmware/memmap")
+    try:
+        found = [_three_texts(entry) for entry in root.iterdir()]
+    except OSError as error:
+        raise HostError(f"cannot read {root}: {error.strerror}; CONFIG_FIRMWARE_MEMMAP is needed") from None
+    return tuple(parse_firmware_memmap(found))
+
+
+def _three_texts(entry: Path) -> tuple[str, str, str]:
+    start, end, kind = ((entry / name).read_text() for name in ("start", "end", "type"))
+    return start, end, kind
+
+
+def iomem() -> list[IomemResource]:
+    """Return /proc/iomem; FormatError when addresses are hidden from this user."""
+    return parse_iomem(_read_text("/proc/iomem"))
+
+
+def ram() -> RangeSet:
+    """Return the physical ranges (bytes) that the running kernel uses as RAM."""
+    return RangeSet(r.range for r in iomem() if r.name == "System RAM" and r.depth == 0)
+
+
+def meminfo() -> dict[str, int]:
+    """Return /proc/meminfo: name -> bytes."""
+    lines = (line.split() for line in _read_text("/proc/meminfo").splitlines() if line.endswith("kB"))
+    return {words[0].rstrip(":"): int(words[1]) << 10 for words in lines}
+
+
+def memory_use() -> dict[str, int]:
+    """Return how close to its limit this kernel's memory is: the `peak` of this process, and what is `available`."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    return {"peak_bytes": peak, "available_bytes": meminfo()["MemAvailable"]}
+
+
+def crash_kernel() -> Range | None:
+    """Return the physical range that the running kernel set aside for a crash image, or None."""
+    return next((r.range for r in iomem() if r.name == "Crash kernel"), None)
+
+
+def vmcoreinfo_place() -> tuple[int, int]:
+    """Return where the running kernel's VMCOREINFO note lies: physical address and size in bytes."""
+    address, size = _read_text("/sys/kernel/vmcoreinfo").split()
+    return int(address, 16), int(size, 16)
+
+
+def cpu_facts() -> tuple[str, frozenset[str]]:
+    """Return the model name and the feature flags of the first CPU, from /proc/cpuinfo."""
+    model, flags = "", frozenset[str]()
+    for line in _read_text("/proc/cpuinfo").split("\n\n", 1)[0].splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            model = value.strip()
+        elif name.strip() == "flags":
+            flags = frozenset(value.split())
+    return model, flags
+
+
+def acpi_rsdp() -> int:
+    """Return the physical address of the ACPI root pointer that this kernel was given, or 0 if it looked itself."""
+    try:
+        data = Path("/sys/kernel/boot_params/data").read_bytes()
+        rsdp = int(struct.unpack_from("<Q", data, 0x70)[0])
+        if rsdp:
+            return rsdp
+        for line in Path("/sys/firmware/efi/systab").read_text().splitlines():
+            name, _, value = line.partition("=")
+            if name in ("ACPI20", "ACPI"):
+                return int(value, 0)
+    except OSError:
+        pass
+    return 0
+
+
+def kernel_config() -> dict[str, str] | None:
+    """Return the running kernel's configuration (option without CONFIG_ -> value), or None when not to be had."""
+    import gzip
+
+    for path in (Path("/proc/config.gz"), Path(f"/boot/config-{release()}")):
+        try:
+            data = path.read_bytes()
+        except OSError:
+            continue
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode(errors="replace")
+        lines = (line.partition("=") for line in text.splitlines() if line.startswith("CONFIG_"))
+        return {name[len("CONFIG_") :]: value for name, _, value in lines}
+    return None

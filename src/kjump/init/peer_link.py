@@ -1,0 +1,116 @@
+"""A resident second kernel's place beside A: its gate, its channel, the door by which it leaves and comes back.
+
+Any process of the second kernel with root's rights may use it: PID 1 of kjump's initramfs, or a command in a
+userland of its own, which finds the gate by `kjump.gate=` on the kernel's command line.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from kjump.errors import FormatError, UsageError
+from kjump.gates import GATE_SIZE, Gate
+from kjump.host import kernel_memory, procfs
+from kjump.init.system import kernel_options, read_physical
+from kjump.kexec import mailbox, syscalls
+from kjump.kexec.channel import Channel, Parcel
+from kjump.kexec.linux import crash_plan, door_plan, way_back_plan
+from kjump.ranges import Range
+
+GATE_OPTION = "kjump.gate"
+
+
+def is_resident() -> bool:
+    """Tell whether the running kernel is a resident peer of another."""
+    return GATE_OPTION in kernel_options()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What goes to A: an `outcome` (mailbox.OUTCOME_*), `words` for the report, a `message` of bytes."""
+
+    outcome: int
+    words: dict[str, Any] = field(default_factory=dict)
+    message: bytes = b""
+
+
+class Residence:
+    """The gate at physical `gate_at`, and the channel that it names."""
+
+    def __init__(self, gate_at: int) -> None:
+        """Look at the gate; FormatError when there is none, or no channel where it says."""
+        self._gate_at = gate_at
+        self.gate = Gate.unpack(read_physical(gate_at, GATE_SIZE))
+        self._covered: tuple[int, ...] | None = None
+        self.channel = Channel.at_physical(self.gate.mailbox, self.gate.cookie)
+
+    def look_again(self) -> Gate:
+        """Return the gate as it stands now: it notes when A came in."""
+        self.gate = Gate.unpack(read_physical(self._gate_at, GATE_SIZE))
+        return self.gate
+
+    @classmethod
+    def here(cls) -> Residence:
+        """Return the running kernel's; UsageError when it is no resident peer, FormatError when the gate is damaged."""
+        option = kernel_options().get(GATE_OPTION)
+        if option is None:
+            raise UsageError(
+                f"this kernel was not started by `kjump boot-peer` (no {GATE_OPTION}= on its command line)"
+            )
+        try:
+            return cls(int(option, 0))
+        except ValueError:
+            raise FormatError(f"{GATE_OPTION}={option} on the kernel's command line is not a number") from None
+
+    def open(self) -> None:
+        """Load the door, by which this kernel leaves and comes back, and the gate into the crash slot."""
+        if not syscalls.is_loaded():
+            with kernel_memory.Kcore() as kcore:
+                syscalls.load(door_plan(self._gate_at, self.gate, kernel_memory.boot_cpu_gdt(kcore)))
+        self.cover_crash()
+
+    def cover_crash(self) -> bool:
+        """Load the gate as it stands now into the crash slot, so that a panic leads to A too; tell whether it does.
+
+        Once is enough as long as A comes from the same loaded image; a peer that was on disk is in another each time.
+        """
+        crash_kernel = self._crash_kernel
+        if crash_kernel is None:
+            return False
+        way = self.look_again().way_to_a
+        if not syscalls.is_loaded(on_crash=True) or self._covered not in (None, way):
+            syscalls.load(crash_plan(crash_kernel, self.gate))
+            self._covered = way
+        return True
+
+    @cached_property
+    def _crash_kernel(self) -> Range | None:
+        return procfs.crash_kernel()  # it stays where it is, and to look takes longer than the load
+
+    def away(self, answer: Answer) -> Parcel:
+        """Leave for A with `answer`; returns A's next order when A has come back here.
+
+        HostError when this kernel refuses to leave: nothing has changed then.
+        """
+        self._report(answer, {"resident": True, "release": os.uname().release})
+        os.sync()
+        syscalls.jump()
+        return self.channel.order()
+
+    def leave(self, answer: Answer) -> None:
+        """Leave for A for good; returns only by an error."""
+        syscalls.load(way_back_plan(self._gate_at, self.gate))
+        self._report(answer, {})
+        syscalls.jump()
+
+    def _report(self, answer: Answer, more: dict[str, Any]) -> None:
+        # Not the order that the answer was made for: another program may have gone to A and back meanwhile.
+        sequence = self.channel.order().sequence
+        try:
+            self.channel.report(answer.outcome, Parcel(sequence, more | answer.words, answer.message))
+        except UsageError as error:
+            words = more | answer.words | {"reason": f"the answer did not fit: {error}"}
+            self.channel.report(mailbox.OUTCOME_FAILED, Parcel(sequence, words))

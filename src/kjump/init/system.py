@@ -1,0 +1,135 @@
+"""What PID 1 must do by hand: mounts, the kernel's options, physical memory, handing over to another init."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import shlex
+import stat
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kjump.errors import HostError, ImageError
+from kjump.formats.superblock import SUPERBLOCK_SIZE
+from kjump.host.libc import libc
+
+if TYPE_CHECKING:
+    from kjump.host.locked_memory import HugeFile
+    from kjump.init.console import Console
+    from kjump.init.status import Status
+
+_MS_MOVE = 8192
+
+
+@dataclass(frozen=True)
+class Role:
+    """What every role is given: the kernel's options, the job, the console and the status channel.
+
+    `room` is memory for an image that may be resumed, taken ahead.
+    """
+
+    options: dict[str, str]
+    job: dict[str, Any]
+    console: Console
+    status: Status
+    room: HugeFile | None = None
+
+
+def mount(source: str, target: str, kind: str | None, flags: int = 0, data: str = "") -> None:
+    """Call mount(2); OSError as it gives it."""
+    encoded = [None if text is None else os.fsencode(text) for text in (source, target, kind)]
+    if libc().mount(*encoded, ctypes.c_ulong(flags), os.fsencode(data) if data else None):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), target)
+
+
+def mount_kernel_file_systems() -> None:
+    """Mount /proc, /sys and /dev, unless they are there already."""
+    for kind, where in (("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")):
+        os.makedirs(where, exist_ok=True)  # noqa: PTH103
+        if not os.path.ismount(where):
+            mount(kind, where, kind)
+
+
+def kernel_options() -> dict[str, str]:
+    """Return the kernel command line as option -> value; options without a value map to an empty string."""
+    options = {}
+    for word in shlex.split(Path("/proc/cmdline").read_text()):
+        name, _, value = word.partition("=")
+        options[name] = value
+    return options
+
+
+def superblock_offset(options: dict[str, str], name: str = "kjump.resume_offset") -> int:
+    """Return the byte at which the superblock is: the option counts blocks of 4096, as the kernel's resume_offset does.
+
+    ImageError when it is not a number.
+    """
+    text = options.get(name, "0")
+    if not text.isdecimal():
+        raise ImageError(f"{name}={text} is not a number of blocks")
+    return int(text) * SUPERBLOCK_SIZE
+
+
+def uptime() -> float:
+    """Return the seconds since this kernel started."""
+    return float(Path("/proc/uptime").read_text().split()[0])
+
+
+def read_physical(address: int, length: int) -> bytes:
+    """Return `length` bytes of physical memory outside this kernel's RAM; `address` is page aligned."""
+    fd = os.open("/dev/mem", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with mmap.mmap(fd, length, prot=mmap.PROT_READ, offset=address) as view:
+            return view[:]
+    finally:
+        os.close(fd)
+
+
+def switch_root(root: str, init: str) -> None:
+    """Make the file system mounted at `root` the root, free the initramfs, and become `init` there."""
+    for where in ("/proc", "/sys", "/dev"):
+        os.makedirs(root + where, exist_ok=True)  # noqa: PTH103
+        mount(where, root + where, None, _MS_MOVE)
+    init_path = Path(root, init.lstrip("/"))
+    if not init_path.exists() and not init_path.is_symlink():
+        raise HostError(f"the root file system has no {init}")
+    os.chdir(root)
+    _remove_tree("/", os.lstat("/").st_dev)
+    mount(".", "/", None, _MS_MOVE)
+    os.chroot(".")
+    os.chdir("/")
+    os.execv(init, [init])
+
+
+def _remove_tree(path: str, device: int) -> None:
+    """Remove what lies below `path` on the same device: memory of the initramfs, given back."""
+    with os.scandir(path) as entries:
+        for entry in list(entries):
+            try:
+                if os.lstat(entry.path).st_dev != device:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    _remove_tree(entry.path, device)
+                    os.rmdir(entry.path)  # noqa: PTH106
+                else:
+                    os.unlink(entry.path)  # noqa: PTH108
+            except OSError:
+                continue
+
+
+def wait_for_device(path: str, timeout: float) -> bool:
+    """Wait until `path` is a block device, at most `timeout` seconds; tell whether it is."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            if stat.S_ISBLK(os.stat(path).st_mode):  # noqa: PTH116
+                return True
+        except OSError:
+            pass
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)

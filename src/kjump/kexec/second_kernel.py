@@ -1,0 +1,139 @@
+"""What B and C are given alike: the machine described to them, their command line, their window."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from kjump.errors import PlanError
+from kjump.formats import bzimage
+from kjump.formats.bzimage import BzImage
+from kjump.gates import Gate
+from kjump.host import kernel_memory, procfs
+from kjump.initramfs.contents import unpacked_size
+from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size
+from kjump.kexec.placement import window_here
+from kjump.kexec.plan import Plan
+from kjump.kexec.window import WindowLayout, lay_out, low_memory
+from kjump.ranges import Range, align_up
+
+CRASH_KERNEL_SIZE = 1 << 20
+"""What B sets aside for its crash slot: a copy of the gate, and what its kernel adds to enter it."""
+
+_PASSED_ON = (
+    "console",
+    "earlycon",
+    "earlyprintk",
+    "acpi",
+    "acpi_rsdp",
+    "pci",
+    "noapic",
+    "no_timer_check",
+    "nolapic",
+    "nox2apic",
+    "iommu",
+    "intel_iommu",
+    "amd_iommu",
+    "nomodeset",
+    "clocksource",
+    "tsc",
+    "loglevel",
+    "quiet",
+    "debug",
+    "ignore_loglevel",
+    "kjump.status",
+)
+
+_BACK_AFTER_PANIC = (f"crashkernel={CRASH_KERNEL_SIZE >> 20}M", "oops=panic", "unknown_nmi_panic")
+"""What is more than a panic (an oops, the watchdog's NMI) shall be one: then the crash slot leads back to A."""
+
+
+_LOUD = ("loglevel", "quiet", "debug", "ignore_loglevel")
+"""Whoever says how much the kernel shall print gets that; else B and C print errors only: a serial line is slow."""
+
+
+def machine_options(own: str) -> str:
+    """Return those options of the command line `own` that are about the machine: console, ACPI, PCI, clock."""
+    return " ".join(word for word in shlex.split(own) if word.partition("=")[0] in _PASSED_ON)
+
+
+def command_line(own: str, role: str, *, la57: bool, loops_per_jiffy: int = 0, tsc_khz: int = 0) -> str:
+    """Return the command line for a second kernel in `role`, from `own`, the running kernel's.
+
+    Options about the machine are passed on, those about the system are not. The second kernel must use as many
+    levels of page tables as A (`la57`: five), and stay where it was loaded. `loops_per_jiffy` and `tsc_khz` spare it
+    the measuring (see docs/speed.md); 0 for what is not known, and the former also when the second kernel is not the
+    same build as the one that measured it.
+    """
+    options = ["rcupdate.rcu_expedited=1", *([] if la57 else ["no5lvl"])]
+    if not any(word.partition("=")[0] in _LOUD for word in shlex.split(own)):
+        options.append("quiet")
+    if loops_per_jiffy:
+        options.append(f"lpj={loops_per_jiffy}")
+    if tsc_khz:
+        options.append(f"tsc_early_khz={tsc_khz}")
+    if role != "restorer":
+        options += _BACK_AFTER_PANIC
+    return " ".join([machine_options(own), *options, "nokaslr", "panic=5", f"kjump.role={role}"]).strip()
+
+
+def second_command_line(kernel: BzImage, role: str, kcore: kernel_memory.Kcore) -> str:
+    """Return the command line for `kernel` in `role`, beside the running one, which tells it what it has measured."""
+    _, flags = procfs.cpu_facts()
+    return command_line(
+        procfs.command_line(),
+        role,
+        la57="la57" in flags,
+        loops_per_jiffy=kernel_memory.loops_per_jiffy(kcore) if kernel.release == procfs.release() else 0,
+        tsc_khz=kernel_memory.tsc_khz(kcore),
+    )
+
+
+def require_room(kernel: BzImage, initrd: bytes, layout: WindowLayout) -> None:
+    """Refuse (PlanError) a window in which kernel and initramfs fit, but could not work.
+
+    A kernel gives the initramfs half of its RAM at most; one that it cannot unpack whole starts no job, and the machine
+    that jumped to it is lost.
+    """
+    needed = kernel.init_size + len(initrd) + 2 * unpacked_size(initrd)
+    if layout.usable.size < needed:
+        size = align_up(needed + layout.reserved.size, 1 << 20) >> 20
+        raise PlanError(
+            f"window {layout.window} is too small for this kernel and initramfs to work in: give {size} MiB"
+        )
+
+
+def describe_machine(gate: Gate, *, vmcoreinfo_note: bytes, low: Range | None = None) -> Surroundings:
+    """Return what a second kernel is told of this machine; `low` is found when it is not given."""
+    ram = procfs.ram()
+    _, flags = procfs.cpu_facts()
+    return Surroundings(
+        memory_map=procfs.firmware_memory_map(),
+        ram=ram,
+        low=low or low_memory(ram),
+        vmcoreinfo_note=vmcoreinfo_note,
+        rsdp=procfs.acpi_rsdp(),
+        huge="pdpe1gb" in flags,
+        gate=gate,
+    )
+
+
+def plan_kernel(
+    kernel: Path, initrd: Path | None, line: str, *, window: Range | None, window_size: int, preserve: bool
+) -> Plan:
+    """Return the Plan for any second kernel: a bzImage, an initrd and a command line, in a window.
+
+    KjumpError when no window is found, or the files are not what they should be.
+    """
+    with kernel_memory.Kcore() as kcore:
+        note = kcore.vmcoreinfo_note()
+        gdt, limit = kernel_memory.boot_cpu_gdt(kcore)
+    around = describe_machine(Gate(a_gdt_base=gdt, a_gdt_limit=limit), vmcoreinfo_note=note)
+    layout = lay_out(
+        window or window_here(window_size),
+        elf_headers_size=elf_headers_size(around.ram, note),
+        memory_end=around.memory_end,
+        huge=around.huge,
+    )
+    data = initrd.read_bytes() if initrd else b""
+    return LinuxPeer(bzimage.parse(kernel.read_bytes()), data, line, layout).plan(around, preserve=preserve)

@@ -1,0 +1,171 @@
+"""The system calls: kexec_load, kexec_file_load and reboot. Nothing else in kjump makes them.
+
+Numbers are those of Linux on x86_64 and i386 (arch/x86/entry/syscalls, include/uapi/linux/{kexec,reboot}.h).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from kjump.errors import HostError
+from kjump.host.libc import libc
+from kjump.kexec.plan import Plan
+from kjump.kexec.refusals import refused_jump, refused_load, refused_load_file, refused_unload
+
+_SYS_KEXEC_LOAD = {"x86_64": 246, "i686": 283, "i386": 283}
+_SYS_KEXEC_FILE_LOAD = {"x86_64": 320}
+_SYS_REBOOT = {"x86_64": 169, "i686": 88, "i386": 88}
+
+_MAGIC1 = 0xFEE1DEAD
+_MAGIC2 = 672274793
+_CMD_RESTART = 0x01234567
+_CMD_POWER_OFF = 0x4321FEDC
+_CMD_KEXEC = 0x45584543
+
+_RCU_EXPEDITED = Path("/sys/kernel/rcu_expedited")
+
+_FILE_ON_CRASH = 2
+_FILE_NO_INITRAMFS = 4
+
+
+class _Segment(ctypes.Structure):
+    _fields_ = (
+        ("buf", ctypes.c_char_p),
+        ("bufsz", ctypes.c_size_t),
+        ("mem", ctypes.c_void_p),
+        ("memsz", ctypes.c_size_t),
+    )
+
+
+def _syscall(number: int, *arguments: object) -> int:
+    ctypes.set_errno(0)
+    return int(libc().syscall(ctypes.c_long(number), *arguments))
+
+
+def _number(table: dict[str, int]) -> int:
+    machine = os.uname().machine
+    if machine not in table:
+        raise HostError(f"kjump does this on {' and '.join(sorted({*table} - {'i686'}))}, not on {machine}")
+    return table[machine]
+
+
+def load(plan: Plan) -> None:
+    """Load `plan` into the kernel; HostError says why it was refused and prints the whole request."""
+    segments = (_Segment * len(plan.segments))()
+    for slot, segment in zip(segments, plan.segments, strict=True):
+        slot.buf = segment.data or None
+        slot.bufsz = len(segment.data)
+        slot.mem = segment.address
+        slot.memsz = segment.memory_size
+    result = _syscall(
+        _number(_SYS_KEXEC_LOAD),
+        ctypes.c_ulong(plan.entry),
+        ctypes.c_ulong(len(plan.segments)),
+        segments,
+        ctypes.c_ulong(plan.flags),
+    )
+    if result:
+        raise refused_load(ctypes.get_errno(), str(plan))
+
+
+def load_on_crash(kernel: Path, initrd: Path | None, command_line: str) -> None:
+    """Load the bzImage `kernel` to be started when this one panics; the kernel lays it out, and adds `elfcorehdr=`.
+
+    It goes into the memory that `crashkernel=` set aside. HostError says why it was refused.
+    """
+    if crash_memory() == 0:
+        raise HostError("no memory is set aside for a crash kernel: boot this one with crashkernel=256M, say")
+    line = command_line.encode() + b"\0"
+    with ExitStack() as files:
+        kernel_file, *initrd_file = (files.enter_context(path.open("rb")) for path in filter(None, (kernel, initrd)))
+        result = _syscall(
+            _number(_SYS_KEXEC_FILE_LOAD),
+            ctypes.c_int(kernel_file.fileno()),
+            ctypes.c_int(initrd_file[0].fileno() if initrd_file else -1),
+            ctypes.c_ulong(len(line)),
+            line,
+            ctypes.c_ulong(_FILE_ON_CRASH | (0 if initrd_file else _FILE_NO_INITRAMFS)),
+        )
+    if result:
+        asked = f"{kernel}, {initrd or 'no initial RAM disk'}, command line {command_line!r}"
+        raise refused_load_file(ctypes.get_errno(), asked)
+
+
+def unload(flags: int) -> None:
+    """Drop what is loaded for `flags` (the architecture, and ON_CRASH for the crash slot)."""
+    if _syscall(_number(_SYS_KEXEC_LOAD), ctypes.c_ulong(0), ctypes.c_ulong(0), None, ctypes.c_ulong(flags)):
+        raise refused_unload(ctypes.get_errno())
+
+
+def is_loaded(*, on_crash: bool = False) -> bool:
+    """Tell whether the kernel holds a loaded image (in its crash slot with `on_crash`)."""
+    return _number_in_sys("kexec_crash_loaded" if on_crash else "kexec_loaded") == 1
+
+
+def crash_memory() -> int:
+    """Return how many bytes are set aside for a crash kernel (`crashkernel=`)."""
+    return _number_in_sys("kexec_crash_size")
+
+
+def _number_in_sys(name: str) -> int:
+    try:
+        return int(Path("/sys/kernel", name).read_text())
+    except OSError as error:
+        raise HostError(f"cannot read /sys/kernel/{name}: {error.strerror}; is CONFIG_KEXEC set?") from None
+
+
+def _reboot(command: int) -> int:
+    return _syscall(
+        _number(_SYS_REBOOT),
+        ctypes.c_ulong(_MAGIC1),
+        ctypes.c_ulong(_MAGIC2),
+        ctypes.c_ulong(command),
+        None,
+    )
+
+
+def jump() -> None:
+    """Execute what is loaded. With preserved context this returns when the other side comes back.
+
+    HostError when the kernel refuses or unwinds the jump; nothing has been left then.
+    """
+    # Putting devices to sleep and taking CPUs away waits for RCU grace periods, each some ticks long. The kernel
+    # hurries them for its own sleep states, but not for a jump (kernel-parameters.txt, rcupdate.rcu_expedited).
+    with setting(_RCU_EXPEDITED, "1"):
+        if _reboot(_CMD_KEXEC):
+            raise refused_jump(ctypes.get_errno())
+
+
+@contextlib.contextmanager
+def setting(path: Path, value: str) -> Iterator[bool]:
+    """Give the kernel's setting at `path` another value while the context lasts.
+
+    Yields False, and nothing has changed, when this kernel does not have it or does not take that value.
+    """
+    try:
+        before = path.read_text()
+        path.write_text(value)
+    except OSError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        path.write_text(before)
+
+
+def power_off() -> None:
+    """Switch the machine off at once; the caller has synced what matters. HostError when it stays on."""
+    _reboot(_CMD_POWER_OFF)
+    raise HostError("the machine did not power off (is ACPI in the kernel?)")
+
+
+def restart() -> None:
+    """Restart the machine at once, through its firmware. HostError when nothing happens."""
+    _reboot(_CMD_RESTART)
+    raise HostError("the machine did not restart")

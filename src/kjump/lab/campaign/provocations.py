@@ -1,0 +1,209 @@
+"""Provoking faults, one place for each, and looking at what is left: for the fault campaign and for tests."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kjump.errors import FormatError, LabError
+from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
+from kjump.lab.hibernation import STANDBY_FILE, STANDING_BY
+from kjump.lab.machine.qemu import IoError, Machine, Reply, without_kernel_lines
+from kjump.lab.machine.scene import TARGET_DEVICE, Hardware, Scene
+
+NO_DIRECT = "kjump.nodirect"
+"""The option by which a boot restores by way of C in any case."""
+
+_BOOT = 180.0
+"""Seconds in which any machine of ours has booted, on a busy host too."""
+
+
+def read_superblock(disk: Path) -> Superblock:
+    """Return the superblock on a target disk; FormatError when there is none."""
+    with disk.open("rb") as file:
+        return Superblock.unpack(file.read(SUPERBLOCK_SIZE))
+
+
+def write_superblock(disk: Path, superblock: Superblock) -> None:
+    """Write `superblock` to a target disk of a machine that is off."""
+    with disk.open("r+b") as file:
+        file.write(superblock.pack())
+
+
+def flip(disk: Path, offset: int, bit: int = 4) -> None:
+    """Turn one bit of the byte at `offset` over."""
+    with disk.open("r+b") as file:
+        file.seek(offset)
+        (byte,) = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte ^ (1 << bit)]))
+
+
+def mark(machine: Machine) -> None:
+    """Leave something in A's memory that only this A can have."""
+    machine.guest.run("sh", "-c", "echo alive > /run/marker; sleep 100000 >/dev/null 2>&1 & echo $! > /run/pid")
+
+
+def harm(machine: Machine) -> str:
+    """Return what is wrong with an A that was marked; empty when it goes on as before."""
+    guest = machine.guest
+    reply = guest.run("sh", "-c", "cat /run/marker; kill -0 $(cat /run/pid) && kjump status --json", check=False)
+    if not reply.stdout.startswith("alive\n"):
+        return "its memory is another's"
+    if '"loaded": false' not in reply.stdout:
+        return "its process is gone, or a kernel is still loaded"
+    # Devices work again: the disk is read past the page cache.
+    command = "echo 3 > /proc/sys/vm/drop_caches; dd if=/dev/vda of=/dev/null bs=1M count=8"
+    return "its disk cannot be read" if guest.run("sh", "-c", command, check=False).status else ""
+
+
+def try_to_hibernate(machine: Machine, *options: str, target: str = TARGET_DEVICE) -> Reply:
+    """Let a marked A hibernate when something is in the way; return the reply of an A that went on unharmed.
+
+    LabError when it succeeds, or A is harmed.
+    """
+    reply = machine.guest.run("kjump", "hibernate", "--to", target, *options, check=False, timeout=300)
+    if reply.status != 1:
+        raise LabError(f"kjump hibernate exited {reply.status}: {reply.stderr.strip()}")
+    wrong = harm(machine)
+    if wrong:
+        raise LabError(f"Linux A was harmed: {wrong}")
+    return reply
+
+
+def panic_while_b_boots(machine: Machine) -> None:
+    """Let A hibernate with a B that finds no init, and panics before it knows the way back.
+
+    LabError when that does not end in a restart of the machine.
+    """
+    machine.guest.start("kjump", "hibernate", "--to", TARGET_DEVICE, "--append", "rdinit=/nowhere")
+    _require_restart(machine)
+
+
+@contextmanager
+def standing_by_on_disk(machine: Machine) -> Iterator[str]:
+    """While this is open a second kernel waits on a disk of the running `machine`; give the file's path there.
+
+    LabError when none waits there any more at the end.
+    """
+    guest = machine.guest
+    guest.run(*STANDING_BY["disk"], timeout=_BOOT)
+    yield STANDBY_FILE
+    said = guest.run("kjump", "status", "--json", check=False).stdout
+    if '"state": "on disk"' not in said:
+        raise LabError(f"no kernel waits on the disk any more: {said}")
+    guest.run("kjump", "standby", "--off")
+
+
+@contextmanager
+def disk_exchanged_when_armed(disk: Path) -> Iterator[None]:
+    """While this is open: as soon as A has armed `disk` anew, put an empty one in its place.
+
+    LabError at the end when A never did.
+    """
+    before = _cookie(disk)
+    done, stop = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set() and not done.is_set():
+            with disk.open("r+b") as file:
+                if _cookie(disk, State.ARMED) not in (b"", before):
+                    file.write(bytes(SUPERBLOCK_SIZE))
+                    done.set()
+            time.sleep(0.02)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+    if not done.is_set():
+        raise LabError("the target was never armed")
+
+
+def _cookie(disk: Path, state: State | None = None) -> bytes:
+    try:
+        superblock = read_superblock(disk)
+    except FormatError:
+        return b""
+    return superblock.cookie if state in (None, superblock.state) else b""
+
+
+def cancel_by_key(machine: Machine) -> Reply:
+    """Press Esc while B of a marked A saves; return the reply of an A that went on unharmed."""
+    before = len(machine.console())
+    typed = threading.Thread(target=_press_escape, args=(machine, before))
+    typed.start()
+    try:
+        return try_to_hibernate(machine, "--level", "19")
+    finally:
+        typed.join()
+
+
+def _press_escape(machine: Machine, since: int) -> None:
+    deadline = time.monotonic() + 120
+    while "saving [" not in machine.console()[since:] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    machine.type(b"\x1b")
+
+
+def refusal_at_boot(scene: Scene, options: str = "", *, hardware: Hardware | None = None) -> str:
+    """Boot a machine that must not resume; return the reason it gives. Linux A has booted as usual then.
+
+    LabError when it tries to resume, or Linux A has the memory of the saved one.
+    """
+    with scene.machine(options, hardware=hardware) as machine:
+        first = machine.guest.event("not-resumed", "resuming", timeout=_BOOT)
+        if first.name == "resuming":
+            raise LabError("the boot took the image for good")
+        reason = str(first.details["reason"])
+        machine.guest.event("ready", timeout=_BOOT)
+        said = without_kernel_lines(machine.console())
+        if f"kjump: not resumed: {reason}" not in said and "cannot resume" not in said:
+            raise LabError(f"the reason ({reason}) is not on the console: {said[-1000:]}")
+        if machine.guest.run("cat", "/run/marker", "/run/workload.sock", check=False).stdout:
+            raise LabError("this is the saved system, not one that has booted")
+        return reason
+
+
+def failing_restore(scene: Scene, *io_errors: IoError) -> str:
+    """Boot a machine whose image proves bad only while it is restored; return the reason the boot after that gives.
+
+    That very boot goes on as usual. LabError when it resumes.
+    """
+    with scene.machine(io_errors=io_errors) as machine:
+        machine.guest.event("restore-begins", timeout=_BOOT)
+        ended = machine.guest.event("not-resumed", "going-back", timeout=_BOOT)
+        if ended.name == "going-back":
+            raise LabError("a bad image was restored")
+        machine.guest.event("ready", timeout=_BOOT)
+        power_off(machine)
+    return refusal_at_boot(scene)
+
+
+def failing_restore_in_c(scene: Scene) -> str:
+    """Let C restore an image that proves bad only then; return the reason the boot after that gives.
+
+    LabError when the machine does not restart by itself, or resumes.
+    """
+    with scene.machine(NO_DIRECT) as machine:
+        machine.guest.event("restore-begins", timeout=_BOOT)
+        _require_restart(machine)
+    return refusal_at_boot(scene)
+
+
+def _require_restart(machine: Machine) -> None:
+    ended = machine.wait_off(_BOOT)
+    if ended != "guest-reset":
+        raise LabError(f"the machine ended with {ended}, it did not restart")
+
+
+def power_off(machine: Machine) -> None:
+    """Switch a Linux A off in good order."""
+    machine.guest.start("python3", "-c", "from kjump.lab.guest.agent import power_off; power_off()")
+    machine.wait_off(_BOOT)

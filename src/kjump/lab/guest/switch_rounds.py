@@ -1,0 +1,93 @@
+"""In the guest: many switches from one process, timed, each with a message that must come back as it was sent.
+
+Run in the guest: `python3 -m kjump.lab.guest.switch_rounds PEERS ROUNDS [--memory]`; prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import mmap
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from kjump.peers.lifecycle import Order, Peers
+
+_RDTSC = bytes.fromhex("0f3148c1e2204809d0c3")  # rdtsc; shl $32, %rdx; or %rdx, %rax; ret
+_MESSAGE_SIZE = 4096
+
+
+def time_stamps() -> Callable[[], int]:
+    """Return a function that reads the time stamp counter: the kernel's own clocks stand still during a jump."""
+    page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    page[: len(_RDTSC)] = _RDTSC
+    code = ctypes.c_char.from_buffer(page)  # who holds it holds the page
+    function = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(code))
+
+    def read(_code: ctypes.c_char = code) -> int:
+        return int(function())
+
+    return read
+
+
+def ticks_in_a_second(read: Callable[[], int]) -> float:
+    """Return the counter's frequency, measured."""
+    begun, first = time.monotonic(), read()
+    time.sleep(0.3)
+    return (read() - first) / (time.monotonic() - begun)
+
+
+def free_memory() -> int:
+    """Return the bytes of free memory once the caches have been dropped.
+
+    MemFree leaves out the free pages on each CPU's own lists, which hold up to an eighth of memory (from 6.7 on);
+    here they count.
+    """
+    for _ in range(3):
+        os.sync()
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+    zones = Path("/proc/zoneinfo").read_text()
+    return sum(map(int, re.findall(r"^ +(?:nr_free_pages|count:) +(\d+)$", zones, re.MULTILINE))) * mmap.PAGESIZE
+
+
+def own_memory() -> int:
+    """Return the bytes that this process alone has in use: what it notes down is not lost by a jump."""
+    _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    return (resident - shared) * mmap.PAGESIZE
+
+
+def main() -> None:
+    """Run as a command."""
+    parser = argparse.ArgumentParser(prog="rounds")
+    parser.add_argument("peers", help="names, with commas")
+    parser.add_argument("rounds", type=int)
+    parser.add_argument("--memory", action="store_true", help="look at free memory after each switch")
+    options = parser.parse_args()
+    read = time_stamps()
+    frequency = ticks_in_a_second(read)
+    seconds: list[float] = []
+    free: list[int] = []
+    wrong = 0
+    with Peers() as peers:
+        for _ in range(options.rounds):
+            for name in options.peers.split(","):
+                message = os.urandom(_MESSAGE_SIZE)
+                begun = read()
+                visit = peers.switch(name, Order(message=message))
+                seconds.append(round((read() - begun) / frequency, 4))
+                visit.raise_unless_done()
+                wrong += visit.message != message or not visit.resident or visit.peer != name
+                if options.memory:
+                    gc.collect()  # what Python has not cleared up yet is not lost
+                    free.append(free_memory() + own_memory())
+        switches = {p.name: p.switches for p in peers.state.peers} if peers.state else {}
+    print(json.dumps({"seconds": seconds, "free": free, "wrong": wrong, "switches": switches}))
+
+
+if __name__ == "__main__":
+    main()

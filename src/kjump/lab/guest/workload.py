@@ -1,0 +1,325 @@
+"""Work for Linux A that a hibernation must not disturb, and the check that it did not.
+
+`start` leaves these behind: a process that counts, 200 MiB of tmpfs and an anonymous buffer with known digests,
+a process that appends numbered lines to a file on ext4, two processes with a pipe between them, and memory filled
+with random bytes or with those of a disk. `verify` prints a JSON object: check name -> bool. Run in the guest:
+`python3 -m kjump.lab.guest.workload start|verify`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import mmap
+import os
+import random
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MIB = 1 << 20
+TMPFS_SIZE = 200 * MIB
+BUFFER_SIZE = 32 * MIB
+PATTERN = b"kjump: this page has a known place in physical memory. "
+_SOCKET = "/run/workload.sock"
+_TMPFS = Path("/mnt/ram")
+_LOG = Path("/var/workload.log")
+_SLOTS = ("counter", "appender", "producer", "consumer", "pipe_errors")
+_PAGE = 4096
+_PIECE = 16 * MIB
+_VALUES = b"values"
+_EVERYTHING = b"everything"
+_WORKERS = ("counter", "appender", "consumer")
+
+
+def content(size: int, seed: int) -> Iterator[bytes]:
+    """Go through `size` reproducible bytes, a MiB at a time: half of them incompressible, half like text."""
+    generator = random.Random(seed)
+    text = (b"%016x status=ok host=kjump component=workload\n" % seed) * (MIB // 48)
+    for index in range(-(-size // MIB)):
+        if index % 8 == 0:
+            noise = generator.randbytes(MIB // 2 - 8)
+        block = struct.pack("<Q", index) + noise + text[: MIB // 2]
+        yield block[: size - index * MIB]
+
+
+class _Board:
+    """Counters in memory shared by all processes of the workload."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, _PAGE)
+
+    def add(self, slot: str, value: int = 1) -> None:
+        at = _SLOTS.index(slot) * 8
+        (old,) = struct.unpack_from("<Q", self._memory, at)
+        struct.pack_into("<Q", self._memory, at, old + value)
+
+    def values(self) -> dict[str, int]:
+        return dict(zip(_SLOTS, struct.unpack_from(f"<{len(_SLOTS)}Q", self._memory), strict=True))
+
+
+def _spawn(function: Any, *arguments: Any) -> int:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function(*arguments)
+        finally:
+            os._exit(1)
+    return pid
+
+
+def _count(board: _Board) -> None:
+    while True:
+        board.add("counter")
+        time.sleep(0.01)
+
+
+def _append(board: _Board) -> None:
+    with _LOG.open("w") as log:
+        number = 0
+        while True:
+            log.write(f"line {number}\n")
+            log.flush()
+            if number % 50 == 0:
+                os.fsync(log.fileno())
+            board.add("appender")
+            number += 1
+            time.sleep(0.02)
+
+
+def _produce(board: _Board, pipe: int) -> None:
+    number = 0
+    while True:
+        os.write(pipe, struct.pack("<Q", number))
+        board.add("producer")
+        number += 1
+        time.sleep(0.005)
+
+
+def _consume(board: _Board, pipe: int) -> None:
+    expected = 0
+    while True:
+        data = os.read(pipe, 8)
+        if len(data) != 8 or struct.unpack("<Q", data)[0] != expected:
+            board.add("pipe_errors")
+        expected += 1
+        board.add("consumer")
+
+
+@dataclass(frozen=True)
+class Filling:
+    """Memory filled beside the rest: `size` bytes, random or from `source` (a disk or file), locked if wanted.
+
+    `digest` is what `digest` of it shall be; found out when it is empty.
+    """
+
+    size: int = 0
+    source: str = ""
+    digest: str = ""
+    locked: bool = False
+
+    def make(self) -> mmap.mmap:
+        """Return the filled memory. What is read from `source` does not stay in the page cache."""
+        memory = mmap.mmap(-1, max(self.size, _PAGE))
+        if self.source:
+            fd = os.open(self.source, os.O_RDONLY | os.O_DIRECT)
+            with memoryview(memory) as view:
+                for at in range(0, self.size, MIB):
+                    os.preadv(fd, [view[at : min(at + MIB, self.size)]], at)
+            os.close(fd)
+        else:
+            for at in range(0, self.size, MIB):
+                piece = os.urandom(min(MIB, self.size - at))
+                memory[at : at + len(piece)] = piece
+        if self.locked:
+            _lock(memory)
+        return memory
+
+
+def _lock(memory: mmap.mmap) -> None:
+    import ctypes
+
+    from kjump.host.libc import libc
+
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    if libc().mlock(ctypes.c_void_p(address), ctypes.c_size_t(len(memory))):
+        raise OSError(ctypes.get_errno(), "mlock")
+
+
+def digest(memory: mmap.mmap) -> str:
+    """Return a digest of `memory`, made on all CPUs: SHA-256 of the SHA-256 digests of its pieces of 16 MiB."""
+    with memoryview(memory) as view, ThreadPoolExecutor(os.cpu_count()) as pool:
+        pieces = [view[at : at + _PIECE] for at in range(0, len(view), _PIECE)]
+        digests = list(pool.map(lambda piece: hashlib.sha256(piece).digest(), pieces))
+        for piece in pieces:
+            piece.release()
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def start(filling: Filling, seed: int, tmpfs: int = TMPFS_SIZE, buffer: int = BUFFER_SIZE) -> None:
+    """Start the workload in the background; `tmpfs` and `buffer` are bytes. Returns when all is in place."""
+    ready_in, ready_out = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        null = os.open("/dev/null", os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        _serve(filling, seed, tmpfs, buffer, ready_out)
+        os._exit(1)
+    os.close(ready_out)
+    if os.read(ready_in, 1) != b"+":
+        raise SystemExit("the workload did not start")
+
+
+def _serve(filling: Filling, seed: int, tmpfs: int, buffer_size: int, ready: int) -> None:
+    tmpfs_digest = _write_tmpfs(tmpfs, seed)
+    buffer = mmap.mmap(-1, buffer_size)
+    for index in range(buffer_size // _PAGE):
+        buffer[index * _PAGE : (index + 1) * _PAGE] = _pattern_page(index)
+    known_digest = _digest_of(_pattern_page(index) for index in range(buffer_size // _PAGE))
+    board = _Board()
+    pipe_out, pipe_in = os.pipe()
+    pids = [
+        _spawn(_count, board),
+        _spawn(_append, board),
+        _spawn(_produce, board, pipe_in),
+        _spawn(_consume, board, pipe_out),
+    ]
+    started = [_start_time(pid) for pid in pids]
+    filled = filling.make()  # after the forks: page tables of gigabytes need not be copied
+    fill_digest = filling.digest or digest(filled)
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(_SOCKET)
+    server.listen()
+    os.write(ready, b"+")
+    while True:
+        connection, _ = server.accept()
+        answer: dict[str, Any] = {"values": board.values()}
+        if connection.recv(16) == _EVERYTHING:
+            answer["pages"] = _pattern_frames(buffer)
+            answer["checks"] = {
+                "tmpfs": _hash_file(_TMPFS / "content") == tmpfs_digest,
+                "buffer": _digest_of([buffer]) == known_digest,
+                "fill": digest(filled) == fill_digest,
+                "processes": [_start_time(pid) for pid in pids] == started,
+            }
+            answer["values"] = board.values()
+        connection.sendall(json.dumps(answer).encode())
+        connection.close()
+
+
+def _pattern_page(index: int) -> bytes:
+    return (PATTERN + b"%08d " % index).ljust(_PAGE, b".")
+
+
+def _pattern_frames(buffer: mmap.mmap) -> list[int]:
+    """Return the page frame numbers of the buffer's pages (0: not in memory)."""
+    import ctypes
+
+    linear = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    with open("/proc/self/pagemap", "rb") as pagemap:  # noqa: PTH123
+        pagemap.seek(linear // _PAGE * 8)
+        entries = struct.unpack(f"<{len(buffer) // _PAGE}Q", pagemap.read(len(buffer) // _PAGE * 8))
+    return [entry & ((1 << 55) - 1) if entry >> 63 else 0 for entry in entries]
+
+
+def _write_tmpfs(size: int, seed: int) -> str:
+    from kjump.init.system import mount
+
+    _TMPFS.mkdir(exist_ok=True)
+    mount("tmpfs", str(_TMPFS), "tmpfs", 0, f"size={size + MIB}")
+    hasher = hashlib.sha256()
+    with (_TMPFS / "content").open("wb") as file:
+        for block in content(size, seed):
+            file.write(block)
+            hasher.update(block)
+    return hasher.hexdigest()
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of(pieces: Iterable[bytes | mmap.mmap]) -> str:
+    hasher = hashlib.sha256()
+    for piece in pieces:
+        hasher.update(piece)
+    return hasher.hexdigest()
+
+
+def _start_time(pid: int) -> str:
+    """Return when a process started, in clock ticks since boot: it changes when the process is another one."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except OSError:
+        return ""
+
+
+def _ask(what: bytes) -> dict[str, Any]:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(_SOCKET)
+    connection.sendall(what)
+    with connection.makefile("rb") as stream:
+        answer: dict[str, Any] = json.loads(stream.read())
+    return answer
+
+
+def _values_when(there: Callable[[dict[str, int]], bool], limit: float = 10.0) -> dict[str, int]:
+    """Return the counters as soon as they are as wanted, or after `limit` seconds as they are: a disk may be slow."""
+    deadline = time.monotonic() + limit
+    while True:
+        values: dict[str, int] = _ask(_VALUES)["values"]
+        if there(values) or time.monotonic() > deadline:
+            return values
+        time.sleep(0.05)
+
+
+def verify(pause: float = 0.3) -> dict[str, Any]:
+    """Return {"checks": name -> bool, "values": counters now, "pages": frames of the pattern's pages}."""
+    before = _values_when(lambda values: all(values[name] > 0 for name in _WORKERS))
+    time.sleep(pause)
+    _values_when(lambda values: all(values[name] > before[name] for name in _WORKERS))
+    answer = _ask(_EVERYTHING)
+    after = answer["values"]
+    text = _LOG.read_text()
+    complete = text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]
+    answer["checks"] |= {
+        "counting": after["counter"] > before["counter"] > 0,
+        "appending": after["appender"] > before["appender"] > 0,
+        "file": complete == [f"line {n}" for n in range(len(complete))] and len(complete) >= before["appender"] - 1,
+        "pipe": after["consumer"] > before["consumer"] > 0 and after["pipe_errors"] == 0,
+    }
+    return answer
+
+
+def main() -> None:
+    """Run as a command."""
+    parser = argparse.ArgumentParser(prog="workload")
+    parser.add_argument("what", choices=("start", "verify"))
+    parser.add_argument("--fill", type=int, default=0, help="bytes of memory to fill")
+    parser.add_argument("--fill-from", default="", help="a disk to fill it from, else it is random")
+    parser.add_argument("--fill-digest", default="", help="the digest it shall have")
+    parser.add_argument("--lock", action="store_true", help="lock it, so that it cannot be swapped out")
+    parser.add_argument("--buffer", type=int, default=BUFFER_SIZE, help="bytes of the anonymous buffer")
+    parser.add_argument("--tmpfs", type=int, default=TMPFS_SIZE, help="bytes of tmpfs")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    if options.what == "start":
+        filling = Filling(options.fill, options.fill_from, options.fill_digest, options.lock)
+        start(filling, options.seed, options.tmpfs, options.buffer)
+    else:
+        answer = verify()
+        print(json.dumps(answer))
+        sys.exit(0 if all(answer["checks"].values()) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""From a declaration of peers to one Plan: windows and low memory shared out, a gate and a door for each."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kjump.errors import PlanError, UsageError
+from kjump.formats import bzimage, cpio
+from kjump.gates import FLAG_CHOOSE, FLAG_INIT_CPUS, GATE_ENTRY, Gate
+from kjump.host import hugetlbfs, kernel_memory
+from kjump.kexec import mailbox
+from kjump.kexec import second_kernel as described
+from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size, low_memory_segment, read_once
+from kjump.kexec.placement import window_here
+from kjump.kexec.plan import ARCH_X86_64, PRESERVE_CONTEXT, Plan, make_plan
+from kjump.kexec.window import DEFAULT_SIZE, WindowLayout, lay_out, split_low_memory
+from kjump.memory import PAGE_SIZE
+from kjump.peers.registry import Peer
+from kjump.ranges import Range, RangeSet
+
+ROLE = "resident"
+_KEYS = {"name", "kernel", "initrd", "append", "window_size"}
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A peer as somebody wants it: `initrds` are joined, `append` is added to its kernel's command line.
+
+    `window` is found when None, with `window_size` bytes.
+    """
+
+    name: str
+    kernel: Path
+    initrds: tuple[Path, ...]
+    append: str = ""
+    window: Range | None = None
+    window_size: int = DEFAULT_SIZE
+
+
+def read_declaration(text: str, *, kernel: Path | None = None, initrd: Path | None = None) -> list[Declared]:
+    """Read a TOML file with a table `[[peer]]` for each peer; `kernel` and `initrd` are the defaults.
+
+    UsageError says what is wrong in it.
+    """
+    import tomllib
+
+    try:
+        tables = tomllib.loads(text).get("peer", [])
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"the declaration of peers is not TOML: {error}") from None
+    if not isinstance(tables, list) or not tables:
+        raise UsageError("the declaration has no [[peer]]")
+    declared = [_declared(number, table, kernel, initrd) for number, table in enumerate(tables, 1)]
+    if len({d.name for d in declared}) < len(declared):
+        raise UsageError("two peers in the declaration have the same name")
+    return declared
+
+
+def _declared(number: int, table: dict[str, Any], kernel: Path | None, initrd: Path | None) -> Declared:
+    name = table.get("name", f"B{number}")
+    if unknown := set(table) - _KEYS:
+        raise UsageError(f"peer {name}: unknown key {', '.join(sorted(unknown))}; known are {', '.join(sorted(_KEYS))}")
+    initrds = table.get("initrd", [initrd] if initrd else [])
+    initrds = [initrds] if isinstance(initrds, str) else initrds
+    image = table.get("kernel", kernel)
+    if image is None or not initrds:
+        raise UsageError(f"peer {name}: give its kernel and initrd")
+    size = table.get("window_size", DEFAULT_SIZE)
+    if not isinstance(size, int) or not isinstance(name, str):
+        raise UsageError(f"peer {name}: the name must be a string, window_size a number of bytes")
+    return Declared(name, Path(image), tuple(map(Path, initrds)), str(table.get("append", "")), window_size=size)
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """Peers with their places: `plan` loads them all, `page` and `cookie` are the channel's."""
+
+    plan: Plan
+    peers: list[Peer]
+    page: hugetlbfs.StandingPage
+    cookie: bytes
+
+
+def arrange(declared: Sequence[Declared], channel: Path) -> Arrangement:
+    """Decide everything about the peers, and make the channel's page at `channel`.
+
+    KjumpError when it cannot be done; nothing is left then.
+    """
+    around = _machine()
+    windows = _windows(declared)
+    lows = split_low_memory(around.low, len(declared))
+    lent = RangeSet([*windows, *lows])
+    cookie = os.urandom(mailbox.COOKIE_SIZE)
+    page = hugetlbfs.create(channel, lent)
+    try:
+        fields = dataclasses.replace(
+            around.gate, flags=FLAG_INIT_CPUS | FLAG_CHOOSE, mailbox=page.address, cookie=cookie
+        )
+        around = dataclasses.replace(around, gate=fields, lent=lent)
+        layouts = [layout_of(window, around, len(windows)) for window in windows]
+        plan = _plan(declared, layouts, lows, around)
+    except BaseException:
+        page.close()
+        hugetlbfs.remove(channel)
+        raise
+    peers = [
+        Peer(
+            d.name,
+            str(d.kernel),
+            [str(i) for i in d.initrds],
+            d.append,
+            (layout.window.start, layout.window.end),
+            (low.start, low.end),
+            layout.gate,
+        )
+        for d, layout, low in zip(declared, layouts, lows, strict=True)
+    ]
+    return Arrangement(plan, peers, page, cookie)
+
+
+def _machine() -> Surroundings:
+    """Return what peers are told of the machine, and what their gates know of A's GDT."""
+    with kernel_memory.Kcore() as kcore:
+        note = kcore.vmcoreinfo_note()
+        base, limit = kernel_memory.boot_cpu_gdt(kcore)
+    return described.describe_machine(Gate(a_gdt_base=base, a_gdt_limit=limit), vmcoreinfo_note=note)
+
+
+def pages_to_restart(peer: Peer, peers: Sequence[Peer]) -> dict[int, bytes]:
+    """Return what must lie where (physical page address -> page) for `peer`, one of `peers`, to be started anew.
+
+    That is all but its gate and its door. KjumpError when its files cannot be read, or do not fit any more.
+    """
+    lent = RangeSet(place for p in peers for place in p.places)
+    around = dataclasses.replace(_machine(), low=Range(*peer.low), lent=lent)
+    layout = layout_of(peer.window_range, around, len(peers))
+    declared = Declared(peer.name, Path(peer.kernel), tuple(map(Path, peer.initrds)), peer.append)
+    found = {}
+    for segment in linux_peer(declared, layout).segments(around, peers[0].gate):
+        for offset in range(0, len(segment.data), PAGE_SIZE):
+            address = segment.address + offset
+            if not layout.gate <= address < layout.boot_params:
+                found[address] = segment.data[offset : offset + PAGE_SIZE]
+    return found
+
+
+def _windows(declared: Sequence[Declared]) -> list[Range]:
+    """Return a window for each: those that are asked for first, the rest around them."""
+    taken = [d.window for d in declared if d.window is not None]
+    windows = []
+    for d in declared:
+        window = d.window
+        if window is None:
+            window = window_here(d.window_size, taken)
+            taken.append(window)
+        windows.append(window)
+    if RangeSet(windows).size < sum(w.size for w in windows):
+        raise PlanError("the windows of two peers overlap")
+    return windows
+
+
+def headers_size(around: Surroundings, peers: int) -> int:
+    """Return how many bytes are set aside in a window for the headers of /proc/vmcore, with so many `peers`."""
+    return elf_headers_size(around.ram, around.vmcoreinfo_note, 2 * peers)
+
+
+def layout_of(window: Range, around: Surroundings, peers: int) -> WindowLayout:
+    """Return how the window of one of `peers` is laid out; PlanError when it cannot hold a kernel."""
+    size = headers_size(around, peers)
+    return lay_out(window, elf_headers_size=size, memory_end=around.memory_end, huge=around.huge)
+
+
+def _plan(
+    declared: Sequence[Declared], layouts: Sequence[WindowLayout], lows: Sequence[Range], around: Surroundings
+) -> Plan:
+    first = layouts[0].gate
+    segments = []
+    for d, layout, low in zip(declared, layouts, lows, strict=True):
+        segments += linux_peer(d, layout).segments(dataclasses.replace(around, low=low), first)
+        segments.append(low_memory_segment(low))
+    return make_plan(first + GATE_ENTRY, segments, ARCH_X86_64 | PRESERVE_CONTEXT)
+
+
+def linux_peer(declared: Declared, layout: WindowLayout) -> LinuxPeer:
+    """Return the peer's kernel with its files, to live in `layout`; KjumpError when they cannot be read."""
+    try:
+        kernel = bzimage.parse(read_once(declared.kernel))
+        initrd = cpio.join([read_once(path) for path in declared.initrds])
+    except OSError as error:
+        raise UsageError(f"peer {declared.name}: cannot read {error.filename}: {error.strerror}") from None
+    with kernel_memory.Kcore() as kcore:
+        line = described.second_command_line(kernel, ROLE, kcore)
+    options = [line, f"kjump.gate={layout.gate:#x}", f"kjump.peer={declared.name}", declared.append]
+    return LinuxPeer(kernel, initrd, " ".join(filter(None, options)), layout)

@@ -1,0 +1,167 @@
+"""What A remembers of its resident peers, between one command and the next: a JSON file in /run/kjump.
+
+It dies with the boot, as the peers do. The truth about a peer is in its gate; the file says where that is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from kjump.errors import HostError, UsageError
+from kjump.peers import FOLDER
+from kjump.peers.on_disk import Stored
+from kjump.ranges import Range
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass
+class Peer:
+    """A peer: its files, the `window` and `low` memory it was given, its gate (all physical, bytes).
+
+    `gate_kept` is the page that holds the gate's first while A runs: known from the load on, it need not be looked for.
+    `release` is what its kernel says of itself (empty before it has), `alive` whether it can be entered.
+    """
+
+    name: str
+    kernel: str
+    initrds: list[str]
+    append: str
+    window: tuple[int, int]
+    low: tuple[int, int]
+    gate: int
+    gate_kept: int = 0
+    release: str = ""
+    switches: int = 0
+    alive: bool = True
+    why_not: str = ""
+    boot_seconds: float = 0.0
+
+    @property
+    def window_range(self) -> Range:
+        """Its window."""
+        return Range(*self.window)
+
+    @property
+    def places(self) -> tuple[Range, Range]:
+        """All memory that is its own while it runs: its window and low memory."""
+        return self.window_range, Range(*self.low)
+
+
+@dataclass
+class State:
+    """All peers, and the channel to them.
+
+    `cookie` (hexadecimal) and `channel` (physical address) are the channel's; `head` the first entry of the loaded
+    image's indirection list, by which the image is known again; `symbols` the linear addresses of the kernel's
+    symbols, which are the same as long as it runs.
+    `stored` is where the peers are when they are on disk.
+    """
+
+    boot_id: str
+    cookie: str
+    channel: int
+    head: int
+    symbols: dict[str, int]
+    sequence: int = 0
+    stored: Stored | None = None
+    peers: list[Peer] = field(default_factory=list)
+
+    @property
+    def image_symbol(self) -> int:
+        """The linear address of kexec_image."""
+        return self.symbols["kexec_image"]
+
+    def find(self, name: str | None) -> Peer:
+        """Return the peer called `name`, or the only one; UsageError when there is none such."""
+        known = ", ".join(p.name for p in self.peers)
+        if name is None:
+            if len(self.peers) != 1:
+                raise UsageError(f"there are several peers: name one of {known}")
+            return self.peers[0]
+        for peer in self.peers:
+            if peer.name == name:
+                return peer
+        raise UsageError(f"there is no peer called {name}; there is {known}")
+
+
+def boot_id() -> str:
+    """Return the identity of this boot."""
+    return _BOOT_ID.read_text().strip()
+
+
+def encode(state: State) -> str:
+    """Return `state` as JSON."""
+    return json.dumps(dataclasses.asdict(state))
+
+
+def decode(text: str) -> State:
+    """Read what `encode` wrote; HostError when it is something else."""
+    try:
+        fields = json.loads(text)
+        peers = [Peer(**(p | {"window": tuple(p["window"]), "low": tuple(p["low"])})) for p in fields.pop("peers")]
+        stored = fields.pop("stored", None)
+        state = State(**fields, stored=Stored.of_json(stored) if stored else None, peers=peers)
+        if not all(map(int, [state.image_symbol, *state.symbols.values()])):
+            raise ValueError("a symbol has no address")
+        return state
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise HostError("the file that says which peers are resident is damaged: `kjump drop` clears it") from None
+
+
+class Ledger:
+    """The file, locked while this is used as a context manager."""
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        """Use the file in `folder`."""
+        self.folder = folder
+        self._path = folder / "peers.json"
+
+    def __enter__(self) -> Ledger:
+        """Lock it; HostError while another command has it."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise HostError(f"cannot write in {self.folder}: {error.strerror}; be root") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise HostError("another kjump command is at work with the resident peers: wait for it") from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Unlock it."""
+        os.close(self._lock)
+
+    @property
+    def channel_path(self) -> Path:
+        """Where the channel's standing page is."""
+        return self.folder / "pages" / "channel"
+
+    def read(self) -> State | None:
+        """Return what is remembered; None when there are no peers. HostError when the file is damaged."""
+        try:
+            state = decode(self._path.read_text())
+        except FileNotFoundError:
+            return None
+        return state if state.boot_id == boot_id() else None
+
+    def write(self, state: State) -> None:
+        """Remember `state`."""
+        partial = self._path.with_suffix(".part")
+        partial.write_text(encode(state))
+        partial.replace(self._path)
+
+    def forget(self) -> None:
+        """Remember nothing."""
+        self._path.unlink(missing_ok=True)

@@ -1,0 +1,147 @@
+"""The second kernel on standby: a resident peer that saves this system, so that a hibernation need not boot one.
+
+A resume ends its residency (what is loaded in A is worthless then); it is set up again by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from kjump.errors import HostError, KjumpError
+from kjump.gates import Gate
+from kjump.hibernate import after_jump, preflight, suspend
+from kjump.hibernate.clock import Moment, Pace
+from kjump.host import kernel_memory
+from kjump.kexec import mailbox
+from kjump.kexec import second_kernel as described
+from kjump.kexec.window import DEFAULT_SIZE
+from kjump.peers import FOLDER
+from kjump.peers import on_disk as peers_on_disk
+from kjump.peers.declaration import Declared, layout_of
+from kjump.peers.lifecycle import Order, Peers, Visit
+from kjump.ranges import Range
+
+NAME = "standby"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The kernel that stands by, its initramfs, and the size of its window in bytes."""
+
+    kernel: Path
+    initrd: Path
+    window_size: int = DEFAULT_SIZE
+
+
+def start(wanted: Wanted, folder: Path = FOLDER, *, on_disk: Path | None = None) -> Visit:
+    """Boot it, and remember that it is wanted; KjumpError when it does not come back.
+
+    It keeps its memory, or waits in the file `on_disk`.
+    """
+    if on_disk is not None:
+        peers_on_disk.refuse_other_file(on_disk)
+    with Peers(folder) as peers:
+        declared = Declared(NAME, wanted.kernel, (wanted.initrd,), window_size=wanted.window_size)
+        (visit,) = peers.boot([declared])
+        kept = {"kernel": str(wanted.kernel), "initrd": str(wanted.initrd), "window_size": wanted.window_size}
+        _remembered(folder).write_text(json.dumps(kept))
+        if on_disk is not None:
+            peers.put_on_disk(on_disk)
+    return visit
+
+
+def stop(folder: Path = FOLDER) -> bool:
+    """Let it go, and want it no more; tell whether it was there."""
+    _remembered(folder).unlink(missing_ok=True)
+    with Peers(folder) as peers:
+        there = peers.state is not None and any(p.name == NAME for p in peers.state.peers)
+        if there:
+            peers.drop()
+    return there
+
+
+def is_ready(folder: Path = FOLDER, ahead: peers_on_disk.Unpacking | None = None) -> bool:
+    """Tell whether a kernel stands by; one on disk does when there is memory for it, and devices have not changed.
+
+    There is memory for one that is being unpacked `ahead`.
+    """
+    if not folder.exists():
+        return False
+    with Peers(folder) as peers:
+        states = [p["state"] for p in peers.listing() if p["name"] == NAME]
+        stored = peers.state.stored if peers.state else None
+        if stored is None:
+            return states == ["resident"]
+        begun = ahead is not None and ahead.stored == stored
+        return bool(states) and stored.is_good() and (begun or preflight.has_room(stored.memory + stored.size))
+
+
+def travel(
+    request: suspend.Request, tell: suspend.Tell, folder: Path = FOLDER, *, ahead: peers_on_disk.Unpacking | None = None
+) -> suspend.Trip:
+    """Go to the kernel on standby with `request`, and return when A is back; as `kjump.hibernate.suspend.travel`.
+
+    One that is on disk may be unpacked `ahead`.
+    """
+    begun, pace = time.monotonic(), Pace()
+    with Peers(folder) as peers, peers.loaded(ahead):
+        peer = peers.require().find(NAME)
+        with kernel_memory.Kcore() as kcore, suspend.claim(request) as target:
+            note = kcore.vmcoreinfo_note()
+            around = described.describe_machine(Gate(), vmcoreinfo_note=note, low=Range(*peer.low))
+            layout = layout_of(peer.window_range, around, 1)
+            words = suspend.save_job(request, kcore, around, layout, target, tell)
+            limit, watchdog = words.pop("time_limit"), words.pop("watchdog")
+            tell("switching to the kernel on standby")
+            words["words"] = suspend.take_leave(words["file_systems"], pace)
+            ready, left = time.monotonic(), Moment.now()
+            visit = peers.switch(NAME, Order("save", words, time_limit=limit, watchdog=watchdog))
+            back = Moment.now().stamp
+        step = after_jump.settle(visit.report, left, pace)
+        away = time.time() - left.wall
+        gone = not visit.resident and peers.require().stored is None
+        if gone:
+            peers.drop()
+    if visit.outcome not in (mailbox.OUTCOME_RESUMED, mailbox.OUTCOME_DONE):
+        suspend.make_unusable(request.target)
+    tell("back")
+    begun_again = Moment.now().stamp
+    if gone:
+        _again(tell, folder)
+    return suspend.Trip(
+        outcome=visit.outcome,
+        report=visit.report,
+        window_bytes=layout.window.size,
+        cookie=bytes.fromhex(words["cookie"]),
+        prepare_seconds=ready - begun,
+        pace=pace,
+        left=left,
+        back=back,
+        away=away,
+        clock_step=step,
+        again_seconds=pace.seconds(begun_again, Moment.now().stamp),
+    )
+
+
+def _again(tell: suspend.Tell, folder: Path) -> None:
+    """Set it up again; what came of the hibernation matters more than whether that works."""
+    try:
+        start(_wanted(folder), folder)
+        tell("a second kernel stands by again")
+    except KjumpError as error:
+        tell(f"no second kernel stands by any more: {error}")
+
+
+def _wanted(folder: Path) -> Wanted:
+    try:
+        kept = json.loads(_remembered(folder).read_text())
+        return Wanted(Path(kept["kernel"]), Path(kept["initrd"]), int(kept["window_size"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise HostError("it is not known which kernel stood by: run `kjump standby` again") from None
+
+
+def _remembered(folder: Path) -> Path:
+    return folder / "standby.json"
