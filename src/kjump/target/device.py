@@ -10,6 +10,7 @@ it is mounted or in use as swap.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -30,6 +31,8 @@ from kjump.ranges import Range
 
 _BLKGETSIZE64 = 0x80081272
 _BLOCK = 4096
+_PAUSES = (0.0, 0.1, 0.4, 1.0, 2.0)
+"""Seconds before each try to give an image up: a disk that has just been woken may need some."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,9 @@ class Target:
 
     `extents` is how the bytes of the target lie in `fd`; empty when they lie there as they are.
     """
+
+    _known: Superblock | None = None
+    """The superblock as it was read or written last."""
 
     def __init__(self, path: str | Path, *, writable: bool, extents: tuple[Range, ...] = ()) -> None:
         """Open a block device, or `extents` of it; TargetError when it is missing, in use, or not a block device."""
@@ -152,10 +158,12 @@ class Target:
 
     def read_superblock(self) -> Superblock:
         """Return the superblock; FormatError when there is none, or it is damaged."""
-        return Superblock.unpack(self.read(0, SUPERBLOCK_SIZE))
+        self._known = Superblock.unpack(self.read(0, SUPERBLOCK_SIZE))
+        return self._known
 
     def write_superblock(self, superblock: Superblock) -> None:
         """Write `superblock` and flush it to the medium; TargetError on an I/O error."""
+        self._known = superblock  # also when that fails: it may be on the medium all the same
         self.write(0, superblock.pack())
 
     def extent_map(self, cookie: bytes) -> bytes:
@@ -208,6 +216,32 @@ class Target:
             return False
         self.write_superblock(superblock.evolve(state=State.INVALID, details={"reason": reason}))
         return True
+
+    def give_up_image(self, reason: str) -> None:
+        """Make the image unusable for which the superblock was read or written here last, whatever it reads now.
+
+        Tries again for a while, and then writes even if the superblock says invalid: a write whose flush failed can be
+        read back from the drive's cache, and is gone with the power. A superblock with another cookie is somebody
+        else's, and is left. TargetError when it cannot be written.
+        """
+        known = self._known
+        failure = TargetError(f"nothing is known of an image on {self.path}")
+        for pause in _PAUSES:
+            time.sleep(pause)
+            found = known
+            with contextlib.suppress(FormatError, TargetError):
+                found = self.read_superblock()
+            if found is None:
+                continue
+            if known is not None and found.cookie != known.cookie:
+                return
+            details = found.details if found.state is State.INVALID else {"reason": reason}
+            try:
+                self.write_superblock(found.evolve(state=State.INVALID, details=details))
+                return
+            except TargetError as error:
+                failure = error
+        raise failure
 
 
 def _device_size(fd: int, path: str) -> int:

@@ -63,8 +63,7 @@ class _WayBack:
     def leave(self, outcome: int, report: dict[str, Any]) -> None:
         """Go back to A with `report`; the second caller waits for what the first is doing."""
         with self._leaving:
-            self.guard.disarm()
-            self.guard.stop_watchdog()
+            self.guard.end()
             self.box.report(outcome, self._report | report)
             self.role.console.line("kjump: going back to A")
             self.role.status.send("going-back")
