@@ -82,12 +82,15 @@ class Away:
 
         TargetError when it cannot be made so; it says what to do, and comes before whatever a signal raises.
         """
-        failure = self._give_up_image(error)
+        failure = None
         try:
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._signals)
+            failure = self._give_up_image(error)
         finally:
-            if failure is not None:
-                raise failure
+            try:
+                signal.pthread_sigmask(signal.SIG_SETMASK, self._signals)
+            finally:
+                if failure is not None:
+                    raise failure
 
     def _may_stay(self) -> bool:
         wanted = self._kind is not Kind.HIBERNATION and self.outcome == mailbox.OUTCOME_DONE
