@@ -126,6 +126,22 @@ def test_the_time_limit_does_not_wait_for_a_disk_that_hangs(machine: Machine) ->
     assert machine.state is State.INVALID
 
 
+def test_nothing_is_completed_by_a_job_that_comes_to_it_while_its_time_limit_goes_back(machine: Machine) -> None:
+    guard = Guard()
+    guard.end()
+    armed = machine.open().arm()
+    with unfinished(machine.open(), guard) as made, pytest.raises(TargetError, match="given up"):
+        made.finish(armed.evolve(state=State.COMPLETE))
+    assert machine.state is State.ARMED
+
+
+def test_nothing_keeps_a_second_kernel_from_going_back() -> None:
+    guard = Guard()
+    guard.before_return(stays_on)
+    guard.end()
+    assert guard.disarm()
+
+
 def test_a_clock_that_was_stopped_in_time_does_not_strike() -> None:
     guard, struck = Guard(), threading.Event()
     guard.limit(0.05, struck.set)
@@ -249,6 +265,16 @@ def test_a_target_that_is_somebody_elses_by_now_is_left_alone(machine: Machine) 
         other.write_superblock(theirs.evolve(state=State.COMPLETE))
         mine.give_up_image("mine")
     assert machine.state is State.COMPLETE
+
+
+@pytest.mark.parametrize("what", ["write", "flush"])
+def test_a_boot_that_does_not_resume_tries_again_too(machine: Machine, what: str) -> None:
+    with machine.open() as target:
+        target.write_superblock(target.arm().evolve(state=State.COMPLETE))
+    machine.event = failing("boot", what, times=4)
+    assert machine.boot(**{"kjump.noresume": ""}) == "ordinary"
+    machine.disk.lose_power(cache=False)
+    assert machine.state is State.INVALID
 
 
 # --- everything that can fail in B, at each thing that it does to the disk --------------------------------------

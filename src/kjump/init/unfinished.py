@@ -54,7 +54,11 @@ class Unfinished:
         """
         self._given_up = True
         thread = threading.Thread(target=self._make_unusable, daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # no memory for a thread
+            self._make_unusable()
+            return True
         thread.join(_PATIENCE)
         return not thread.is_alive()
 

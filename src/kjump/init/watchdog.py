@@ -9,6 +9,7 @@ Either the job ends in time or its time limit strikes, never both: whoever comes
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import threading
@@ -28,7 +29,7 @@ class Guard:
         """Begin with nothing to watch."""
         self._disarmed = threading.Event()
         self._lock = threading.Lock()
-        self._struck = False
+        self._struck = self._ended = False
         self._undo: Callable[[], object] = lambda: None
         self._watchdog: int | None = None
 
@@ -76,13 +77,17 @@ class Guard:
             return not self._struck
 
     def before_return(self, undo: Callable[[], object]) -> None:
-        """Have `undo` called by whoever leaves for A first; it must neither raise nor wait for long."""
+        """Have `undo` called by whoever leaves for A first, or now if somebody is; it must not wait for long."""
         self._undo = undo
+        if self._ended:
+            undo()
 
     def end(self) -> None:
         """Stop to watch, and undo what A must not find: this kernel is about to leave for A."""
         self.disarm()
-        self._undo()
+        self._ended = True
+        with contextlib.suppress(Exception):  # nothing may keep us from going back
+            self._undo()
         self.stop_watchdog()
 
     def stop_watchdog(self) -> None:

@@ -214,7 +214,7 @@ class Target:
             return False
         if superblock.state not in (State.COMPLETE, State.ATTEMPTED):
             return False
-        self.write_superblock(superblock.evolve(state=State.INVALID, details={"reason": reason}))
+        self.give_up_image(reason)
         return True
 
     def give_up_image(self, reason: str) -> None:
@@ -222,14 +222,14 @@ class Target:
 
         Tries again for a while, and then writes even if the superblock says invalid: a write whose flush failed can be
         read back from the drive's cache, and is gone with the power. A superblock with another cookie is somebody
-        else's, and is left. TargetError when it cannot be written.
+        else's, and is left. TargetError when it cannot be written, OSError when there is no memory to do it.
         """
         known = self._known
-        failure = TargetError(f"nothing is known of an image on {self.path}")
+        failure: Exception = TargetError(f"nothing is known of an image on {self.path}")
         for pause in _PAUSES:
             time.sleep(pause)
             found = known
-            with contextlib.suppress(FormatError, TargetError):
+            with contextlib.suppress(FormatError, TargetError, OSError):  # OSError: no memory for a buffer
                 found = self.read_superblock()
             if found is None:
                 continue
@@ -239,7 +239,7 @@ class Target:
             try:
                 self.write_superblock(found.evolve(state=State.INVALID, details=details))
                 return
-            except TargetError as error:
+            except (TargetError, OSError) as error:
                 failure = error
         raise failure
 
