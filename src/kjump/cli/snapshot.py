@@ -18,11 +18,12 @@ from kjump.cli.options import (
     human,
     print_json,
 )
-from kjump.hibernate import DEFAULT_LEVEL, preflight
+from kjump.hibernate import preflight
 from kjump.hibernate.away import Tell
 from kjump.hibernate.hooks import TIMEOUT, Hook
 from kjump.hibernate.snapshot import PAUSE, Snapshot, numbered_file, raise_unless_taken, snapshot
 from kjump.hibernate.suspend import Request, Trip, default_initrd, default_kernel, travel
+from kjump.image import DEFAULT_LEVEL
 from kjump.peers import standby
 from kjump.peers.lifecycle import refuse_if_peers_are_resident
 from kjump.ranges import Range

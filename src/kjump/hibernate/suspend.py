@@ -13,11 +13,12 @@ from typing import Any
 from kjump.errors import HostError, JumpError
 from kjump.formats import bzimage, cpio
 from kjump.gates import Gate
-from kjump.hibernate import DEFAULT_LEVEL, DEFAULT_WATCHDOG, after_jump, post_mortem, preflight
+from kjump.hibernate import DEFAULT_WATCHDOG, after_jump, post_mortem, preflight
 from kjump.hibernate.away import Away, Tell
 from kjump.hibernate.clock import Moment, Pace
 from kjump.hibernate.hooks import TIMEOUT, Hook
 from kjump.host import kernel_memory, procfs
+from kjump.image import DEFAULT_LEVEL
 from kjump.image.layout import Kind
 from kjump.initramfs.contents import with_job, without_kernel
 from kjump.kexec import mailbox, second_kernel, syscalls
