@@ -11,6 +11,10 @@ from kjump.lab.machine.qemu import Machine
 from kjump.lab.machine.scene import TARGET_DEVICE, Hardware, Scene, copy_disk, make_disk
 
 MIB = 1 << 20
+STRICT = "memmap=4K$0x100000 iomem=strict"
+"""What makes a second kernel refuse to map the first one's memory, whatever kjump tells it."""
+HIGH_WINDOW = ("--window", "0x20000000,96M")
+"""Above the mailbox."""
 
 
 def assert_unharmed(machine: Machine) -> None:
@@ -39,6 +43,19 @@ def test_failures_in_b_bring_a_back_with_the_reason(scene: Scene) -> None:
 
         assert "cancelled" in provocations.cancel_by_key(machine).stderr
         assert read_superblock(scene.target_disk).state is State.INVALID
+
+
+def test_a_second_kernel_that_cannot_play_its_role_or_reach_the_mailbox(scene: Scene) -> None:
+    with scene.machine() as machine:
+        machine.guest.event("ready")
+        mark(machine)
+
+        role = provocations.try_to_hibernate(machine, "--append", "kjump.role=third")
+        assert "there is no role called third" in role.stderr and "unharmed" in role.stderr
+
+        # All of the first kernel's memory below the window in one reserved range with what lies below 1 MiB.
+        strict = provocations.try_to_hibernate(machine, *HIGH_WINDOW, "--append", STRICT)
+        assert "the second kernel came back without a report; this system went on unharmed" in strict.stderr
 
 
 def test_a_target_too_small(scene: Scene) -> None:

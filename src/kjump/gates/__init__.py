@@ -80,11 +80,6 @@ class Gate:
     b_next_entry: int = 0
     switches: int = 0
 
-    @property
-    def way_to_a(self) -> tuple[int, ...]:
-        """What the gate noted of A when A came in, by which it goes back: the same for each load of A's."""
-        return (self.a_entry, self.a_stack, self.a_cr0, self.a_cr3, self.a_cr4, self.a_efer, self.a_apic)
-
     def pack(self, code: bytes | None = None) -> bytes:
         """Return the gate, `GATE_SIZE` bytes: `code` (default: x86_64's as built) with these fields put in."""
         binary = bytearray(gate_binary() if code is None else code)

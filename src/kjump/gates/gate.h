@@ -82,7 +82,7 @@
 #define DOOR_SIZE            0x1000
 #define DOOR_CR3_4LEVEL      0x040 /* u64 roots of the gate's page tables */
 #define DOOR_CR3_5LEVEL      0x048
-#define DOOR_GATE            0x050 /* u64 physical address of GATE_SWITCH */
+#define DOOR_GATE            0x050 /* u64 physical address of the gate's entry: GATE_SWITCH; to leave for good GATE_WAY_BACK or GATE_CRASH */
 #define DOOR_GDT_BASE        0x058 /* u64 for GATE_B_GDT_BASE, in R8 */
 #define DOOR_GDT_LIMIT       0x060 /* u64 for GATE_B_GDT_LIMIT, in R9; the door's own address is in R10 */
 

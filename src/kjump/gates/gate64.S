@@ -11,7 +11,7 @@
  *           page on kernels before 6.14, and they then read the next entry from a foreign page.)
  *           With GATE_RESTORE it is a boot kernel that calls this: what it has read of A lies aside, and is put in
  *           place first.
- * crash     B's kernel calls this when it panics: a copy of the gate is loaded in its crash slot. Nothing has been
+ * crash     B's kernel calls this when it panics, through a door that is loaded in its crash slot. Nothing has been
  *           quieted then, and it may be any of B's CPUs. A goes on on the CPU it left, with B's devices silenced.
  * switch    B's kernel calls this, through the door, as A's kernel calls entry: with the return address on a
  *           stack of one page. We note how B wants to be re-entered and go to A; entry then goes back to B.

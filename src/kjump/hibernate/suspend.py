@@ -224,7 +224,8 @@ def _prepare(request: Request, kcore: kernel_memory.Kcore, target: Target | None
         job |= {"do": "peer", "argv": request.look}
     else:
         job |= {"do": "save"} | _armed(request, target, tell)
-    line = f"{second_kernel.second_command_line(kernel, 'second', kcore)} {request.append}".rstrip()
+    machine = second_kernel.second_command_line(kernel, "second", kcore)
+    line = f"{machine} {layout.way_back.option} {request.append}".rstrip()
     initrd = with_job(initrd, job)  # and the other is gone: it is large
     second = LinuxPeer(kernel, initrd, line, layout)
     cookie = bytes.fromhex(job.get("cookie", ""))

@@ -23,6 +23,7 @@ from typing import Any
 
 from kjump.errors import FormatError
 from kjump.host.locked_memory import HostPages
+from kjump.kexec.physical import map_physical
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import RangeSet
 
@@ -117,12 +118,11 @@ class PeerMailbox:
 
     @classmethod
     def at_physical(cls, address: int, cookie: bytes) -> PeerMailbox:
-        """Reach it through /dev/mem at its physical `address`; FormatError unless it begins with `cookie`."""
-        fd = os.open("/dev/mem", os.O_RDWR | os.O_CLOEXEC)
-        try:
-            return cls(address, cookie, mmap.mmap(fd, PAGE_SIZE, offset=address))
-        finally:
-            os.close(fd)
+        """Reach it through /dev/mem at its physical `address`; FormatError unless it begins with `cookie`.
+
+        HostError when the kernel refuses.
+        """
+        return cls(address, cookie, map_physical(address, PAGE_SIZE, writable=True))
 
     @property
     def head(self) -> int:

@@ -195,5 +195,11 @@ def linux_peer(declared: Declared, layout: WindowLayout) -> LinuxPeer:
         raise UsageError(f"peer {declared.name}: cannot read {error.filename}: {error.strerror}") from None
     with kernel_memory.Kcore() as kcore:
         line = described.second_command_line(kernel, ROLE, kcore)
-    options = [line, f"kjump.gate={layout.gate:#x}", f"kjump.peer={declared.name}", declared.append]
+    options = [
+        line,
+        layout.way_back.option,
+        f"kjump.gate={layout.gate:#x}",
+        f"kjump.peer={declared.name}",
+        declared.append,
+    ]
     return LinuxPeer(kernel, initrd, " ".join(filter(None, options)), layout)

@@ -30,7 +30,8 @@ def run(role: Role) -> None:
     residence = Residence.here()
     order = residence.channel.order()
     try:
-        residence.open()
+        residence.load_door()
+        residence.cover_crash()
     except BaseException as error:
         residence.leave(Answer(*account_of(error)))
         return
