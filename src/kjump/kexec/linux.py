@@ -205,7 +205,7 @@ def way_back_plan(gate_at: int, gate: Gate) -> Plan:
     """Return the Plan by which C leaves for the first kernel: the gate itself, loaded where it lies.
 
     It is a segment so that the kernel's identity map covers it; `gate` is what the gate's fields shall be. (A second
-    kernel, whose gate is as A left it, goes back by `kexec.wayback`.)
+    kernel, whose gate is as A left it, goes back by `kexec.way_back`.)
     """
     segment = Segment(gate_at, GATE_SIZE, gate.pack(), "gate")
     return make_plan(gate_at + GATE_WAY_BACK, [segment], ARCH_X86_64)
