@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from kjump.formats import notes, superblock
-from kjump.gates import GATE_SIZE, Gate
+from kjump.gates import Gate
 from kjump.hibernate import resume, suspend
 from kjump.image import layout as image_layout
 from kjump.image import restore
@@ -35,6 +35,7 @@ from kjump.init.system import Role
 from kjump.kexec import mailbox
 from kjump.kexec.channel import SIZE, Channel
 from kjump.kexec.kimage import ParkedMemory, Shadow, ShadowRun
+from kjump.kexec.way_back import WayBack
 from kjump.memory import PAGE_SIZE, FileMemory, FilePiece
 from kjump.peers import lifecycle, standby
 from kjump.peers.registry import Ledger, Peer, State, boot_id
@@ -258,7 +259,8 @@ class Machine:
             self.in_b(text)
 
         console, status = SimpleNamespace(line=line), SimpleNamespace(send=lambda e, **_: self.in_b(e), close=list)
-        return Role(options, job, console, status)  # type: ignore[arg-type]
+        way_back = WayBack(gate=PAGE_SIZE, tables=2 * PAGE_SIZE)
+        return Role(options, job, console, status, way_back=way_back)  # type: ignore[arg-type]
 
     def b(self) -> None:
         """Run the second role."""
@@ -415,14 +417,14 @@ def stand_by(made: Machine, patch: pytest.MonkeyPatch, folder: Path) -> None:
     made.b, made.report, made.channel = b, report, memory  # type: ignore[method-assign]
     page = SimpleNamespace(memory=memory, address=0x200000, close=lambda: None)
     kernel = {"load": lambda plan: None, "unload": lambda flags: None, "is_loaded": lambda: True, "jump": made.jump}
-    patch.setattr(lifecycle, "host", SimpleNamespace(**kernel))
-    patch.setattr(lifecycle.standing, "StandingPage", lambda path: page)
-    patch.setattr(lifecycle.standing, "remove", lambda path: None)
+    patch.setattr(lifecycle, "syscalls", SimpleNamespace(**kernel))
+    patch.setattr(lifecycle.hugetlbfs, "StandingPage", lambda path: page)
+    patch.setattr(lifecycle.hugetlbfs, "remove", lambda path: None)
     patch.setattr(lifecycle, "_is_other_image", lambda state: False)
-    patch.setattr(lifecycle.running, "_known", {})
+    patch.setattr(lifecycle.kernel_memory, "_known", {})
     patch.setattr(lifecycle, "_last_words", lambda words: {"panic": "Kernel panic"})
     kcore = SimpleNamespace(vmcoreinfo_note=lambda: b"")
-    patch.setattr(standby, "running", SimpleNamespace(Kcore=lambda: contextlib.nullcontext(kcore)))
+    patch.setattr(standby, "kernel_memory", SimpleNamespace(Kcore=lambda: contextlib.nullcontext(kcore)))
     patch.setattr(standby.described, "describe_machine", lambda gate, **_: None)
     patch.setattr(standby, "layout_of", lambda *_: SimpleNamespace(window=Range(0, 1 << 20)))
     patch.setattr(suspend, "save_job", words)
@@ -445,12 +447,13 @@ def _patch_a(patch: pytest.MonkeyPatch, made: Machine) -> None:
     patch.setattr(suspend, "_prepare", made.prepare)
     patch.setattr(suspend, "claim", lambda request: made.open())
     patch.setattr(suspend, "open_for_image", made.open)
-    patch.setattr(suspend, "host", SimpleNamespace(load=lambda plan: None, jump=made.jump, unload=lambda flags: None))
+    calls = SimpleNamespace(load=lambda plan: None, jump=made.jump, unload=lambda flags: None)
+    patch.setattr(suspend, "syscalls", calls)
     kernel = SimpleNamespace(Kcore=contextlib.nullcontext, image_list_head=lambda kcore: 0)
-    patch.setattr(suspend, "running", kernel)
+    patch.setattr(suspend, "kernel_memory", kernel)
     patch.setattr(suspend, "take_leave", lambda items, pace: pace.settle() or {})
-    patch.setattr(suspend.arrival, "settle", lambda *_: 0.0)
-    patch.setattr(suspend.postmortem, "last_words", lambda kcore, report: {"panic": "Kernel panic"})
+    patch.setattr(suspend.after_jump, "settle", lambda *_: 0.0)
+    patch.setattr(suspend.post_mortem, "last_words", lambda kcore, report: {"panic": "Kernel panic"})
 
 
 def _patch_b(patch: pytest.MonkeyPatch, made: Machine) -> None:
@@ -459,13 +462,11 @@ def _patch_b(patch: pytest.MonkeyPatch, made: Machine) -> None:
         made.power_off()
 
     page = SimpleNamespace(words={}, head=0, report=lambda *words: (made.alive("B"), made.report(*words)))
-    patch.setattr(second, "read_physical", lambda address, size: Gate().pack().ljust(GATE_SIZE, b"\0"))
+    patch.setattr(second, "gate_of", lambda way: Gate())
     patch.setattr(second.mailbox, "PeerMailbox", SimpleNamespace(at_physical=lambda address, cookie: page))
-    patch.setattr(second, "host", SimpleNamespace(load=lambda plan: None, jump=made.go_home))
-    patch.setattr(second, "way_back_plan", lambda at, gate: None)
-    patch.setattr(second.running, "crash_kernel", lambda: None)
+    patch.setattr(second, "syscalls", SimpleNamespace(is_loaded=lambda **_: False, jump=made.go_home))
     patch.setattr(second, "uptime", lambda: 1.0)
-    patch.setattr(jobs, "host", SimpleNamespace(power_off=power_off))
+    patch.setattr(jobs, "syscalls", SimpleNamespace(power_off=power_off))
     patch.setattr(jobs, "open_parked", made.parked)
     patch.setattr(jobs, "kept_head", lambda *_: 0)
     patch.setattr(jobs, "ProgressBar", _Bar)
@@ -481,7 +482,7 @@ def _patch_boot(patch: pytest.MonkeyPatch, made: Machine) -> None:
     patch.setattr(boot, "_land_aside", lambda role, opened: _Landing(made, opened.contents))
     patch.setattr(boot, "uptime", lambda: 1.0)
     patch.setattr(resume, "_check_this_machine", lambda opened: None)
-    patch.setattr(finish_restore, "host", SimpleNamespace(load=lambda plan: None, jump=jump))
+    patch.setattr(finish_restore, "syscalls", SimpleNamespace(load=lambda plan: None, jump=jump))
     patch.setattr(finish_restore, "restore", restore.restore)
     patch.setattr(finish_restore, "_gate_for_a", lambda facts: None)
     patch.setattr(finish_restore, "ProgressBar", _Bar)

@@ -102,7 +102,7 @@ def test_the_job_does_not_write_complete_once_its_time_limit_has_struck(machine:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jobs.Unfinished, "finish", slow)
-        patch.setattr(crash.second.host, "jump", jump)
+        patch.setattr(crash.second.syscalls, "jump", jump)
         machine.came_back = machine.power_goes
         with pytest.raises(PowerLost):
             machine.travel()
@@ -179,15 +179,15 @@ def unload_refused(machine: Machine, patch: pytest.MonkeyPatch) -> None:
     def refuse(flags: int) -> None:
         raise HostError("the kernel refused to unload: another program is loading one")
 
-    patch.setattr(suspend.host, "unload", refuse)
+    patch.setattr(suspend.syscalls, "unload", refuse)
 
 
 def log_odd(machine: Machine, patch: pytest.MonkeyPatch) -> None:
     def odd(*_: Any) -> dict[str, Any]:
         raise ValueError("negative shift count")
 
-    patch.setattr(suspend.postmortem, "last_words", odd)
-    patch.setattr(suspend.arrival, "settle", odd)
+    patch.setattr(suspend.post_mortem, "last_words", odd)
+    patch.setattr(suspend.after_jump, "settle", odd)
 
 
 def nothing_odd(machine: Machine, patch: pytest.MonkeyPatch) -> None:
