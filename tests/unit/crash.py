@@ -222,8 +222,8 @@ class Machine:
         if how == "off":
             self.disk.lose_power(cache=False)
             how = self.boot()
-        assert how in ("home", "resumed"), how
         self._runs = "A"
+        assert how in ("home", "resumed"), how
         self.came_back()
 
     # --- B ---

@@ -4,6 +4,7 @@ File systems' digests see nothing here, so all depends on what the superblock sa
 """
 
 import errno
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -108,6 +109,35 @@ def test_the_job_does_not_write_complete_once_its_time_limit_has_struck(machine:
             machine.travel()
     assert machine.state is State.WRITING
     assert machine.boot_after_power_loss(cache=True) == "ordinary"
+
+
+def test_the_machine_is_not_switched_off_once_the_time_limit_has_struck(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The image is unusable by then, and this system would be lost."""
+    machine.time_limit = 0.3
+    leaving = threading.Event()
+
+    def jump() -> None:
+        leaving.set()
+        threading.Event().wait(0.5)
+        machine.go_home()
+
+    monkeypatch.setattr(crash.second.host, "jump", jump)
+    machine.in_b = lambda line: leaving.wait(10) if line.startswith("kjump: A is saved") else None
+    trip = machine.travel()
+    assert (trip.outcome, machine.state) == (mailbox.OUTCOME_FAILED, State.INVALID)
+    assert "time limit" in trip.report["reason"]
+
+
+def test_a_job_that_raises_leaves_nothing_complete_and_the_target_closed(machine: Machine) -> None:
+    armed = machine.open().arm()
+    with pytest.raises(HostError), unfinished(machine.open(), Guard()) as made:
+        made.finish(armed.evolve(state=State.COMPLETE))
+        stays_on()
+    assert machine.state is State.INVALID
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(made.target.fd)
 
 
 def test_the_time_limit_does_not_wait_for_a_disk_that_hangs(machine: Machine) -> None:
@@ -229,6 +259,25 @@ def test_a_tries_again(machine: Machine, what: str, number: int, times: int, end
 
     machine.came_back = back
     machine.travel()
+    assert machine.boot_after_power_loss() == "ordinary"
+
+
+def test_a_needs_not_read_what_it_gives_up(machine: Machine) -> None:
+    machine.power_off = machine.panic
+    machine.event = failing("A", "read", times=1000, after=1)
+    machine.travel()
+    assert machine.boot_after_power_loss() == "ordinary"
+
+
+def test_signals_wait_until_a_has_written(machine: Machine) -> None:
+    machine.power_off = machine.panic
+
+    def back() -> None:
+        machine.event = lambda who, what: signal.raise_signal(signal.SIGINT)
+
+    machine.came_back = back
+    with pytest.raises(KeyboardInterrupt):
+        machine.travel()
     assert machine.boot_after_power_loss() == "ordinary"
 
 
