@@ -316,6 +316,24 @@ def test_a_target_that_is_somebody_elses_by_now_is_left_alone(machine: Machine) 
     assert machine.state is State.COMPLETE
 
 
+@pytest.mark.parametrize("there", [bytes(4096), b"a file system".ljust(4096, b"x")])
+def test_a_disk_that_was_exchanged_is_left_alone(machine: Machine, there: bytes) -> None:
+    with machine.open() as mine:
+        mine.arm()
+        os.pwrite(machine.disk.fd, there, 0)
+        mine.give_up_image("mine")
+    assert os.pread(machine.disk.fd, 4096, 0) == there
+
+
+def test_a_superblock_that_was_torn_is_written_anew(machine: Machine) -> None:
+    with machine.open() as mine:
+        armed = mine.arm()
+        torn = armed.evolve(state=State.COMPLETE, details={"long": "x" * 3000}).pack()[:1024] + bytes(3072)
+        os.pwrite(machine.disk.fd, torn, 0)
+        mine.give_up_image("mine")
+    assert machine.state is State.INVALID
+
+
 @pytest.mark.parametrize("what", ["write", "flush"])
 def test_a_boot_that_does_not_resume_tries_again_too(machine: Machine, what: str) -> None:
     with machine.open() as target:

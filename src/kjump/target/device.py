@@ -26,7 +26,7 @@ from typing import Any
 
 from kjump.errors import FormatError, ImageError, TargetError
 from kjump.formats import extentmap, signatures
-from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
+from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock, is_of
 from kjump.ranges import Range
 
 _BLKGETSIZE64 = 0x80081272
@@ -221,20 +221,20 @@ class Target:
         """Make the image unusable for which the superblock was read or written here last, whatever it reads now.
 
         Tries again for a while, and then writes even if the superblock says invalid: a write whose flush failed can be
-        read back from the drive's cache, and is gone with the power. A superblock with another cookie is somebody
-        else's, and is left. TargetError when it cannot be written, OSError when there is no memory to do it.
+        read back from the drive's cache, and is gone with the power. What has another cookie, or is no superblock, is
+        somebody else's, and is left. TargetError when it cannot be written, OSError when there is no memory to do it.
         """
         known = self._known
-        failure: Exception = TargetError(f"nothing is known of an image on {self.path}")
+        if known is None:
+            raise TargetError(f"nothing is known of an image on {self.path}")
         for pause in _PAUSES:
             time.sleep(pause)
             found = known
             with contextlib.suppress(FormatError, TargetError, OSError):  # OSError: no memory for a buffer
-                found = self.read_superblock()
-            if found is None:
-                continue
-            if known is not None and found.cookie != known.cookie:
-                return
+                data = self.read(0, SUPERBLOCK_SIZE)
+                if not is_of(data, known.cookie):
+                    return
+                found = Superblock.unpack(data)
             details = found.details if found.state is State.INVALID else {"reason": reason}
             try:
                 self.write_superblock(found.evolve(state=State.INVALID, details=details))
