@@ -13,8 +13,8 @@ from kjump.lab.machine.scene import TARGET_DEVICE, Hardware, Scene, copy_disk, m
 MIB = 1 << 20
 STRICT = "memmap=4K$0x100000 iomem=strict"
 """What makes a second kernel refuse to map the first one's memory, whatever kjump tells it."""
-HIGH_WINDOW = ("--window", "0x20000000,96M")
-"""Above the mailbox."""
+HIGH_WINDOW = ("--window", "0x21e00000,96M")
+"""At the end of memory: the mailbox is below it."""
 
 
 def assert_unharmed(machine: Machine) -> None:
