@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from kjump.errors import HostError, JumpError
-from kjump.formats import bzimage, cpio
+from kjump.formats import bzimage, cmdline, cpio
 from kjump.gates import Gate
 from kjump.hibernate import DEFAULT_WATCHDOG, after_jump, post_mortem, preflight
 from kjump.hibernate.away import Away, Tell
 from kjump.hibernate.clock import Moment, Pace
 from kjump.hibernate.hooks import TIMEOUT, Hook
 from kjump.host import kernel_memory, procfs
-from kjump.image import DEFAULT_LEVEL
 from kjump.image.layout import Kind
 from kjump.initramfs.contents import with_job, without_kernel
 from kjump.kexec import mailbox, second_kernel, syscalls
@@ -219,13 +218,13 @@ def _prepare(request: Request, kcore: kernel_memory.Kcore, target: Target | None
     if request.hook:
         initrd = cpio.join([initrd, request.hook.packed()])
     second_kernel.require_room(kernel, initrd, layout)
+    machine = second_kernel.second_command_line(kernel, "second", kcore)
+    line = cmdline.join([machine, layout.way_back.option, request.append])
     job = _common(request, kcore, around, layout) | {"gate": layout.gate}
     if target is None:
         job |= {"do": "peer", "argv": request.look}
     else:
         job |= {"do": "save"} | _armed(request, target, tell)
-    machine = second_kernel.second_command_line(kernel, "second", kcore)
-    line = f"{machine} {layout.way_back.option} {request.append}".rstrip()
     initrd = with_job(initrd, job)  # and the other is gone: it is large
     second = LinuxPeer(kernel, initrd, line, layout)
     cookie = bytes.fromhex(job.get("cookie", ""))
@@ -263,9 +262,9 @@ def _common(request: Request, kcore: kernel_memory.Kcore, around: Surroundings, 
 
 def _armed(request: Request, target: Target, tell: Tell) -> dict[str, Any]:
     """Arm the target, and return what a job says that saves to it."""
-    options = target.place.boot_options()
-    if request.kind is Kind.HIBERNATION and not set(options) <= set(procfs.command_line().split()):
-        tell(f"this boot did not have `{' '.join(options)}`: the next one needs it to find the image")
+    options = " ".join(target.place.boot_options())
+    if request.kind is Kind.HIBERNATION and not cmdline.parse(procfs.command_line()).has_all(cmdline.parse(options)):
+        tell(f"this boot did not have `{options}`: the next one needs it to find the image")
     cookie = target.arm().cookie
     target.check_on_device()
     return {

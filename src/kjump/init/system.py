@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shlex
 import stat
 import time
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kjump.errors import HostError, ImageError
+from kjump.formats import cmdline
 from kjump.formats.superblock import SUPERBLOCK_SIZE
 from kjump.host.libc import libc
 
@@ -66,12 +66,8 @@ def _mount_kernel_file_system(kind: str, where: str) -> None:
 
 
 def kernel_options() -> dict[str, str]:
-    """Return the kernel command line as option -> value; options without a value map to an empty string."""
-    options = {}
-    for word in shlex.split(Path("/proc/cmdline").read_text()):
-        name, _, value = word.partition("=")
-        options[name] = value
-    return options
+    """Return the kernel command line as option -> value, as `CommandLine.options` does; no line is an error."""
+    return cmdline.parse(Path("/proc/cmdline").read_text("utf-8", "surrogateescape").removesuffix("\n")).options()
 
 
 def superblock_offset(options: dict[str, str], name: str = "kjump.resume_offset") -> int:

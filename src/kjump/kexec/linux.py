@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kjump.errors import PlanError
-from kjump.formats import bootparams, elf
+from kjump.formats import bootparams, cmdline, elf
 from kjump.formats.bzimage import BzImage
 from kjump.formats.e820 import RAM, RESERVED, E820Entry
 from kjump.gates import (
@@ -133,7 +133,7 @@ class LinuxPeer:
             headers = elf.kdump_headers(
                 vmcore_ram.aligned_inside(PAGE_SIZE), around.vmcoreinfo_note, layout.elf_headers
             )
-            command_line += f" elfcorehdr={layout.elf_headers:#x}"
+            command_line = cmdline.join([command_line, f"elfcorehdr={layout.elf_headers:#x}"])
         initrd_at = self._place_initrd()
         around = dataclasses.replace(around, gate=dataclasses.replace(around.gate, next_entry=first_gate + GATE_ENTRY))
         reserved = self._reserved(around, headers, command_line, initrd_at)
@@ -161,7 +161,7 @@ class LinuxPeer:
     def _reserved(self, around: Surroundings, headers: bytes, command_line: str, initrd_at: int) -> bytes:
         """Return the contents of the reserved part: gate, boot_params, command line, ELF headers, tables."""
         layout = self.layout
-        encoded = command_line.encode() + b"\0"
+        encoded = cmdline.encode(command_line) + b"\0"
         limit = min(self.kernel.cmdline_size, layout.elf_headers - layout.command_line - 1)
         if len(encoded) - 1 > limit:
             raise PlanError(f"the command line has {len(encoded) - 1} bytes; this kernel takes {limit}")

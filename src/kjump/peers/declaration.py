@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kjump.errors import PlanError, UsageError
-from kjump.formats import bzimage, cpio
+from kjump.formats import bzimage, cmdline, cpio
 from kjump.gates import FLAG_CHOOSE, FLAG_INIT_CPUS, GATE_ENTRY, Gate
 from kjump.host import hugetlbfs, kernel_memory
 from kjump.kexec import mailbox
@@ -196,10 +196,9 @@ def linux_peer(declared: Declared, layout: WindowLayout) -> LinuxPeer:
     with kernel_memory.Kcore() as kcore:
         line = described.second_command_line(kernel, ROLE, kcore)
     options = [
-        line,
         layout.way_back.option,
         f"kjump.gate={layout.gate:#x}",
-        f"kjump.peer={declared.name}",
+        cmdline.word("kjump.peer", declared.name),
         declared.append,
     ]
-    return LinuxPeer(kernel, initrd, " ".join(filter(None, options)), layout)
+    return LinuxPeer(kernel, initrd, cmdline.join([line, *options]), layout)

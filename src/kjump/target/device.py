@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any
 
 from kjump.errors import FormatError, ImageError, TargetError
-from kjump.formats import extentmap, signatures
+from kjump.formats import cmdline, extentmap, signatures
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock, is_of
 from kjump.ranges import Range
 
@@ -43,8 +43,11 @@ class Place:
     extents: tuple[Range, ...] = ()
 
     def boot_options(self) -> tuple[str, ...]:
-        """Return the kernel options with which a boot finds an image here."""
-        resume = f"kjump.resume={self.device}"
+        """Return the kernel options, as they are written, with which a boot finds an image here.
+
+        PlanError when the device has a name that cannot be written on a kernel's command line.
+        """
+        resume = cmdline.word("kjump.resume", self.device)
         return (resume, f"kjump.resume_offset={self.extents[0].start // _BLOCK}") if self.extents else (resume,)
 
     def as_json(self) -> dict[str, Any]:
