@@ -121,6 +121,8 @@ def test_versions_are_listed_in_order_and_a_missing_one_names_its_package(tmp_pa
     assert kernel.available(tmp_path) == ("6.1", "6.12")
     with pytest.raises(LabError, match=r"there: 6\.1 and 6\.12.*apt install linux-source-6\.11"):
         kernel._tarball("6.11", tmp_path)
+    assert kernel.preferred("6.1", tmp_path) == "6.1" and kernel.preferred("6.11", tmp_path) == "6.12"
+    assert kernel.preferred("6.11", tmp_path / "nowhere") == "6.11"
     with pytest.raises(LabError, match="there: none"):
         kernel._tarball("6.11", tmp_path / "nowhere")
 

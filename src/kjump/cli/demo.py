@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -35,12 +36,18 @@ def _machine(memory: str, *, version: str = "6.12", why: str = "Kernel version."
             click.option("--cpu", default="max", show_default=True, help="QEMU CPU model."),
             click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True),
             click.option("--memory", type=SIZE, default=memory, show_default=True, help="RAM of the machine."),
-            click.option("--kernel", "version", default=version, show_default=True, help=why),
+            click.option("--kernel", "version", default=partial(_installed, version), show_default=version, help=why),
         ):
             command = option(command)
         return command
 
     return add
+
+
+def _installed(version: str) -> str:
+    from kjump.lab.machine import kernel as kernels
+
+    return kernels.preferred(version)
 
 
 @contextmanager
