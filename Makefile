@@ -2,6 +2,7 @@
 # make test   sets everything up and runs all tests
 # make lint   format and type checks
 # make bench  speed and memory, against the peers
+# make clean-room SUITE=trixie   what README.md says, in a minimal Debian of its own (bookworm, trixie; DEMO=1: make demo too)
 # make soak   twenty hibernations of a busy machine in a row (SOAK=n: n of them), five from standby, 200 jumps; takes half an hour
 # Each installs what it needs and can be run again at any time.
 
@@ -21,8 +22,9 @@ KERNEL_VERSIONS := 6.12 6.1
 KERNELS ?= $(shell for v in $(KERNEL_VERSIONS); do [ ! -e /usr/src/linux-source-$$v.tar.xz ] || echo $$v; done)
 PYTEST ?= $(BIN)/python -m pytest
 SOAK ?= 20
+SUITE ?= bookworm
 
-.PHONY: setup apt kernels kernel-i386 demo test lint format soak bench clean
+.PHONY: setup apt kernels kernel-i386 demo test lint format soak bench clean-room clean
 
 setup: apt $(INSTALLED)
 
@@ -76,6 +78,10 @@ bench: setup kernels
 	$(BIN)/python bench/emulator.py $(firstword $(KERNELS))
 	$(BIN)/python bench/dump.py
 	$(BIN)/python bench/hibernate.py --kernel $(firstword $(KERNELS))
+
+# As root: a root file system is made and thrown away again.
+clean-room:
+	$(PYTHON) build-aux/clean_room.py $(SUITE) $(if $(DEMO),--demo) $(if $(KEEP),--keep)
 
 clean:
 	rm -rf $(VENV) build
