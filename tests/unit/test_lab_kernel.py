@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import subprocess
+import sys
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
+from kjump.cli import lab
 from kjump.errors import LabError
 from kjump.lab.machine import kernel
 from kjump.lab.machine.kernel import Option, Recipe
@@ -213,3 +216,48 @@ def test_a_missing_tool_is_told_by_its_package(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LabError, match="apt install binutils xz-utils`"):
         kernel._need_tools("ld", "xz")
+
+
+_INTERRUPTED = """
+import os, signal, sys
+from pathlib import Path
+from kjump.lab import kernel
+
+def build_in(work, *_):
+    work.mkdir()
+    (work / "source").touch()
+    os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+    signal.pause()
+
+kernel._build_in = build_in
+kernel._need_tools = lambda *_: None
+recipe = kernel.Recipe("6.12", "x86_64", False, "linux-source-6.12 1", "gcc 12", "")
+kernel._build(recipe, Path(sys.argv[1], recipe.name), lambda *_: None)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_an_interrupted_build_leaves_nothing(tmp_path: Path, name: str) -> None:
+    done = subprocess.run([sys.executable, "-c", _INTERRUPTED, str(tmp_path), name], capture_output=True, check=False)
+    assert done.returncode != 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_trees_that_killed_builds_left_are_swept_and_those_at_work_are_not(tmp_path: Path) -> None:
+    for name in ("left", "held"):
+        (tmp_path / f"{name}.work").mkdir()
+        (tmp_path / f"{name}.work" / "vmlinux.o").touch()
+        (tmp_path / f"{name}.lock").touch()
+    with (tmp_path / "held.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kernel._sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*.work")) == ["held.work"]
+
+
+def test_progress_is_told_in_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with lab._progress("linux 6.12") as report:
+        for step in range(101):
+            report(step / 100, f"file{step}.o")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 11
+    assert lines[0].startswith("linux 6.12:   0% after 0 s, file0.o") and "100%" in lines[-1]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -29,10 +33,21 @@ def kernel() -> None:
 @click.option("--debug-info", is_flag=True, help="Keep a vmlinux with DWARF, for crash and drgn.")
 def kernel_build(version: str, arch: str, debug_info: bool) -> None:
     """Build a kernel, or say where the cached one is."""
+    from kjump.lab.machine import kernel as kernels
+
+    with _progress(f"linux {version}") as report:
+        built = kernels.build(version, arch=arch, debug_info=debug_info, progress=report)
+    click.echo(f"{built.image} (Linux {built.release}, {human(built.image.stat().st_size)})")
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[float, str], None]]:
+    """Give what shows the progress of a job: a bar on a terminal, else a line for each of its tenths."""
+    if not sys.stderr.isatty():
+        yield _Lines(title)
+        return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from kjump.lab.machine import kernel as kernels
 
     columns = (
         TextColumn("{task.description}"),
@@ -41,14 +56,24 @@ def kernel_build(version: str, arch: str, debug_info: bool) -> None:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(f"linux {version}", total=1.0)
-        built = kernels.build(
-            version,
-            arch=arch,
-            debug_info=debug_info,
-            progress=lambda share, what: progress.update(task, completed=share, description=what[-60:]),
-        )
-    click.echo(f"{built.image} (Linux {built.release}, {human(built.image.stat().st_size)})")
+        task = progress.add_task(title, total=1.0)
+        yield lambda share, what: progress.update(task, completed=share, description=what[-60:])
+
+
+class _Lines:
+    """Prints a line when a job has begun, and for each tenth of it."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._begun = time.monotonic()
+        self._told = -1
+
+    def __call__(self, share: float, what: str) -> None:
+        tenth = int(share * 10)
+        if tenth > self._told:
+            self._told = tenth
+            seconds = time.monotonic() - self._begun
+            click.echo(f"{self._title}: {share:4.0%} after {seconds:.0f} s, {what}", err=True)
 
 
 @lab_command.command("vmcore")

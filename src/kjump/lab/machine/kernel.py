@@ -21,7 +21,9 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -412,13 +414,15 @@ def _build(recipe: Recipe, folder: Path, report: Progress) -> None:
     """Build a kernel into `folder`, which must not exist; the caller holds its lock.
 
     A tree whose build failed is left, so that the command that failed can be tried by hand; the next build
-    removes it, as it removes what a killed one left.
+    removes it, as it removes what a killed one left. One that is interrupted, by a signal too, leaves nothing.
     """
     _need_tools(*TOOLS)
     work = folder.with_name(f"{folder.name}.work")
     shutil.rmtree(work, ignore_errors=True)
+    _sweep(folder.parent)
     try:
-        _build_in(work, recipe, folder, report)
+        with _signals_raise():
+            _build_in(work, recipe, folder, report)
     except LabError:
         raise
     except BaseException:
@@ -426,6 +430,35 @@ def _build(recipe: Recipe, folder: Path, report: Progress) -> None:
         raise
     shutil.rmtree(work)
     report(1.0, folder.name)
+
+
+def _sweep(kernels: Path) -> None:
+    """Remove the trees of builds that failed or were killed: those whose lock nobody holds."""
+    for tree in kernels.glob("*.work"):
+        with tree.with_suffix(".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            shutil.rmtree(tree, ignore_errors=True)
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Make SystemExit of the signals that would end this process at once, so that it can clean up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _build_in(work: Path, recipe: Recipe, folder: Path, report: Progress) -> None:
