@@ -154,7 +154,8 @@ def main(arguments: Sequence[str]) -> int:
     if os.geteuid() != 0:
         raise SystemExit("a clean room can be made by root only")
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _: sys.exit(128 + received))  # by way of `finally`
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup has the second ignored
+            signal.signal(number, lambda received, _: sys.exit(128 + received))  # by way of `finally`
     root = Path(tempfile.mkdtemp(prefix=f"kjump-{options.suite}-", dir=os.environ.get("KJUMP_CLEAN_ROOM", "/var/tmp")))
     root.chmod(0o755)
     seconds = {}

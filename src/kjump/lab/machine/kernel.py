@@ -445,7 +445,10 @@ def _sweep(kernels: Path) -> None:
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Make SystemExit of the signals that would end this process at once, so that it can clean up."""
+    """Make SystemExit of the signals that would end this process at once, so that it can clean up.
+
+    Those that it ignores (nohup), or that somebody else handles, stay as they are.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -453,12 +456,14 @@ def _signals_raise() -> Iterator[None]:
     def leave(number: int, _: object) -> None:
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    deadly = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
+    for number in deadly:
+        signal.signal(number, leave)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in deadly:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _build_in(work: Path, recipe: Recipe, folder: Path, report: Progress) -> None:
