@@ -18,6 +18,7 @@ from kjump.hibernate.away import Away, Tell
 from kjump.hibernate.clock import Moment, Pace
 from kjump.hibernate.hooks import TIMEOUT, Hook
 from kjump.host import kernel_memory, procfs
+from kjump.image import DEFAULT_LEVEL
 from kjump.image.layout import Kind
 from kjump.initramfs.contents import with_job, without_kernel
 from kjump.kexec import mailbox, second_kernel, syscalls
