@@ -33,13 +33,18 @@ from kjump.ranges import Range, RangeSet
 
 KERNEL_NAMES = sorted(k for k in KERNELS if KERNELS[k].arch is Arch.X86_64)
 HERE = [0x400000, 0x600000]
+EFER = 0xC0000080
 COOKIE = bytes(range(1, COOKIE_SIZE + 1))
 
 # A peer that jumps as Linux does: on a stack of one page it calls the next entry, and takes the one for next time
-# from the top of the stack when it is called back. It notes what it finds, at 0x800.
+# from the top of the stack when it is called back. It notes what it finds, at 0x800. Its EFER is without SCE.
 PEER = """
     .text
     incq  0x810 + base
+    movl  $0xc0000080, %ecx
+    rdmsr
+    btrl  $0, %eax
+    wrmsr
     movq  %rsi, %r15
 1:
     incq  0x808 + base
@@ -52,6 +57,9 @@ PEER = """
     subq  $base + 0x2000, %rax
     movq  %rax, 0x820 + base
     sgdt  0x82e + base
+    movl  $0xc0000080, %ecx
+    rdmsr
+    movl  %eax, 0x838 + base
     jmp   1b
     .org 0x2000
 """
@@ -133,9 +141,12 @@ def test_a_peer_is_started_once_and_then_re_entered_where_it_left(
     kernel: str, push_start: bool, tmp_path: Path
 ) -> None:
     peers = Peers(tmp_path, kernel, 1, push_start)
+    cpu = peers.machine.linux.cpu
+    efer = cpu.get_msr(EFER)
     for round_number in range(1, 5):
         peers.switch()
         assert peers.machine.difference().unexplained == []
+        assert cpu.get_msr(EFER) == efer
         gate = peers.gate(0)
         runs, starts, next_entry, stack = struct.unpack("<4Q", peers.read(HERE[0] + 0x808, 32))
         assert (runs, starts) == (round_number, 1)
@@ -144,6 +155,7 @@ def test_a_peer_is_started_once_and_then_re_entered_where_it_left(
         assert gate.b_stack == HERE[0] + 0x2000 - (16 if push_start else 8)
         assert gate.b_gdt_base == 0xFFFF_8000_0040_0000
         if round_number > 1:
+            assert struct.unpack("<I", peers.read(HERE[0] + 0x838, 4)) == (efer & ~1,)
             limit, base = struct.unpack("<HQ", peers.read(HERE[0] + 0x82E, 10))
             assert (limit, base) == (0x7F, 0xFFFF_8000_0040_0000), "the GDT that kernels before 6.13 need"
             assert next_entry == HERE[0] + 0x4000, "the kernel finds its door again as its next entry"

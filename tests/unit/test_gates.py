@@ -104,6 +104,14 @@ def test_small_tables_map_every_address_to_itself(gigabytes: int, share: float, 
     assert walk(tables, base, root, levels, limit + (1 << 30)) is None or gigabytes % 512 == 0
 
 
+@pytest.mark.parametrize("huge", [False, True])
+def test_all_pages_are_writable_with_write_protection_on(huge: bool) -> None:
+    base = 0x1000000
+    tables = gates.identity_tables(base, 5 << 30, huge=huge)
+    entries = [entry for (entry,) in struct.iter_unpack("<Q", tables) if entry]
+    assert entries and all(entry & 3 == 3 for entry in entries), "present and writable, on every level"
+
+
 def test_tables_end_at_256_tib() -> None:
     with pytest.raises(ValueError, match="256 TiB"):
         gates.identity_tables(0, 1 << 49, huge=True)

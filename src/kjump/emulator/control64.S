@@ -5,6 +5,8 @@
  *            for identity ones, swaps every destination page with its source page, and calls the callee on a stack of
  *            its own: the swap page. It returns to the kernel in RAX the entry for the next jump.
  *
+ * On the way back CR4 is set before CR0, as Linux does it. With CET in CR4 that is a fault unless CR0.WP is set already.
+ *
  * State at the callee: long mode, identity tables, interrupts off, GDT and IDT with limit 0, CR4 = PAE (and LA57 if
  * the kernel has it). The callee may change every register; it owes us the return address popped, and on top of
  * the stack the entry for next time.
@@ -12,6 +14,7 @@
 #include "control.h"
 
 #define CR0_CLEARED       ((1 << 18) | (1 << 16) | (1 << 3) | (1 << 2)) /* AM, WP, TS, EM */
+#define CR4_CET_BIT       23
 #define CR4_PAE           (1 << 5)
 #define CR4_LA57          (1 << 12)
 
@@ -52,6 +55,9 @@ relocate:
 	jmp	*%rax
 at_physical:
 	leaq	_start(%rip), %rbx
+	movq	%cr4, %rax
+	btrq	$CR4_CET_BIT, %rax /* first: while it is set, WP cannot be cleared */
+	movq	%rax, %cr4
 	movq	%cr0, %rax
 	andq	$~CR0_CLEARED, %rax
 	movq	%rax, %cr0

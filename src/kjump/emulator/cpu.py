@@ -35,7 +35,15 @@ _SERIAL = range(0x3F8, 0x400)
 _LINE_STATUS_IDLE = 0x60
 _MSR_EFER = 0xC0000080
 _BRANCHES = 16
+_CPUID_FEATURES = 7
+_CPUID_ECX_SHSTK = 1 << 7
+_CPUID_EDX_IBT = 1 << 20
 _INVALID_INSTRUCTION = 6
+_GENERAL_PROTECTION = 13
+_MOVE_TO_CONTROL = 3
+"""Bytes of such an instruction from one of the first eight general registers."""
+CR0_WP = 1 << 16
+CR4_CET = 1 << 23
 
 GENERAL = {
     Arch.X86_64: (
@@ -67,7 +75,13 @@ class Access:
 
 
 class Cpu:
-    """One CPU. Registers are read and written by name, as RAX or XMM0."""
+    """One CPU. Registers are read and written by name, as RAX or XMM0.
+
+    Unicorn keeps CR4.CET, but does not know what it forbids. The rule that matters to a jump is applied here: CR4.CET
+    is never set while CR0.WP is clear, and the instruction that would make it so is a general protection fault
+    (Intel SDM volume 2, MOV to control registers; AMD APM volume 2, 3.1.3). Code in which CET is on runs as if it had
+    neither shadow stacks nor tracking of branches.
+    """
 
     def __init__(self, arch: Arch, ram: Ram) -> None:
         """Make a CPU whose physical memory is `ram`."""
@@ -77,6 +91,7 @@ class Cpu:
             self._uc.ctl_set_cpu_model(x86_const.UC_CPU_X86_SKYLAKE_SERVER)  # has pages of 1 GiB
         self._uc.mem_map_ptr(0, ram.size, UC_PROT_ALL, ram.pointer)
         self._uc.hook_add(UC_HOOK_INTR, self._on_exception)
+        self._uc.hook_add(UC_HOOK_BLOCK, self._on_block)
         self._uc.hook_add(UC_HOOK_MEM_INVALID, self._on_no_memory)
         for instruction, callback in (("OUT", self._on_out), ("IN", self._on_in)):
             number = getattr(x86_const, f"UC_X86_INS_{instruction}")
@@ -86,6 +101,11 @@ class Cpu:
         self.no_memory: tuple[str, int] | None = None
         self.timed_out = False
         self.branches: deque[int] = deque(maxlen=_BRANCHES)
+        self._keep_branches = False
+        self._block = (0, 0)
+        self._control = (0, 0)
+        self._forbidden = False
+        self._features: tuple[int, ...] = ()
         self._watches: list[int] = []
 
     def get(self, name: str) -> Any:
@@ -114,9 +134,34 @@ class Cpu:
     def sp(self, value: int) -> None:
         self.set("RSP" if self.arch is Arch.X86_64 else "ESP", value)
 
+    def get_msr(self, number: int) -> int:
+        """Return model-specific register `number`; 0 for one that unicorn does not have."""
+        return int(self._uc.reg_read(x86_const.UC_X86_REG_MSR, number))
+
     def set_long_mode(self) -> None:
         """Set EFER as a 64-bit kernel has it: system calls, long mode enabled and active, no-execute."""
         self._uc.reg_write(x86_const.UC_X86_REG_MSR, (_MSR_EFER, 0xD01))
+
+    def give_cet(self) -> None:
+        """Let CPUID say that the CPU has shadow stacks and tracking of branches."""
+        at, code = 0, b"\x0f\xa2"  # cpuid
+        before = bytes(self._uc.mem_read(at, len(code)))
+        self._uc.mem_write(at, code)
+        self.set("EAX", _CPUID_FEATURES)
+        self.set("ECX", 0)
+        self._uc.emu_start(at, at + len(code))
+        self._features = tuple(int(self.get(name)) for name in ("EAX", "EBX", "ECX", "EDX"))
+        self._uc.mem_write(at, before)
+        self._uc.hook_add(UC_HOOK_INSN, self._on_cpuid, None, 1, 0, x86_const.UC_X86_INS_CPUID)
+
+    def _on_cpuid(self, _: Any, data: object) -> bool:
+        if (int(self.get("EAX")), int(self.get("ECX"))) != (_CPUID_FEATURES, 0):
+            return False
+        eax, ebx, ecx, edx = self._features
+        values = (eax, ebx, ecx | _CPUID_ECX_SHSTK, edx | _CPUID_EDX_IBT)
+        for name, value in zip(("RAX", "RBX", "RCX", "RDX"), values, strict=True):
+            self.set(name, value)
+        return True
 
     def general(self) -> dict[str, int]:
         """Return the general registers by name."""
@@ -133,7 +178,9 @@ class Cpu:
         When not, `exception`, `no_memory` or `timed_out` (after `time_limit` seconds) says why; else it halted.
         """
         self.exception = self.no_memory = None
-        self.timed_out = False
+        self.timed_out = self._forbidden = False
+        self._block = (start, 0)
+        self._control = (int(self.get("CR0")), int(self.get("CR4")))
         ends = list(until)
         self._uc.ctl_exits_enabled(True)
         self._uc.ctl_set_exits(ends)
@@ -142,6 +189,9 @@ class Cpu:
         except UcError as error:
             if error.errno == UC_ERR_INSN_INVALID:
                 self.exception = _INVALID_INSTRUCTION
+            return False
+        if self._forbidden:
+            self._undo_control()
             return False
         self.timed_out = bool(self._uc.query(UC_QUERY_TIMEOUT))
         return self.exception is None and self.pc in ends
@@ -153,7 +203,7 @@ class Cpu:
             self._watches.append(self._uc.hook_add(kinds, self._on_access, access))
         if branches:
             self.branches.clear()
-            self._watches.append(self._uc.hook_add(UC_HOOK_BLOCK, self._on_block))
+        self._keep_branches = branches
         if trace is not None:
             self._watches.append(self._uc.hook_add(UC_HOOK_CODE, self._on_code, trace))
 
@@ -162,6 +212,7 @@ class Cpu:
         for handle in self._watches:
             self._uc.hook_del(handle)
         self._watches.clear()
+        self._keep_branches = False
 
     def _on_exception(self, uc: Any, vector: int, _: object) -> None:
         self.exception = vector
@@ -180,9 +231,24 @@ class Cpu:
         if address + size > page + PAGE_SIZE and kind == UC_MEM_WRITE:
             access.written.setdefault(page + PAGE_SIZE, self.pc)
 
-    def _on_block(self, _: Any, address: int, size: int, data: object) -> None:
-        if not self.branches or self.branches[-1] != address:
+    def _on_block(self, uc: Any, address: int, size: int, data: object) -> None:
+        # An instruction that changes a control register ends its block, so that what it did is seen here at once.
+        control = (uc.reg_read(x86_const.UC_X86_REG_CR0), uc.reg_read(x86_const.UC_X86_REG_CR4))
+        if control[1] & CR4_CET and not control[0] & CR0_WP:
+            self._forbidden = True
+            uc.emu_stop()
+            return
+        self._block, self._control = (address, size), control
+        if self._keep_branches and (not self.branches or self.branches[-1] != address):
             self.branches.append(address)
+
+    def _undo_control(self) -> None:
+        """Make the last instruction of the last block one that has faulted: nothing done, and it is the next again."""
+        self.exception = _GENERAL_PROTECTION
+        for name, value in zip(("CR0", "CR4"), self._control, strict=True):
+            self.set(name, value)
+        address, size = self._block
+        self.pc = address + size - _MOVE_TO_CONTROL
 
     def _on_code(self, _: Any, address: int, size: int, trace: Callable[[int, int], None]) -> None:
         trace(address, size)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kjump.call.program import Arch
 from kjump.emulator import report
-from kjump.emulator.cpu import Access, Cpu
+from kjump.emulator.cpu import CR4_CET, Access, Cpu
 from kjump.emulator.exceptions import deliver
 from kjump.emulator.kimage import Builder, Image, Pages, check
 from kjump.emulator.ram import Ram
@@ -79,6 +79,7 @@ class Setup:
 
     `without` names what the kernel was built without ("kexec", "kexec_jump"); `refuses` who refuses to stand
     still ("task", "device"); `crash` is memory set aside for a crash image; `filled` memory begins full of noise.
+    With `cet` a 64-bit kernel has CR4.CET set, as it has where it tracks branches or gives programs shadow stacks.
     """
 
     kernel: Kernel
@@ -89,6 +90,7 @@ class Setup:
     refuses: frozenset[str] = frozenset()
     crash: Range | None = None
     filled: bool = False
+    cet: bool = True
 
 
 @dataclass
@@ -173,11 +175,13 @@ class EmulatedLinux:
         gdt = _GDT_64 if self.arch is Arch.X86_64 else _GDT_32
         self.ram.write(self._gdt, struct.pack(f"<{len(gdt)}Q", *gdt))
         if self.arch is Arch.X86_64:
+            if self.setup.cet:
+                self.cpu.give_cet()
             self._tables_64(self.tables, identity=False)
-            self.cpu.set("CR4", 0x620)  # PAE, OSFXSR, OSXMMEXCPT
             self.cpu.set("CR3", self.tables[0])
             self.cpu.set_long_mode()
             self.cpu.set("CR0", 0x80050033)
+            self.cpu.set("CR4", 0x620 | (CR4_CET if self.setup.cet else 0))  # PAE, OSFXSR, OSXMMEXCPT
         else:
             self._tables_32_large(self.tables[0])
             self.cpu.set("CR4", 0x610)  # PSE, OSFXSR, OSXMMEXCPT

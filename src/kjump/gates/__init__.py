@@ -32,7 +32,7 @@ STATE_ENTERED = 1
 STATE_PARKED = 2
 
 _MAGIC_OFFSET = 0x40
-_FIELDS = struct.Struct("<8s 16Q 16s 11Q")
+_FIELDS = struct.Struct("<8s 16Q 16s 12Q")
 _DOOR_OFFSET = 0x40
 _DOOR_FIELDS = struct.Struct("<5Q")
 
@@ -79,6 +79,7 @@ class Gate:
     b_gdt_limit: int = 0
     b_next_entry: int = 0
     switches: int = 0
+    b_efer: int = 0
 
     def pack(self, code: bytes | None = None) -> bytes:
         """Return the gate, `GATE_SIZE` bytes: `code` (default: x86_64's as built) with these fields put in."""

@@ -78,10 +78,11 @@ leave_function:
 	clts
 	fxrstor	BLOCK_FPU(%ebx)
 1:
-	movl	BLOCK_KEPT_CR0(%ebx), %eax
-	movl	%eax, %cr0
+	/* CR4 first: a function that has set CR4.CET has set CR0.WP before, which cannot be cleared meanwhile. */
 	movl	BLOCK_KEPT_CR4(%ebx), %eax
 	movl	%eax, %cr4
+	movl	BLOCK_KEPT_CR0(%ebx), %eax
+	movl	%eax, %cr0
 	movl	%edx, %eax
 	popl	%edi
 	popl	%esi

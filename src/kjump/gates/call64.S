@@ -76,10 +76,11 @@ leave_function:
 	clts
 	fxrstorq BLOCK_FPU(%rbx)
 1:
-	movq	BLOCK_KEPT_CR0(%rbx), %rax
-	movq	%rax, %cr0
+	/* CR4 first: a function that has set CR4.CET has set CR0.WP before, which cannot be cleared meanwhile. */
 	movq	BLOCK_KEPT_CR4(%rbx), %rax
 	movq	%rax, %cr4
+	movq	BLOCK_KEPT_CR0(%rbx), %rax
+	movq	%rax, %cr0
 	movl	%edx, %eax
 	popq	%rsi
 	popq	%r15

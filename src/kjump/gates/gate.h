@@ -45,6 +45,7 @@
 #define GATE_B_GDT_LIMIT     0x118 /* u64 its limit */
 #define GATE_B_NEXT_ENTRY    0x120 /* u64 what B finds on its stack: its door */
 #define GATE_SWITCHES        0x128 /* u64 how often the peer has been entered */
+#define GATE_B_EFER          0x130 /* u64 EFER as B's kernel left it */
 
 #define GATE_FIELDS_END      0x180 /* the gate's own data begins here */
 

@@ -10,13 +10,18 @@
  * way_back  The peer leaves for A here, from any flat 32-bit mode.
  *
  * Mainline turns paging on before it sets CR4 again: with A's PAE tables that needs CR4.PAE from us
- * (GATE_FLAG_PAE). And it loads SS before its own GDT, so GDTR gets A's (GATE_A_GDT_BASE, a linear address).
+ * (GATE_FLAG_PAE). It loads SS before its own GDT, so GDTR gets A's (GATE_A_GDT_BASE, a linear address). And it never
+ * restores EFER: A's PAE tables may need NXE, and with LME set paging would begin in long mode.
  */
 #include "gate.h"
 
 #define BOOT_CS           0x10
 #define BOOT_DS           0x18
 #define CR4_PAE           (1 << 5)
+#define CR0_WP            (1 << 16)
+#define MSR_EFER          0xc0000080
+#define CPUID_EXTENDED    0x80000000
+#define CPUID_EDX_EFER    ((1 << 11) | (1 << 20) | (1 << 29)) /* of leaf 0x80000001: SYSCALL, NX, LM, which EFER enables */
 
 	.code32
 	.section .text, "ax"
@@ -98,6 +103,12 @@ entry:
 	movl	%cr4, %eax
 	movl	%eax, GATE_A_CR4(%ebx)
 	call	note_return
+	call	has_efer
+	jz	1f
+	rdmsr
+	movl	%eax, GATE_A_EFER(%ebx)
+	movl	%edx, GATE_A_EFER + 4(%ebx)
+1:
 	call	keep_descriptors
 	call	own_tables
 	leal	GATE_SIZE(%ebx), %esp
@@ -142,6 +153,16 @@ way_back:
 
 return_to_a:
 	call	give_descriptors_back
+	call	has_efer
+	jz	1f
+	movl	GATE_A_EFER(%ebx), %eax
+	movl	GATE_A_EFER + 4(%ebx), %edx
+	wrmsr
+1:
+	/* As on x86_64: nothing that the kernel does next may find WP clear. Paging is off, so it changes nothing yet. */
+	movl	%cr0, %eax
+	orl	$CR0_WP, %eax
+	movl	%eax, %cr0
 	testl	$GATE_FLAG_PAE, GATE_FLAGS(%ebx)
 	jz	1f
 	movl	%cr4, %eax
@@ -165,6 +186,22 @@ return_to_a:
 	movl	GATE_A_ENTRY(%ebx), %eax
 	movl	AT(kept_registers), %ebx
 	jmp	*%eax
+
+/* ZF clear when the CPU has EFER; ECX = its number. Spoils EAX, EDX. */
+has_efer:
+	pushl	%ebx
+	movl	$CPUID_EXTENDED, %eax
+	cpuid
+	xorl	%edx, %edx
+	cmpl	$(CPUID_EXTENDED + 1), %eax
+	jb	1f
+	movl	$(CPUID_EXTENDED + 1), %eax
+	cpuid
+1:
+	popl	%ebx
+	movl	$MSR_EFER, %ecx
+	testl	$CPUID_EDX_EFER, %edx
+	ret
 
 /* Our GDT, no IDT, flat segments. Spoils EAX. */
 own_tables:

@@ -16,12 +16,17 @@
  * switch    B's kernel calls this, through the door, as A's kernel calls entry: with the return address on a
  *           stack of one page. We note how B wants to be re-entered and go to A; entry then goes back to B.
  *
+ * A kernel restores most of its CPU itself; docs/protocol.md has the list. What it takes for granted until then is given
+ * to it here: levels of paging, EFER, CR0.WP, GDTR, and CET switched off.
+ *
  * Several peers have a gate each in one loaded image. A always enters the first, which passes on to the one
  * that the mailbox names.
  */
 #include "gate.h"
 
 #define MSR_APIC_BASE     0x1b
+#define MSR_U_CET         0x6a0
+#define MSR_S_CET         0x6a2
 #define MSR_X2APIC_ICR    0x830
 #define MSR_EFER          0xc0000080
 #define MSR_FS_BASE       0xc0000100
@@ -33,8 +38,12 @@
 #define ICR_INIT_OTHERS   0xc4500 /* the same to all excluding self */
 #define ICR_STARTUP       0x04600 /* start-up at the page in the low byte */
 #define ICR_BUSY          (1 << 12)
+#define CPUID_FEATURES    7
+#define CPUID_ECX_SHSTK   (1 << 7) /* of leaf 7 */
+#define CPUID_EDX_IBT     (1 << 20)
 #define CR0_PE            (1 << 0)
 #define CR0_ET            (1 << 4)
+#define CR0_WP_BIT        16
 #define CR0_PG            (1 << 31)
 #define CR4_PAE           (1 << 5)
 #define CR4_LA57          (1 << 12)
@@ -161,10 +170,7 @@ entry:
 	movq	%rax, GATE_A_CR3(%rbx)
 	movq	%cr4, %rax
 	movq	%rax, GATE_A_CR4(%rbx)
-	movl	$MSR_EFER, %ecx
-	rdmsr
-	shlq	$32, %rdx
-	orq	%rdx, %rax
+	call	read_efer
 	movq	%rax, GATE_A_EFER(%rbx)
 	call	keep_descriptors
 	call	apic_id
@@ -218,6 +224,8 @@ switch:
 	movq	%r8, GATE_B_GDT_BASE(%rbx)
 	movq	%r9, GATE_B_GDT_LIMIT(%rbx)
 	movq	%r10, GATE_B_NEXT_ENTRY(%rbx)
+	call	read_efer
+	movq	%rax, GATE_B_EFER(%rbx)
 	movq	$GATE_STATE_PARKED, GATE_STATE(%rbx)
 	jmp	leave
 
@@ -263,6 +271,9 @@ crash_on_cpu_of_a:
 	movq	$MAILBOX_OUTCOME_PANIC, MAILBOX_OUTCOME(%rdi)
 
 return_to_a:
+	call	cet_off
+	movq	GATE_A_EFER(%rbx), %rdi
+	call	give_efer_back
 	call	give_descriptors_back
 	movq	GATE_A_GDT_BASE(%rbx), %rax
 	movq	GATE_A_GDT_LIMIT(%rbx), %rcx
@@ -272,6 +283,8 @@ return_to_a:
 	jmp	return_to_kernel
 
 return_to_b:
+	movq	GATE_B_EFER(%rbx), %rdi
+	call	give_efer_back
 	movq	GATE_B_GDT_BASE(%rbx), %rax
 	movq	GATE_B_GDT_LIMIT(%rbx), %rcx
 	movq	GATE_B_STACK(%rbx), %rsi
@@ -284,6 +297,10 @@ return_to_b:
  * Kernels before 6.13 load SS while the GDT is still the invalid one: #GP, and nobody to take it. GDTR (RAX, limit
  * RCX) takes a linear address that means something only under the kernel's own page tables, which is when it is
  * used. Harmless on kernels that load their own GDT first, so it is always done.
+ *
+ * The kernel restores CR4 before CR0, and CR4.CET cannot be set while CR0.WP is clear, as the kernel left it (6.1 and
+ * 6.12, read). All that is written until CR0 is restored, the swapped pages above all, is mapped writable by the
+ * kernel's identity tables and by ours.
  */
 return_to_kernel:
 	testq	%rax, %rax
@@ -292,6 +309,9 @@ return_to_kernel:
 	movw	%cx, kernel_gdt_pointer(%rip)
 	lgdt	kernel_gdt_pointer(%rip)
 1:
+	movq	%cr0, %rax
+	btsq	$CR0_WP_BIT, %rax
+	movq	%rax, %cr0
 	leaq	8(%rsi), %rsp
 	pushq	%rdi
 	jmp	*%rdx
@@ -318,6 +338,59 @@ own_tables:
 	popq	%rax /* the stack may be mapped by the old tables only */
 	movq	%rcx, %cr3
 	jmp	*%rax
+
+/* RAX = EFER. Spoils RCX, RDX. */
+read_efer:
+	movl	$MSR_EFER, %ecx
+	rdmsr
+	shlq	$32, %rdx
+	orq	%rdx, %rax
+	ret
+
+/*
+ * Make EFER what RDI says, unless nothing was noted there. A kernel writes its EFER some time after it has gone back to
+ * its own page tables, in which the no-execute bit is a reserved one unless EFER.NXE is set. Spoils RAX, RCX, RDX.
+ */
+give_efer_back:
+	testq	%rdi, %rdi
+	jz	1f
+	call	read_efer
+	cmpq	%rdi, %rax
+	je	1f
+	movl	%edi, %eax
+	movq	%rdi, %rdx
+	shrq	$32, %rdx
+	wrmsr
+1:
+	ret
+
+/*
+ * Leave nothing of CET to a kernel that sets CR4.CET: Linux (6.1 and 6.12, read) clears both registers when it leaves by
+ * kexec, and does not set them again. A peer's kernel clears them too, but not on the other CPUs when it panics, one of
+ * which may be A's. Spoils RAX, RCX, RDX, RSI.
+ */
+cet_off:
+	movq	%rbx, %rsi
+	xorl	%eax, %eax
+	cpuid
+	cmpl	$CPUID_FEATURES, %eax
+	jb	1f
+	movl	$CPUID_FEATURES, %eax
+	xorl	%ecx, %ecx
+	cpuid
+	andl	$CPUID_ECX_SHSTK, %ecx
+	andl	$CPUID_EDX_IBT, %edx
+	orl	%ecx, %edx
+	jz	1f
+	xorl	%eax, %eax
+	xorl	%edx, %edx
+	movl	$MSR_U_CET, %ecx
+	wrmsr
+	movl	$MSR_S_CET, %ecx
+	wrmsr
+1:
+	movq	%rsi, %rbx
+	ret
 
 /* Keep A's descriptor state when the flags ask for it. Spoils RAX, RCX, RDX. */
 keep_descriptors:
