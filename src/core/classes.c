@@ -10,14 +10,14 @@ enum { FREE, CACHE, CACHE_PRIVATE, USER, HWPOISON, OFFLINE, CLASSES };
 
 /* What Python tells of the kernel: native u64s in this order (struct page offsets; all ones where there is none). */
 struct fields {
-    uint64_t stride, word;                               /* bytes of a struct page, and of an unsigned long */
-    uint64_t flags_at, mapping_at, type_at, private_at;  /* offsets in it */
-    uint64_t order_at;                                   /* of a byte, from the head page of a compound page */
+    uint64_t stride, word;                              /* bytes of a struct page, and of an unsigned long */
+    uint64_t flags_at, mapping_at, type_at, private_at; /* offsets in it */
+    uint64_t order_at;                                  /* of a byte, from the head page of a compound page */
     uint64_t head_mask, lru_mask, private_mask, swap_mask, slab_mask, poison_mask; /* of its flags */
-    uint64_t buddy, slab, offline, unaccepted, hugetlb;  /* page types, */
-    uint64_t type_mask;                                  /* and which bits of the field are the type */
-    uint64_t huge_at, huge_mask, huge_value;             /* a word, from the head page of a compound page */
-    uint64_t tail_at, tail_mask;                         /* a word, and its bit that only tails of compound pages have */
+    uint64_t buddy, slab, offline, unaccepted, hugetlb;                            /* page types, */
+    uint64_t type_mask;                      /* and which bits of the field are the type */
+    uint64_t huge_at, huge_mask, huge_value; /* a word, from the head page of a compound page */
+    uint64_t tail_at, tail_mask;             /* a word, and its bit that only tails of compound pages have */
 };
 
 struct job {
@@ -131,7 +131,8 @@ static const char *check(const struct job *job, uint64_t size)
         return "the buffer is not a whole number of page structs";
     if (is->word != 4 && is->word != 8)
         return "a word has 4 or 8 bytes";
-    if (MAX(MAX(is->flags_at, is->mapping_at), MAX(is->private_at, is->tail_at)) > is->stride - is->word || is->type_at > is->stride - 4)
+    if (MAX(MAX(is->flags_at, is->mapping_at), MAX(is->private_at, is->tail_at)) > is->stride - is->word ||
+        is->type_at > is->stride - 4)
         return "a field lies outside the page struct";
     if ((is->head_mask && is->order_at >= 2 * is->stride) ||
         (is->huge_mask && (!is->head_mask || is->huge_at > 2 * is->stride - is->word)))

@@ -34,7 +34,7 @@ struct job {
     /* The output. All writes are of whole buffers, page-aligned in memory, but for the last. */
     int fd;
     Py_buffer extents; /* of the output */
-    int direct; /* O_DIRECT: offsets and sizes must be aligned too */
+    int direct;        /* O_DIRECT: offsets and sizes must be aligned too */
     bool seekable;
     uint64_t offset;        /* where the buffer will go */
     uint64_t length, limit; /* bytes appended, and how many may be */
@@ -209,8 +209,8 @@ static int allocate(struct job *job, int threads)
     job->slot_size = ZSTD_compressBound(job->frame_size);
     job->slots = calloc(job->slot_count, sizeof *job->slots);
     job->entries = malloc(job->frames * 12 + 1);
-    bool good = job->slots != NULL && job->entries != NULL &&
-                posix_memalign((void **)&job->buffer, PAGE, WRITE_SIZE) == 0;
+    bool good =
+        job->slots != NULL && job->entries != NULL && posix_memalign((void **)&job->buffer, PAGE, WRITE_SIZE) == 0;
     for (size_t i = 0; good && i < job->slot_count; i++)
         good = (job->slots[i].data = malloc(job->slot_size)) != NULL;
     if (!good)
@@ -255,8 +255,9 @@ static PyObject *conclude(struct job *job, PyObject *trailer)
 
 PyObject *core_compress(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"source_fd", "spans", "head", "stream_length", "frame_size", "level", "threads",
-                            "out_fd", "out_offset", "direct", "limit", "trailer", "progress", "map_gap", "extents", NULL};
+    static char *names[] = {"source_fd", "spans",      "head",   "stream_length", "frame_size", "level",    "threads",
+                            "out_fd",    "out_offset", "direct", "limit",         "trailer",    "progress", "map_gap",
+                            "extents",   NULL};
     struct job *job = calloc(1, sizeof *job);
     PyObject *trailer, *progress = Py_None, *result = NULL;
     Py_buffer spans = {0}, head = {0};

@@ -32,8 +32,8 @@ struct crew {
     pthread_cond_t finished; /* nobody runs any more */
     pthread_t threads[MAX_THREADS + 2];
     int count, running;
-    bool stop;      /* workers return as soon as they see it */
-    bool failed;    /* the first failure: `text` says it, an OSError of `error`, or a Damaged when that is 0 */
+    bool stop;   /* workers return as soon as they see it */
+    bool failed; /* the first failure: `text` says it, an OSError of `error`, or a Damaged when that is 0 */
     int error;
     char text[256];
     uint64_t done, total, moved; /* for the progress callback */

@@ -189,8 +189,8 @@ static void choose_frames(struct job *job)
 
 PyObject *core_restore(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"image_fd", "image_offset", "entries", "spans", "dest_fd",
-                            "threads", "direct", "progress", "map_gap", "extents", NULL};
+    static char *names[] = {"image_fd", "image_offset", "entries", "spans",   "dest_fd", "threads",
+                            "direct",   "progress",     "map_gap", "extents", NULL};
     struct job *job = calloc(1, sizeof *job);
     PyObject *progress = Py_None, *result = NULL;
     Py_buffer entries, spans;
@@ -200,8 +200,8 @@ PyObject *core_restore(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kw
         return PyErr_NoMemory();
     crew_init(&job->crew);
     if (PyArg_ParseTupleAndKeywords(args, kwargs, "iO&y*y*iip|OO&y*:restore", names, &job->image, to_u64, &offset,
-                                    &entries, &spans, &destination, &threads, &job->direct, &progress, to_u64,
-                                    &gap, &job->extents)) {
+                                    &entries, &spans, &destination, &threads, &job->direct, &progress, to_u64, &gap,
+                                    &job->extents)) {
         if (threads < 1 || threads > MAX_THREADS) {
             PyErr_SetString(PyExc_ValueError, "the number of threads must be 1 to 256");
         } else if (extents_check(&job->extents) == 0 && take_entries(job, &entries, offset, &stream) == 0 &&

@@ -56,7 +56,8 @@ static PyObject *raise_error(int error, const char *what, uint64_t where)
     if (error == EFAULT)
         PyErr_Format(FormatError, "there is no %s at %#llx", what, (unsigned long long)where);
     else if (error == ENODATA)
-        PyErr_Format(FormatError, "the file is cut off: it ends before the %s at %#llx", what, (unsigned long long)where);
+        PyErr_Format(FormatError, "the file is cut off: it ends before the %s at %#llx", what,
+                     (unsigned long long)where);
     else if (error == EILSEQ)
         PyErr_Format(FormatError, "%s %llu is damaged", what, (unsigned long long)where);
     else if (error == ENOMEM)
@@ -81,8 +82,8 @@ PyObject *dump_advance(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kw
     static char *names[] = {"keep", "start", "end", "pages", NULL};
     Py_buffer keep;
     uint64_t start, end, most, found = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*O&O&O&:advance", names, &keep, to_u64, &start, to_u64, &end, to_u64,
-                                     &most))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*O&O&O&:advance", names, &keep, to_u64, &start, to_u64, &end,
+                                     to_u64, &most))
         return NULL;
     PyObject *result = NULL;
     if (in_bitmap(&keep, start, end)) {
@@ -126,8 +127,8 @@ PyObject *dump_read_pages(PyObject *Py_UNUSED(module), PyObject *args, PyObject 
     struct file file;
     uint64_t start, end, culprit = 0;
     int fd, error = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iy*y*y*O&O&:read_pages", names, &fd, &pieces, &keep, &stored, to_u64,
-                                     &start, to_u64, &end))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iy*y*y*O&O&:read_pages", names, &fd, &pieces, &keep, &stored,
+                                     to_u64, &start, to_u64, &end))
         return NULL;
     PyObject *result = NULL;
     if (in_bitmap(&keep, start, end) && in_bitmap(&stored, start, end) && take_file(&file, fd, &pieces) == 0) {

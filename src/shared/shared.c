@@ -36,8 +36,8 @@ int write_all(int fd, bool seekable, uint64_t offset, const uint8_t *data, uint6
 {
     for (*written = 0; *written < length;) {
         uint64_t left = length - *written;
-        ssize_t n = seekable ? pwrite(fd, data + *written, left, (off_t)(offset + *written))
-                             : write(fd, data + *written, left);
+        ssize_t n =
+            seekable ? pwrite(fd, data + *written, left, (off_t)(offset + *written)) : write(fd, data + *written, left);
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0)
