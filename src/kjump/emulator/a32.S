@@ -8,13 +8,13 @@
 	.section .text.start, "ax"
 	.globl _start
 _start:
-	movl	$KERNEL32_DS, %eax
+	movl	$KERNEL_DS_32, %eax
 	movl	%eax, %ds
 	movl	%eax, %es
 	movl	%eax, %ss
 	movl	%eax, %fs
 	movl	%eax, %gs
-	pushl	$KERNEL32_CS
+	pushl	$KERNEL_CS_32
 	call	1f
 1:
 	addl	$2f - 1b, (%esp)

@@ -2,7 +2,7 @@
 
 It has page tables, a GDT, a stack, registers with values to be lost, and control code (control64.S, control32.S).
 What it does around a jump is what the protocol says of the caller: load the image, save the CPU, swap, call, swap
-back, restore. `control.h` has the layout of its control page.
+back, restore. `control.py` has the layout of its control page.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from kjump.call.program import Arch
 from kjump.emulator import report
+from kjump.emulator.control import A_NUMBERS, CODE, CONTROL, FLAGS
 from kjump.emulator.cpu import CR4_CET, Access, Cpu
 from kjump.emulator.exceptions import deliver
 from kjump.emulator.kimage import Builder, Image, Pages, check
@@ -26,14 +27,14 @@ from kjump.kexec.refusals import refused_jump, refused_load
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
 
-_RELOCATE = 0x10
-_FIELDS_AT = 0x800
-_FIELDS = struct.Struct("<7Q")
-_START_AT = 0x820
-_A_STOP = 0x40
-_FLAG_PRESERVE = 1
-_FLAG_PUSH_START = 2
-_FLAG_SS_FIRST = 4
+_RELOCATE = CODE["RELOCATE"]
+_FIELDS_AT = CONTROL.offset("virtual")
+_FIELDS = CONTROL.struct(last="physical")
+_START_AT = CONTROL.offset("start")
+_A_STOP = A_NUMBERS["STOP"]
+_FLAG_PRESERVE = FLAGS["PRESERVE"]
+_FLAG_PUSH_START = FLAGS["PUSH_START"]
+_FLAG_SS_FIRST = FLAGS["SS_FIRST"]
 _PRESENT_WRITABLE = 0x3
 _LARGE = 0x80
 _DIRECT_MAP = {Arch.X86_64: 0xFFFF888000000000, Arch.I386: 0xC0000000}
@@ -46,7 +47,7 @@ GDT_LIMIT = 0x7F
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kind of kernel: `push_start` and `ss_first` are what differs between x86_64 releases; see control.h."""
+    """A kind of kernel: `push_start` and `ss_first` are what differs between x86_64 releases; see control.py."""
 
     name: str
     arch: Arch

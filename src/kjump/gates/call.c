@@ -74,12 +74,12 @@ static size_t take_arguments(uint8_t *mailbox, uint8_t *block)
     uint64_t length = least(*word(mailbox, MAILBOX_IN_LENGTH), *word(block, BLOCK_IN_SIZE));
     unsigned i;
 
-    transfer(mailbox, address(block, BLOCK_IN), length, 0);
+    transfer(mailbox, address(block, BLOCK_IN_ADDRESS), length, 0);
     for (i = 0; i < count; i++) {
         uint64_t value = *word(mailbox, MAILBOX_ARGS + 8 * i);
 
         if (pointers >> i & 1)
-            value += *word(block, BLOCK_IN);
+            value += *word(block, BLOCK_IN_ADDRESS);
         *word(block, BLOCK_ARGS + 8 * i) = value;
     }
     return count;
@@ -89,8 +89,8 @@ static void report(uint8_t *mailbox, uint8_t *block, uint64_t value, int returne
 {
     unsigned i;
 
-    transfer(mailbox, address(block, BLOCK_OUT), least(*word(block, BLOCK_OUT_LENGTH), *word(block, BLOCK_OUT_SIZE)),
-             1);
+    transfer(mailbox, address(block, BLOCK_OUT_ADDRESS),
+             least(*word(block, BLOCK_OUT_LENGTH), *word(block, BLOCK_OUT_SIZE)), 1);
     *word(mailbox, MAILBOX_VALUE) = value;
     *word(mailbox, MAILBOX_OUT_LENGTH) = *word(block, BLOCK_OUT_LENGTH);
     *word(mailbox, MAILBOX_CALLS) = *word(block, BLOCK_CALLS);

@@ -1,5 +1,5 @@
 /*
- * The i386 shim: what call64.S is to gate64.S, this is to gate32.S. call.h has its interface.
+ * The i386 shim: what call64.S is to gate64.S, this is to gate32.S. layouts.py has its interface (call.h).
  *
  * Entered by the gate in flat 32-bit protected mode, paging off, ESI = the call block. It calls the function as the
  * i386 System V ABI says: (arguments, their number, the block) on the stack, the result in EDX:EAX.

@@ -1,5 +1,5 @@
 /*
- * The x86_64 shim: the peer that the gate starts when the peer is a function. call.h has its interface.
+ * The x86_64 shim: the peer that the gate starts when the peer is a function. layouts.py has its interface (call.h).
  *
  * Entered by the gate with RSI = the call block, the gate's tables and GDT in force, interrupts off. It calls the
  * function as the System V ABI says: RDI = arguments, RSI = their number, RDX = the block (a program of ours keeps

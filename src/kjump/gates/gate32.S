@@ -1,5 +1,5 @@
 /*
- * The i386 gate: what gate64.S is on x86_64, with the same fields (gate.h), of which it uses the low halves.
+ * The i386 gate: what gate64.S is on x86_64, with the same fields (layouts.py), of which it uses the low halves.
  *
  * entry     A's kernel calls this in flat 32-bit protected mode, paging off, CR4 = 0. Two kinds of kernel do:
  *           one with jump-back protocol 1.00 (EDI = its real jump-back entry, [ESP] = its helper entry), and

@@ -1,5 +1,5 @@
 /*
- * The x86_64 gate: the small program at both ends of every jump. gate.h has its interface.
+ * The x86_64 gate: the small program at both ends of every jump. layouts.py has its interface (gate.h).
  *
  * entry     A's kernel calls this with the return address on a stack of one page (the kernel's swap page).
  *           We note how A wants to be re-entered, quiet A's other CPUs, put our own tables under the CPU

@@ -7,6 +7,10 @@
 
 #include "bios.h"
 
+/* real16.S: interrupt `number` in real mode with these registers, which are replaced by what it leaves in them. */
+extern void bios_interrupt(uint8_t number);
+extern struct bios_registers bios_registers;
+
 #define SMAP 0x534d4150
 #define CARRY 1u
 #define E820_ENTRY 20

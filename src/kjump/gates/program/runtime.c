@@ -1,7 +1,7 @@
 /* The run-time of programs that kjump calls: where they begin, and what kjump.h declares. */
 #include "kjump.h"
 
-#include "../call.h"
+#include "call.h"
 
 #define SERIAL 0x3f8
 #define SERIAL_STATUS (SERIAL + 5)
@@ -126,7 +126,7 @@ void kjump_put(const void *data, size_t n)
         return;
     if (n > room - at)
         n = room - at;
-    memcpy((uint8_t *)(uintptr_t)(*word(BLOCK_OUT) + at), data, n);
+    memcpy((uint8_t *)(uintptr_t)(*word(BLOCK_OUT_ADDRESS) + at), data, n);
 }
 
 static void put_char(char c)
