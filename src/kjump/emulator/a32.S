@@ -15,11 +15,11 @@ _start:
 	movl	%eax, %fs
 	movl	%eax, %gs
 	pushl	$KERNEL_CS_32
-	call	1f
-1:
-	addl	$2f - 1b, (%esp)
+	call	.Lhere
+.Lhere:
+	addl	$.Lloaded - .Lhere, (%esp)
 	lret
-2:
+.Lloaded:
 	call	*%edx
 	.org A_STOP, 0x90
 	hlt

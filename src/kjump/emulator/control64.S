@@ -74,9 +74,9 @@ at_physical:
 	movq	CONTROL_SWAP_PAGE(%rbx), %rsp
 	addq	$CONTROL_PAGE_SIZE, %rsp
 	testq	$CONTROL_FLAG_PUSH_START, CONTROL_FLAGS(%rbx)
-	jz	1f
+	jz	.Lcall_target
 	pushq	%rdx
-1:
+.Lcall_target:
 	call	*%rdx
 
 	/* Nothing is known here but where we are and the top of the stack. */
@@ -100,10 +100,10 @@ at_virtual:
 	movq	CONTROL_CR0(%rbx), %rax
 	movq	%rax, %cr0
 	testq	$CONTROL_FLAG_SS_FIRST, CONTROL_FLAGS(%rbx)
-	jz	1f
+	jz	.Lsegments_valid
 	movl	$KERNEL_DS, %eax
 	movl	%eax, %ss
-1:
+.Lsegments_valid:
 	lgdt	CONTROL_GDT + 6(%rbx)
 	lidt	CONTROL_IDT + 6(%rbx)
 	movq	CONTROL_START(%rbx), %rax
@@ -142,33 +142,33 @@ next_entry:
 	testb	$IND_DONE, %r8b
 	jnz	exchange_done
 	testb	$IND_INDIRECTION, %r8b
-	jz	1f
+	jz	.Lno_indirection
 	movq	%rax, %r9
 	jmp	next_entry
-1:
+.Lno_indirection:
 	testb	$IND_DESTINATION, %r8b
-	jz	1f
+	jz	.Lno_destination
 	movq	%rax, %r10
 	jmp	next_entry
-1:
+.Lno_destination:
 	testb	$IND_SOURCE, %r8b
 	jz	exchange_done
 	movq	%rax, %r11
 	testq	$CONTROL_FLAG_PRESERVE, CONTROL_FLAGS(%rbx)
-	jz	1f
+	jz	.Ltake_source
 	movq	%r10, %rsi
 	movq	CONTROL_SWAP_PAGE(%rbx), %rdi
 	call	copy_page
-1:
+.Ltake_source:
 	movq	%r11, %rsi
 	movq	%r10, %rdi
 	call	copy_page
 	testq	$CONTROL_FLAG_PRESERVE, CONTROL_FLAGS(%rbx)
-	jz	1f
+	jz	.Lpair_done
 	movq	CONTROL_SWAP_PAGE(%rbx), %rsi
 	movq	%r11, %rdi
 	call	copy_page
-1:
+.Lpair_done:
 	addq	$CONTROL_PAGE_SIZE, %r10
 	jmp	next_entry
 exchange_done:

@@ -19,9 +19,9 @@ _start:
 	movq	DOOR_CR3_4LEVEL(%r10), %rcx
 	movq	%cr4, %rax
 	btq	$CR4_LA57_BIT, %rax
-	jnc	1f
+	jnc	.Lown_levels
 	movq	DOOR_CR3_5LEVEL(%r10), %rcx
-1:
+.Lown_levels:
 	movq	%rcx, %cr3
 	movq	DOOR_GDT_BASE(%r10), %r8
 	movq	DOOR_GDT_LIMIT(%r10), %r9

@@ -81,19 +81,19 @@ entry:
 	cli
 	cld
 	pushl	%ebx
-	call	1f
-1:
+	call	.Lentry_here
+.Lentry_here:
 	popl	%ebx
-	subl	$1b - _start, %ebx
+	subl	$.Lentry_here - _start, %ebx
 	popl	AT(kept_registers)
 	movl	%esi, (kept_registers - _start + 4)(%ebx)
 	movl	%edi, (kept_registers - _start + 8)(%ebx)
 	movl	%ebp, (kept_registers - _start + 12)(%ebx)
 	testl	$GATE_FLAG_RESIDENT, GATE_FLAGS(%ebx)
-	jnz	1f
+	jnz	.Lstart_peer
 	cmpl	$GATE_STATE_FRESH, GATE_STATE(%ebx)
 	jne	nobody_there
-1:
+.Lstart_peer:
 	movl	$GATE_STATE_ENTERED, GATE_STATE(%ebx)
 	rdtsc
 	movl	%eax, GATE_TSC_IN(%ebx)
@@ -104,11 +104,11 @@ entry:
 	movl	%eax, GATE_A_CR4(%ebx)
 	call	note_return
 	call	has_efer
-	jz	1f
+	jz	.Lefer_noted
 	rdmsr
 	movl	%eax, GATE_A_EFER(%ebx)
 	movl	%edx, GATE_A_EFER + 4(%ebx)
-1:
+.Lefer_noted:
 	call	keep_descriptors
 	call	own_tables
 	leal	GATE_SIZE(%ebx), %esp
@@ -124,9 +124,9 @@ entry:
 /* A jumped again although the peer has left for good: say so in the mailbox and go straight back. */
 nobody_there:
 	call	find_mailbox
-	jnz	1f
+	jnz	.Lnobody_told
 	movl	$MAILBOX_OUTCOME_GONE, MAILBOX_OUTCOME(%edi)
-1:
+.Lnobody_told:
 	call	note_return
 	jmp	return_to_a
 
@@ -141,10 +141,10 @@ note_return:
 way_back:
 	cli
 	cld
-	call	1f
-1:
+	call	.Lway_back_here
+.Lway_back_here:
 	popl	%ebx
-	subl	$1b - _start, %ebx
+	subl	$.Lway_back_here - _start, %ebx
 	leal	GATE_SIZE(%ebx), %esp
 	call	own_tables
 	rdtsc
@@ -154,29 +154,29 @@ way_back:
 return_to_a:
 	call	give_descriptors_back
 	call	has_efer
-	jz	1f
+	jz	.Lefer_given
 	movl	GATE_A_EFER(%ebx), %eax
 	movl	GATE_A_EFER + 4(%ebx), %edx
 	wrmsr
-1:
+.Lefer_given:
 	/* As on x86_64: nothing that the kernel does next may find WP clear. Paging is off, so it changes nothing yet. */
 	movl	%cr0, %eax
 	orl	$CR0_WP, %eax
 	movl	%eax, %cr0
 	testl	$GATE_FLAG_PAE, GATE_FLAGS(%ebx)
-	jz	1f
+	jz	.Lpae_given
 	movl	%cr4, %eax
 	orl	$CR4_PAE, %eax
 	movl	%eax, %cr4
-1:
+.Lpae_given:
 	movl	GATE_A_GDT_BASE(%ebx), %eax
 	testl	%eax, %eax
-	jz	1f
+	jz	.Lgdt_given
 	movl	%eax, (a_gdt_pointer - _start + 2)(%ebx)
 	movl	GATE_A_GDT_LIMIT(%ebx), %eax
 	movw	%ax, AT(a_gdt_pointer)
 	lgdt	AT(a_gdt_pointer)
-1:
+.Lgdt_given:
 	movl	GATE_A_STACK(%ebx), %esp
 	addl	$4, %esp
 	pushl	GATE_NEXT_ENTRY(%ebx)
@@ -194,10 +194,10 @@ has_efer:
 	cpuid
 	xorl	%edx, %edx
 	cmpl	$(CPUID_EXTENDED + 1), %eax
-	jb	1f
+	jb	.Lefer_known
 	movl	$(CPUID_EXTENDED + 1), %eax
 	cpuid
-1:
+.Lefer_known:
 	popl	%ebx
 	movl	$MSR_EFER, %ecx
 	testl	$CPUID_EDX_EFER, %edx
@@ -222,26 +222,26 @@ own_tables:
 
 keep_descriptors:
 	testl	$GATE_FLAG_DESCRIPTORS, GATE_FLAGS(%ebx)
-	jz	1f
+	jz	.Ldescriptors_kept
 	sgdt	AT(kept_gdt)
 	sidt	AT(kept_idt)
 	movw	%ds, AT(kept_selectors)
 	movw	%es, (kept_selectors - _start + 2)(%ebx)
 	movw	%fs, (kept_selectors - _start + 4)(%ebx)
 	movw	%gs, (kept_selectors - _start + 6)(%ebx)
-1:
+.Ldescriptors_kept:
 	ret
 
 /* Selectors while our GDT, which has A's flat segments at A's selectors, is in force; then the tables. */
 give_descriptors_back:
 	testl	$GATE_FLAG_DESCRIPTORS, GATE_FLAGS(%ebx)
-	jz	1f
+	jz	.Ldescriptors_given
 	.macro	give_selector register, at
 	movzwl	\at(%ebx), %eax
 	cmpl	$gdt_end - gdt, %eax
-	ja	2f
+	ja	.Lselector\@
 	movl	%eax, \register
-2:
+.Lselector\@:
 	.endm
 	give_selector %es, kept_selectors-_start+2
 	give_selector %fs, kept_selectors-_start+4
@@ -249,21 +249,21 @@ give_descriptors_back:
 	give_selector %ds, kept_selectors-_start
 	lidt	AT(kept_idt)
 	lgdt	AT(kept_gdt)
-1:
+.Ldescriptors_given:
 	ret
 
 /* EDI = the mailbox and ZF set when it is there and begins with the cookie; else ZF clear. Spoils EAX, ECX, ESI. */
 find_mailbox:
 	movl	GATE_MAILBOX(%ebx), %edi
 	testl	%edi, %edi
-	jz	1f
+	jz	.Lno_mailbox
 	pushl	%edi
 	leal	GATE_COOKIE(%ebx), %esi
 	movl	$4, %ecx
 	repe	cmpsl
 	popl	%edi
 	ret
-1:
+.Lno_mailbox:
 	orl	$1, %eax
 	ret
 
