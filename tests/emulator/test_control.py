@@ -39,10 +39,11 @@ def test_cet_without_write_protection_is_a_fault(
     arch: Arch, register: str, instruction: str, cr0: int, cr4: int, assemble: Assemble
 ) -> None:
     a = "%rax" if arch is Arch.X86_64 else "%eax"
-    code = f"mov %{register}, {a}\n{instruction} {a}\nmov {a}, %{register}\nnop\nnop\n"
+    code = f"xor %ecx, %ecx\nmov %{register}, {a}\n{instruction} {a}\nmov {a}, %{register}\ninc %ecx\nnop\n"
     cpu = cpu_at(code, arch, assemble, cr0, cr4)
     assert cpu.exception == 13
-    assert cpu.pc == 0x1000 + (8 if arch is Arch.X86_64 else 7), "at the instruction, which has done nothing"
+    assert cpu.pc == 0x1000 + (10 if arch is Arch.X86_64 else 9), "at the instruction, which has done nothing"
+    assert cpu.get("ECX") == 0
     assert (int(cpu.get("CR0")) & CR0_WP, int(cpu.get("CR4")) & CR4_CET) == (cr0, cr4)
 
 

@@ -11,6 +11,7 @@ from unicorn import (
     UC_ERR_INSN_INVALID,
     UC_HOOK_BLOCK,
     UC_HOOK_CODE,
+    UC_HOOK_EDGE_GENERATED,
     UC_HOOK_INSN,
     UC_HOOK_INTR,
     UC_HOOK_MEM_INVALID,
@@ -56,6 +57,11 @@ CONTROL = ("CR0", "CR2", "CR3", "CR4", "EFLAGS")
 SEGMENTS = ("CS", "DS", "ES", "FS", "GS", "SS")
 
 
+def _allowed(control: tuple[int, int]) -> bool:
+    cr0, cr4 = control
+    return not cr4 & CR4_CET or bool(cr0 & CR0_WP)
+
+
 def _number(name: str) -> int:
     return int(getattr(x86_const, f"UC_X86_REG_{name}"))
 
@@ -79,8 +85,9 @@ class Cpu:
 
     Unicorn keeps CR4.CET, but does not know what it forbids. The rule that matters to a jump is applied here: CR4.CET
     is never set while CR0.WP is clear, and the instruction that would make it so is a general protection fault
-    (Intel SDM volume 2, MOV to control registers; AMD APM volume 2, 3.1.3). Code in which CET is on runs as if it had
-    neither shadow stacks nor tracking of branches.
+    (Intel SDM volume 2, MOV to control registers; AMD APM volume 2, 3.1.3). It is seen where code runs for the first
+    time since `flush`, and at the end of a run. Code in which CET is on runs as if it had neither shadow stacks nor
+    tracking of branches.
     """
 
     def __init__(self, arch: Arch, ram: Ram) -> None:
@@ -91,7 +98,7 @@ class Cpu:
             self._uc.ctl_set_cpu_model(x86_const.UC_CPU_X86_SKYLAKE_SERVER)  # has pages of 1 GiB
         self._uc.mem_map_ptr(0, ram.size, UC_PROT_ALL, ram.pointer)
         self._uc.hook_add(UC_HOOK_INTR, self._on_exception)
-        self._uc.hook_add(UC_HOOK_BLOCK, self._on_block)
+        self._uc.hook_add(UC_HOOK_EDGE_GENERATED, self._on_new_block)
         self._uc.hook_add(UC_HOOK_MEM_INVALID, self._on_no_memory)
         for instruction, callback in (("OUT", self._on_out), ("IN", self._on_in)):
             number = getattr(x86_const, f"UC_X86_INS_{instruction}")
@@ -101,10 +108,8 @@ class Cpu:
         self.no_memory: tuple[str, int] | None = None
         self.timed_out = False
         self.branches: deque[int] = deque(maxlen=_BRANCHES)
-        self._keep_branches = False
-        self._block = (0, 0)
         self._control = (0, 0)
-        self._forbidden = False
+        self._forbidden: int | None = None
         self._features: tuple[int, ...] = ()
         self._watches: list[int] = []
 
@@ -178,9 +183,9 @@ class Cpu:
         When not, `exception`, `no_memory` or `timed_out` (after `time_limit` seconds) says why; else it halted.
         """
         self.exception = self.no_memory = None
-        self.timed_out = self._forbidden = False
-        self._block = (start, 0)
-        self._control = (int(self.get("CR0")), int(self.get("CR4")))
+        self.timed_out = False
+        self._forbidden = None
+        self._control = self._read_control()
         ends = list(until)
         self._uc.ctl_exits_enabled(True)
         self._uc.ctl_set_exits(ends)
@@ -190,8 +195,10 @@ class Cpu:
             if error.errno == UC_ERR_INSN_INVALID:
                 self.exception = _INVALID_INSTRUCTION
             return False
-        if self._forbidden:
-            self._undo_control()
+        if self._forbidden is None and not _allowed(self._read_control()):
+            self._forbidden = self.pc
+        if self._forbidden is not None:
+            self._undo_control(self._forbidden)
             return False
         self.timed_out = bool(self._uc.query(UC_QUERY_TIMEOUT))
         return self.exception is None and self.pc in ends
@@ -203,7 +210,7 @@ class Cpu:
             self._watches.append(self._uc.hook_add(kinds, self._on_access, access))
         if branches:
             self.branches.clear()
-        self._keep_branches = branches
+            self._watches.append(self._uc.hook_add(UC_HOOK_BLOCK, self._on_block))
         if trace is not None:
             self._watches.append(self._uc.hook_add(UC_HOOK_CODE, self._on_code, trace))
 
@@ -212,7 +219,6 @@ class Cpu:
         for handle in self._watches:
             self._uc.hook_del(handle)
         self._watches.clear()
-        self._keep_branches = False
 
     def _on_exception(self, uc: Any, vector: int, _: object) -> None:
         self.exception = vector
@@ -231,24 +237,28 @@ class Cpu:
         if address + size > page + PAGE_SIZE and kind == UC_MEM_WRITE:
             access.written.setdefault(page + PAGE_SIZE, self.pc)
 
-    def _on_block(self, uc: Any, address: int, size: int, data: object) -> None:
-        # An instruction that changes a control register ends its block, so that what it did is seen here at once.
-        control = (uc.reg_read(x86_const.UC_X86_REG_CR0), uc.reg_read(x86_const.UC_X86_REG_CR4))
-        if control[1] & CR4_CET and not control[0] & CR0_WP:
-            self._forbidden = True
-            uc.emu_stop()
-            return
-        self._block, self._control = (address, size), control
-        if self._keep_branches and (not self.branches or self.branches[-1] != address):
+    def _on_block(self, _: Any, address: int, size: int, data: object) -> None:
+        if not self.branches or self.branches[-1] != address:
             self.branches.append(address)
 
-    def _undo_control(self) -> None:
-        """Make the last instruction of the last block one that has faulted: nothing done, and it is the next again."""
+    def _on_new_block(self, uc: Any, block: Any, before: Any, data: object) -> None:
+        # An instruction that changes a control register ends its block: what it did is seen when the next one begins.
+        control = self._read_control()
+        if _allowed(control):
+            self._control = control
+        elif self._forbidden is None:
+            self._forbidden = before.pc + before.size - _MOVE_TO_CONTROL
+            uc.emu_stop()
+
+    def _read_control(self) -> tuple[int, int]:
+        return int(self.get("CR0")), int(self.get("CR4"))
+
+    def _undo_control(self, address: int) -> None:
+        """Make the instruction at `address` one that has faulted: nothing done, and it is the next again."""
         self.exception = _GENERAL_PROTECTION
         for name, value in zip(("CR0", "CR4"), self._control, strict=True):
             self.set(name, value)
-        address, size = self._block
-        self.pc = address + size - _MOVE_TO_CONTROL
+        self.pc = address
 
     def _on_code(self, _: Any, address: int, size: int, trace: Callable[[int, int], None]) -> None:
         trace(address, size)
