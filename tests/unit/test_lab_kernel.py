@@ -221,7 +221,7 @@ def test_a_missing_tool_is_told_by_its_package(monkeypatch: pytest.MonkeyPatch, 
 _INTERRUPTED = """
 import os, signal, sys
 from pathlib import Path
-from kjump.lab import kernel
+from kjump.lab.machine import kernel
 
 def build_in(work, *_):
     work.mkdir()
@@ -244,6 +244,7 @@ kernel._build(recipe, Path(sys.argv[1], recipe.name), lambda *_: None)
 def test_an_interrupted_build_leaves_nothing(tmp_path: Path, name: str) -> None:
     done = subprocess.run([sys.executable, "-c", _INTERRUPTED, str(tmp_path), name], capture_output=True, check=False)
     assert done.returncode != 0
+    assert b"ImportError" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
