@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from kjump.cli.demo import demo
 from kjump.cli.options import SIZE, human
+from kjump.lab import requirements
 
 
 @click.group()
 def lab_command() -> None:
-    """The laboratory: kernels from source, QEMU machines, demonstrations."""
+    """The laboratory: kernels from source, virtual machines, demonstrations."""
 
 
 lab_command.add_command(demo)
@@ -29,10 +33,21 @@ def kernel() -> None:
 @click.option("--debug-info", is_flag=True, help="Keep a vmlinux with DWARF, for crash and drgn.")
 def kernel_build(version: str, arch: str, debug_info: bool) -> None:
     """Build a kernel, or say where the cached one is."""
+    from kjump.lab.machine import kernel_source as kernels
+
+    with _progress(f"Linux {version}") as progress:
+        built = kernels.build(version, arch=arch, debug_info=debug_info, progress=progress)
+    click.echo(f"{built.image} (Linux {built.release}, {human(built.image.stat().st_size)})")
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[float, str], None]]:
+    """Give a function that shows how far something is: a bar on a terminal, else lines for a log."""
+    if not sys.stderr.isatty():
+        yield _Lines(title)
+        return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from kjump.lab.machine import kernel as kernels
 
     columns = (
         TextColumn("{task.description}"),
@@ -41,14 +56,23 @@ def kernel_build(version: str, arch: str, debug_info: bool) -> None:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(f"linux {version}", total=1.0)
-        built = kernels.build(
-            version,
-            arch=arch,
-            debug_info=debug_info,
-            progress=lambda share, what: progress.update(task, completed=share, description=what[-60:]),
-        )
-    click.echo(f"{built.image} (Linux {built.release}, {human(built.image.stat().st_size)})")
+        task = progress.add_task(title, total=1.0)
+        yield lambda share, what: progress.update(task, completed=share, description=what[-60:])
+
+
+class _Lines:
+    """Prints a line for each tenth of the work that is done, and for what is said before there is any."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._tenths = -1
+        self._last = ""
+
+    def __call__(self, share: float, what: str) -> None:
+        tenths = int(share * 10)
+        if tenths > self._tenths or (share == 0 and what != self._last):
+            click.echo(f"{self._title}: {share:4.0%} {what}", err=True)
+            self._tenths, self._last = max(tenths, self._tenths), what
 
 
 @lab_command.command("vmcore")
@@ -64,7 +88,8 @@ def vmcore_command(
     memory: int, fill: int, version: str, cpu: str, options: str, debug_info: bool, crash: bool, out: Path
 ) -> None:
     """Boot a kernel, fill its memory, and write its ELF vmcore to OUT."""
-    from kjump.lab.machine import kernel as kernels
+    requirements.check()
+    from kjump.lab.machine import kernel_source as kernels
     from kjump.lab.machine import vmcore
 
     built = kernels.build(version, debug_info=debug_info)

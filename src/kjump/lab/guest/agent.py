@@ -1,7 +1,6 @@
-"""PID 1 of the laboratory's Linux A: runs commands that come on the status channel, and says how they end.
+"""PID 1 of the lab's systems: runs commands that come on the status channel, and says how they end.
 
-One JSON object a line: {"id": N, "run": [argv...]} comes in, {"id": N, "status": S, "stdout": ..., "stderr": ...}
-goes out. Commands run side by side.
+What goes over the channel is in `messages`. Commands run side by side.
 """
 
 from __future__ import annotations
@@ -12,11 +11,13 @@ import subprocess
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
+from kjump.errors import FormatError
+from kjump.formats.record import JsonObject, Record
 from kjump.init import system
 from kjump.init.status import find_port
 from kjump.kexec import syscalls
+from kjump.lab.guest.messages import CommandEnd, CommandRequest
 
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/usr/sbin:/bin:/sbin",
@@ -54,7 +55,7 @@ class _Agent:
         self._fd = fd
         self._lock = threading.Lock()
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, message: JsonObject) -> None:
         data = json.dumps(message).encode() + b"\n"
         with self._lock:
             while data:
@@ -70,16 +71,21 @@ class _Agent:
                 continue
             *lines, pending = (pending + received).split(b"\n")
             for line in lines:
-                request = json.loads(line)
-                threading.Thread(target=self._run, args=(request["id"], request["run"])).start()
+                try:
+                    request = CommandRequest.from_json(Record.parse(line, "a request"))
+                except FormatError as error:
+                    self._send({"event": "request-refused", "reason": str(error)})
+                    continue
+                threading.Thread(target=self._run, args=(request,)).start()
 
-    def _run(self, number: int, command: list[str]) -> None:
+    def _run(self, request: CommandRequest) -> None:
+        command = request.command
         try:
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
             status, stdout, stderr = done.returncode, done.stdout, done.stderr
         except OSError as error:
             status, stdout, stderr = 127, "", f"{command[0]}: {error.strerror}"
-        self._send({"id": number, "status": status, "stdout": stdout, "stderr": stderr})
+        self._send(CommandEnd(request.number, status, stdout, stderr).to_json())
 
 
 def power_off() -> None:
