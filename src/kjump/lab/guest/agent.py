@@ -39,7 +39,7 @@ def main() -> None:
     options = system.kernel_options()
     path = _wait_for_port(options.get("kjump.status", "kjump.status"))
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    _Agent(fd).serve()
+    Agent(fd).serve()
 
 
 def _wait_for_port(name: str) -> str:
@@ -50,8 +50,11 @@ def _wait_for_port(name: str) -> str:
         time.sleep(0.05)
 
 
-class _Agent:
+class Agent:
+    """Serves the status channel."""
+
     def __init__(self, fd: int) -> None:
+        """Serve the channel that is open as `fd`."""
         self._fd = fd
         self._lock = threading.Lock()
 
@@ -62,6 +65,7 @@ class _Agent:
                 data = data[os.write(self._fd, data) :]
 
     def serve(self) -> None:
+        """Say that the system is ready, and run commands for ever."""
         self._send({"event": "ready", "uptime": system.uptime()})
         pending = b""
         while True:
@@ -71,20 +75,24 @@ class _Agent:
                 continue
             *lines, pending = (pending + received).split(b"\n")
             for line in lines:
-                try:
-                    request = CommandRequest.from_json(Record.parse(line, "a request"))
-                except FormatError as error:
-                    self._send({"event": "request-refused", "reason": str(error)})
-                    continue
-                threading.Thread(target=self._run, args=(request,)).start()
+                self.take(line)
+
+    def take(self, line: bytes) -> None:
+        """Start the command of a request, in a thread of its own; what is no request is refused by an event."""
+        try:
+            request = CommandRequest.from_json(Record.parse(line, "a request"))
+        except FormatError as error:
+            self._send({"event": "request-refused", "reason": str(error)})
+            return
+        threading.Thread(target=self._run, args=(request,)).start()
 
     def _run(self, request: CommandRequest) -> None:
         command = request.command
         try:
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
             status, stdout, stderr = done.returncode, done.stdout, done.stderr
-        except OSError as error:
-            status, stdout, stderr = 127, "", f"{command[0]}: {error.strerror}"
+        except (OSError, ValueError, IndexError) as error:  # no such program, a zero byte in an argument, no program
+            status, stdout, stderr = 127, "", f"cannot run {' '.join(command)!r}: {error}"
         self._send(CommandEnd(request.number, status, stdout, stderr).to_json())
 
 
