@@ -23,7 +23,7 @@ from kjump.lab.guest.activity import CounterBoard, WorkloadAccount, detach, numb
 
 P = ParamSpec("P")
 
-SLOTS = ("counter", "lines", "sent", "received", "wrong", "ticks", "late")
+SLOTS = ("counter", "lines", "sent", "received", "wrong", "ticks")
 _BOARD = "/tmp/steady.board"
 _LOG = "/tmp/steady.log"
 _PIDS = "/tmp/steady.pids"
