@@ -2,6 +2,7 @@
 # make test   sets everything up and runs all tests
 # make lint   format and type checks
 # make bench  speed and memory, against the peers
+# make clean-room SUITE=trixie   what README.md says, in a minimal Debian of its own (bookworm, trixie; DEMO=1: make demo too)
 # make soak   twenty hibernations of a busy machine in a row (SOAK=n: n of them), five from standby, 200 jumps; takes half an hour
 # Each installs what it needs and can be run again at any time.
 
@@ -11,26 +12,24 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := pyproject.toml meson.build $(shell find src build-aux examples -type f -not -name '*.pyc' -not -path '*/__pycache__*')
 
-PACKAGES := python3 python3-dev python3-venv gcc binutils make libzstd-dev \
+PACKAGES := python3 python3-dev python3-venv gcc binutils make pkg-config libzstd-dev \
   qemu-system-x86 seabios busybox-static e2fsprogs util-linux cpio zstd makedumpfile liblzo2-2 libsnappy1v5 dosfstools xfsprogs \
-  linux-source-6.12 linux-source-6.1 crash flex bison bc xz-utils libelf-dev libssl-dev
+  crash flex bison bc lz4 xz-utils libelf-dev libssl-dev
 
-KERNELS ?= 6.12 6.1
+# Debian 12 has both sources, Debian 13 the first. What is there is known when the packages are installed, so KERNELS is
+# for recipes only.
+KERNEL_VERSIONS := 6.12 6.1
+KERNELS ?= $(shell for v in $(KERNEL_VERSIONS); do [ ! -e /usr/src/linux-source-$$v.tar.xz ] || echo $$v; done)
 PYTEST ?= $(BIN)/python -m pytest
 SOAK ?= 20
+SUITE ?= bookworm
 
-.PHONY: setup apt kernels kernel-i386 demo test lint format soak bench clean
+.PHONY: setup apt kernels kernel-i386 demo test lint format soak bench clean-room clean
 
 setup: apt $(INSTALLED)
 
 apt:
-	@missing=$$(for p in $(PACKAGES); do \
-	  dpkg-query -W -f='$${Status}\n' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
-	if [ -n "$$missing" ]; then \
-	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); set -x; \
-	  $$sudo apt-get update -q && \
-	  $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
-	fi
+	@build-aux/packages.sh $(PACKAGES) -- $(KERNEL_VERSIONS:%=linux-source-%)
 
 $(VENV)/.tools: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -47,12 +46,14 @@ kernel-%: setup
 
 # For one test of the dump engine.
 kernel-i386: setup
-	$(BIN)/kjump lab kernel build --version 6.1 --arch i386
+	$(BIN)/kjump lab kernel build --version $(lastword $(KERNELS)) --arch i386
 
-kernels: $(KERNELS:%=kernel-%)
+kernels: setup
+	for v in $(KERNELS); do $(BIN)/kjump lab kernel build --version $$v --debug-info || exit; done
 
-demo: setup kernel-$(firstword $(KERNELS))
-	$(BIN)/kjump lab demo hibernate
+demo: setup
+	$(BIN)/kjump lab kernel build --version $(firstword $(KERNELS)) --debug-info
+	$(BIN)/kjump lab demo hibernate --kernel $(firstword $(KERNELS))
 
 lint: setup
 	$(BIN)/ruff format --check src tests bench build-aux
@@ -77,6 +78,10 @@ bench: setup kernels
 	$(BIN)/python bench/emulator.py $(firstword $(KERNELS))
 	$(BIN)/python bench/dump.py
 	$(BIN)/python bench/hibernate.py --kernel $(firstword $(KERNELS))
+
+# As root: a root file system is made and thrown away again.
+clean-room:
+	$(PYTHON) build-aux/clean_room.py $(SUITE) $(if $(DEMO),--demo) $(if $(KEEP),--keep)
 
 clean:
 	rm -rf $(VENV) build

@@ -3,9 +3,9 @@
 
 uint64_t add(const uint64_t *args, size_t n)
 {
-	uint64_t sum = 0;
+    uint64_t sum = 0;
 
-	while (n--)
-		sum += *args++;
-	return sum;
+    while (n--)
+        sum += *args++;
+    return sum;
 }

@@ -5,7 +5,7 @@ static uint64_t count;
 
 uint64_t counter(const uint64_t *args, size_t n)
 {
-	while (n--)
-		count += *args++;
-	return count;
+    while (n--)
+        count += *args++;
+    return count;
 }

@@ -7,10 +7,10 @@
 
 uint64_t memhash(const uint64_t *args, size_t n)
 {
-	uint64_t hash = 0xcbf29ce484222325ull, at;
+    uint64_t hash = 0xcbf29ce484222325ull, at;
 
-	for (; n >= 2; n -= 2, args += 2)
-		for (at = args[0]; at < args[0] + args[1]; at += 8)
-			hash = (hash ^ *(volatile uint64_t *)(uintptr_t)at) * 0x100000001b3ull;
-	return hash;
+    for (; n >= 2; n -= 2, args += 2)
+        for (at = args[0]; at < args[0] + args[1]; at += 8)
+            hash = (hash ^ *(volatile uint64_t *)(uintptr_t)at) * 0x100000001b3ull;
+    return hash;
 }

@@ -5,28 +5,13 @@
 
 #define MAX_ORDER 20
 
-/* The classes, in the order in which they are counted; the exclusion mask has bit N for class N. */
-enum { FREE, CACHE, CACHE_PRIVATE, USER, HWPOISON, OFFLINE, CLASSES };
-
-/* What Python tells of the kernel: native u64s in this order (struct page offsets; all ones where there is none). */
-struct fields {
-    uint64_t stride, word;                               /* bytes of a struct page, and of an unsigned long */
-    uint64_t flags_at, mapping_at, type_at, private_at;  /* offsets in it */
-    uint64_t order_at;                                   /* of a byte, from the head page of a compound page */
-    uint64_t head_mask, lru_mask, private_mask, swap_mask, slab_mask, poison_mask; /* of its flags */
-    uint64_t buddy, slab, offline, unaccepted, hugetlb;  /* page types, */
-    uint64_t type_mask;                                  /* and which bits of the field are the type */
-    uint64_t huge_at, huge_mask, huge_value;             /* a word, from the head page of a compound page */
-    uint64_t tail_at, tail_mask;                         /* a word, and its bit that only tails of compound pages have */
-};
-
 struct job {
-    struct fields is;
+    struct page_fields is;
     const uint8_t *structs;
     uint64_t count, first, excluded;
     uint8_t *keep;
     uint64_t keep_bits;
-    uint64_t cleared[CLASSES];
+    uint64_t cleared[CLASS_COUNT];
 };
 
 /* Return the number of `size` bytes, 4 or 8, at `at`; the size is a constant for the compiler wherever this is used. */
@@ -45,7 +30,7 @@ static inline uint64_t load(const uint8_t *at, size_t size)
 /* Return the order of the compound page that `page` heads; 0 when it heads none, or its order makes no sense. */
 static uint64_t compound_order(const struct job *job, uint64_t i, uint64_t flags)
 {
-    const struct fields *is = &job->is;
+    const struct page_fields *is = &job->is;
     if (!(flags & is->head_mask) || i + 1 >= job->count)
         return 0;
     uint64_t order = job->structs[i * is->stride + is->order_at];
@@ -56,7 +41,7 @@ static uint64_t compound_order(const struct job *job, uint64_t i, uint64_t flags
 static inline __attribute__((always_inline)) int classify_page(const struct job *job, uint64_t i, uint64_t *pages,
                                                                const size_t word)
 {
-    const struct fields *is = &job->is;
+    const struct page_fields *is = &job->is;
     const uint8_t *page = job->structs + i * is->stride;
     uint64_t type = load(page + is->type_at, 4) & is->type_mask;
     uint64_t flags = load(page + is->flags_at, word), wanted = job->excluded;
@@ -64,7 +49,7 @@ static inline __attribute__((always_inline)) int classify_page(const struct job 
     if (type == is->buddy || type == is->unaccepted) {
         uint64_t order = load(page + is->private_at, word);
         *pages = order <= MAX_ORDER ? 1ull << order : 1;
-        return FREE;
+        return CLASS_FREE;
     }
     uint64_t order = compound_order(job, i, flags);
     bool slab = type == is->slab || (flags & is->slab_mask);
@@ -74,30 +59,30 @@ static inline __attribute__((always_inline)) int classify_page(const struct job 
     bool cache = (flags & is->lru_mask) || (is->swap_mask && (flags & is->swap_mask) == is->swap_mask);
     int class = -1;
     if (cache && !anon)
-        class = flags & is->private_mask ? CACHE_PRIVATE : CACHE;
+        class = flags & is->private_mask ? CLASS_CACHE_PRIVATE : CLASS_CACHE;
     else if (anon || type == is->hugetlb ||
              (order && is->huge_mask && (load(page + is->huge_at, word) & is->huge_mask) == is->huge_value))
-        class = USER;
+        class = CLASS_USER;
     if (class >= 0 && (wanted >> class & 1)) {
         *pages = 1ull << order;
         return class;
     }
     if (flags & is->poison_mask)
-        return HWPOISON;
-    return type == is->offline ? OFFLINE : class;
+        return CLASS_HWPOISON;
+    return type == is->offline ? CLASS_OFFLINE : class;
 }
 
 /* Leave out frames [start, end), which are of `class`. */
 static void leave_out(struct job *job, int class, uint64_t start, uint64_t end)
 {
-    job->cleared[class] += clear_bits(job->keep, MIN(start, job->keep_bits), MIN(end, job->keep_bits));
+    job->cleared[class] += shared_clear_bits(job->keep, MIN(start, job->keep_bits), MIN(end, job->keep_bits));
 }
 
 static inline __attribute__((always_inline)) void classify_all(struct job *job, const size_t word)
 {
     /* Neighbours of one class go together: a call for each page takes as long as all the rest. */
     uint64_t pages, start = job->first, end = start;
-    int running = FREE;
+    int running = CLASS_FREE;
     for (uint64_t i = 0; i < job->count; i += pages) {
         int class = classify_page(job, i, &pages, word);
         if (class < 0 || !(job->excluded >> class & 1)) {
@@ -126,12 +111,13 @@ static void classify(struct job *job)
 /* Return what is wrong with the fields, or NULL. */
 static const char *check(const struct job *job, uint64_t size)
 {
-    const struct fields *is = &job->is;
+    const struct page_fields *is = &job->is;
     if (is->stride < 16 || is->stride > 4096 || size % is->stride != 0)
         return "the buffer is not a whole number of page structs";
     if (is->word != 4 && is->word != 8)
         return "a word has 4 or 8 bytes";
-    if (MAX(MAX(is->flags_at, is->mapping_at), MAX(is->private_at, is->tail_at)) > is->stride - is->word || is->type_at > is->stride - 4)
+    if (MAX(MAX(is->flags_at, is->mapping_at), MAX(is->private_at, is->tail_at)) > is->stride - is->word ||
+        is->type_at > is->stride - 4)
         return "a field lies outside the page struct";
     if ((is->head_mask && is->order_at >= 2 * is->stride) ||
         (is->huge_mask && (!is->head_mask || is->huge_at > 2 * is->stride - is->word)))
@@ -144,8 +130,8 @@ PyObject *core_classify(PyObject *Py_UNUSED(module), PyObject *args, PyObject *k
     static char *names[] = {"structs", "first_pfn", "fields", "exclude", "keep", NULL};
     Py_buffer structs, fields, keep;
     struct job job = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*O&y*O&w*:classify", names, &structs, to_u64, &job.first, &fields,
-                                     to_u64, &job.excluded, &keep))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*O&y*O&w*:classify", names, &structs, shared_u64, &job.first,
+                                     &fields, shared_u64, &job.excluded, &keep))
         return NULL;
     const char *wrong = "the fields of the page struct are not as many as they should be";
     if ((size_t)fields.len == sizeof job.is) {
@@ -163,8 +149,8 @@ PyObject *core_classify(PyObject *Py_UNUSED(module), PyObject *args, PyObject *k
         Py_BEGIN_ALLOW_THREADS;
         classify(&job);
         Py_END_ALLOW_THREADS;
-        result = PyTuple_New(CLASSES);
-        for (int i = 0; result != NULL && i < CLASSES; i++)
+        result = PyTuple_New(CLASS_COUNT);
+        for (int i = 0; result != NULL && i < CLASS_COUNT; i++)
             PyTuple_SetItem(result, i, PyLong_FromUnsignedLongLong(job.cleared[i]));
     }
     PyBuffer_Release(&structs);

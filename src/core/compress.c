@@ -34,7 +34,7 @@ struct job {
     /* The output. All writes are of whole buffers, page-aligned in memory, but for the last. */
     int fd;
     Py_buffer extents; /* of the output */
-    int direct; /* O_DIRECT: offsets and sizes must be aligned too */
+    int direct;        /* O_DIRECT: offsets and sizes must be aligned too */
     bool seekable;
     uint64_t offset;        /* where the buffer will go */
     uint64_t length, limit; /* bytes appended, and how many may be */
@@ -54,7 +54,7 @@ static bool flush(struct job *job, size_t size)
         size_t part = size - done;
         uint64_t written = 0, at = extents_find(&job->extents, job->offset, &part);
         /* Beyond the last extent there is no part. */
-        int error = part == 0 ? EIO : write_all(job->fd, job->seekable, at, job->buffer + done, part, &written);
+        int error = part == 0 ? EIO : shared_write(job->fd, job->seekable, at, job->buffer + done, part, &written);
         done += written;
         job->offset += written;
         if (error != 0)
@@ -133,7 +133,7 @@ static void *compress_frames(void *argument)
     struct mapper mapper = {.layout = &job->source};
     uint64_t frame;
     uint8_t *buffer = malloc(job->frame_size);
-    ZSTD_CCtx *context = new_compressor(job->level);
+    ZSTD_CCtx *context = frame_compressor(job->level);
     if (buffer == NULL || context == NULL)
         crew_fail(&job->crew, ENOMEM, "no memory for a compressor");
     while (take(job, &frame) && gather(job, &mapper, frame, buffer)) {
@@ -189,7 +189,7 @@ static int check_arguments(const struct job *job, int threads)
         wrong = "the number of threads must be 1 to 256";
     else if (job->frame_size == 0 || job->frame_size > MAX_FRAME_SIZE)
         wrong = "the frame size must be 1 to 268435456 bytes";
-    else if (job->stream_length / job->frame_size >= MAX_FRAMES)
+    else if (job->stream_length / job->frame_size >= SEEKABLE_MOST_FRAMES)
         wrong = "the stream has too many frames: choose a larger frame size";
     else if (job->head_length > job->stream_length)
         wrong = "the head is longer than the stream";
@@ -199,7 +199,7 @@ static int check_arguments(const struct job *job, int threads)
         wrong = "direct output must begin at a multiple of 4096";
     if (wrong != NULL)
         PyErr_SetString(PyExc_ValueError, wrong);
-    return wrong != NULL ? -1 : check_level(job->level);
+    return wrong != NULL ? -1 : frame_check_level(job->level);
 }
 
 static int allocate(struct job *job, int threads)
@@ -209,8 +209,8 @@ static int allocate(struct job *job, int threads)
     job->slot_size = ZSTD_compressBound(job->frame_size);
     job->slots = calloc(job->slot_count, sizeof *job->slots);
     job->entries = malloc(job->frames * 12 + 1);
-    bool good = job->slots != NULL && job->entries != NULL &&
-                posix_memalign((void **)&job->buffer, PAGE, WRITE_SIZE) == 0;
+    bool good =
+        job->slots != NULL && job->entries != NULL && posix_memalign((void **)&job->buffer, PAGE, WRITE_SIZE) == 0;
     for (size_t i = 0; good && i < job->slot_count; i++)
         good = (job->slots[i].data = malloc(job->slot_size)) != NULL;
     if (!good)
@@ -255,8 +255,9 @@ static PyObject *conclude(struct job *job, PyObject *trailer)
 
 PyObject *core_compress(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"source_fd", "spans", "head", "stream_length", "frame_size", "level", "threads",
-                            "out_fd", "out_offset", "direct", "limit", "trailer", "progress", "map_gap", "extents", NULL};
+    static char *names[] = {"source_fd", "spans",      "head",   "stream_length", "frame_size", "level",    "threads",
+                            "out_fd",    "out_offset", "direct", "limit",         "trailer",    "progress", "map_gap",
+                            "extents",   NULL};
     struct job *job = calloc(1, sizeof *job);
     PyObject *trailer, *progress = Py_None, *result = NULL;
     Py_buffer spans = {0}, head = {0};
@@ -266,9 +267,9 @@ PyObject *core_compress(PyObject *Py_UNUSED(module), PyObject *args, PyObject *k
         return PyErr_NoMemory();
     crew_init(&job->crew);
     if (PyArg_ParseTupleAndKeywords(args, kwargs, "iy*y*O&O&iiiO&pO&O|OO&y*:compress", names, &source, &spans, &head,
-                                    to_u64, &job->stream_length, to_u64, &job->frame_size, &job->level, &threads,
-                                    &job->fd, to_u64, &job->offset, &job->direct, to_u64, &job->limit, &trailer,
-                                    &progress, to_u64, &gap, &job->extents)) {
+                                    shared_u64, &job->stream_length, shared_u64, &job->frame_size, &job->level,
+                                    &threads, &job->fd, shared_u64, &job->offset, &job->direct, shared_u64, &job->limit,
+                                    &trailer, &progress, shared_u64, &gap, &job->extents)) {
         job->head = head.buf;
         job->head_length = (uint64_t)head.len;
         job->crew.total = job->stream_length;

@@ -14,14 +14,13 @@
 #include <zstd.h>
 
 #define MAX_THREADS 256
-#define MAX_FRAMES ((uint64_t)0x8000000) /* of the seekable format */
 #define MAX_FRAME_SIZE ((uint64_t)1 << 28)
 #define page_down(value) ((value) & ~(PAGE - 1))
 #define page_up(value) page_down((value) + PAGE - 1)
 
 /* module.c */
 
-extern PyObject *Cancelled, *Damaged;
+extern PyObject *core_cancelled, *core_damaged;
 
 /* crew.c: threads that work without the interpreter's lock, and the caller who waits for them */
 
@@ -32,8 +31,8 @@ struct crew {
     pthread_cond_t finished; /* nobody runs any more */
     pthread_t threads[MAX_THREADS + 2];
     int count, running;
-    bool stop;      /* workers return as soon as they see it */
-    bool failed;    /* the first failure: `text` says it, an OSError of `error`, or a Damaged when that is 0 */
+    bool stop;   /* workers return as soon as they see it */
+    bool failed; /* the first failure: `text` says it, an OSError of `error`, or a Damaged when that is 0 */
     int error;
     char text[256];
     uint64_t done, total, moved; /* for the progress callback */
@@ -107,11 +106,11 @@ bool mapper_copy(struct mapper *mapper, struct crew *crew, uint64_t offset, uint
 /* bytes.c */
 
 /* Return a context that makes frames with content size and checksum, or NULL. */
-ZSTD_CCtx *new_compressor(int level);
+ZSTD_CCtx *frame_compressor(int level);
 /* Return 0, or -1 with ValueError. */
-int check_level(int level);
+int frame_check_level(int level);
 /* Decompress exactly one whole frame with a checksum; NULL, or what is wrong with it. */
-const char *open_frame(ZSTD_DCtx *context, const uint8_t *data, size_t size, uint8_t *out, size_t out_size,
+const char *frame_open(ZSTD_DCtx *context, const uint8_t *data, size_t size, uint8_t *out, size_t out_size,
                        const uint32_t *checksum);
 
 typedef PyObject *core_function(PyObject *module, PyObject *args, PyObject *kwargs);

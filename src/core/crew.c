@@ -84,7 +84,7 @@ bool crew_fail(struct crew *crew, int error, const char *format, ...)
 int crew_raise(const struct crew *crew)
 {
     if (crew->error == 0) {
-        PyErr_SetString(Damaged, crew->text);
+        PyErr_SetString(core_damaged, crew->text);
         return -1;
     }
     PyObject *arguments = Py_BuildValue("(is)", crew->error, crew->text);
@@ -121,7 +121,7 @@ static int report(struct crew *crew, PyObject *progress)
     pthread_mutex_unlock(&crew->lock);
     PyObject *answer = PyObject_CallFunction(progress, "KKK", done, total, moved);
     if (answer == Py_False)
-        PyErr_SetString(Cancelled, "stopped before it was done, as asked");
+        PyErr_SetString(core_cancelled, "stopped before it was done, as asked");
     bool go_on = answer != NULL && answer != Py_False;
     Py_XDECREF(answer);
     return go_on ? 0 : -1;

@@ -1,7 +1,7 @@
 /* The module object: its functions and exceptions. Docstrings are in _core.pyi. */
 #include "core.h"
 
-PyObject *Cancelled, *Damaged;
+PyObject *core_cancelled, *core_damaged;
 
 /* Add an exception derived from one of kjump.errors; NULL with an exception on failure. */
 static PyObject *add_exception(PyObject *module, const char *name, const char *base_name, const char *doc)
@@ -43,12 +43,13 @@ PyMODINIT_FUNC PyInit__core(void)
     PyObject *module = PyModule_Create(&definition);
     if (module == NULL)
         return NULL;
-    Cancelled = add_exception(module, "kjump._core.Cancelled", "KjumpError",
-                              "The progress callback returned False, and the work was stopped.");
-    Damaged = Cancelled == NULL ? NULL
-                                : add_exception(module, "kjump._core.Damaged", "ImageError",
-                                                "Compressed data is damaged, cut off, or not what was written.");
-    if (Damaged == NULL)
+    core_cancelled = add_exception(module, "kjump._core.Cancelled", "KjumpError",
+                                   "The progress callback returned False, and the work was stopped.");
+    core_damaged = core_cancelled == NULL
+                       ? NULL
+                       : add_exception(module, "kjump._core.Damaged", "ImageError",
+                                       "Compressed data is damaged, cut off, or not what was written.");
+    if (core_damaged == NULL)
         Py_CLEAR(module);
     return module;
 }

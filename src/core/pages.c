@@ -17,8 +17,8 @@ PyObject *core_bitmap_runs(PyObject *Py_UNUSED(module), PyObject *args, PyObject
     Py_buffer bitmap;
     uint64_t at, end, gap = 1;
     int value = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*O&O&|pO&:bitmap_runs", names, &bitmap, to_u64, &at, to_u64, &end,
-                                     &value, to_u64, &gap))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*O&O&|pO&:bitmap_runs", names, &bitmap, shared_u64, &at,
+                                     shared_u64, &end, &value, shared_u64, &gap))
         return NULL;
     PyObject *list = NULL;
     if (at > end || end > (uint64_t)bitmap.len * 8) {
@@ -27,11 +27,11 @@ PyObject *core_bitmap_runs(PyObject *Py_UNUSED(module), PyObject *args, PyObject
         goto done;
     }
     list = PyList_New(0);
-    for (at = next_bit(bitmap.buf, at, end, value); list != NULL && at < end;) {
+    for (at = shared_next_bit(bitmap.buf, at, end, value); list != NULL && at < end;) {
         uint64_t start = at, stop;
         do {
-            stop = next_bit(bitmap.buf, at, end, !value);
-            at = next_bit(bitmap.buf, stop, end, value);
+            stop = shared_next_bit(bitmap.buf, at, end, !value);
+            at = shared_next_bit(bitmap.buf, stop, end, value);
         } while (at < end && at - stop < gap);
         if (append_run(list, start, stop) != 0)
             Py_CLEAR(list);
@@ -58,7 +58,7 @@ PyObject *core_zero_pages(PyObject *Py_UNUSED(module), PyObject *args, PyObject 
         memset(bits, 0, (pages + 7) / 8);
         Py_BEGIN_ALLOW_THREADS;
         for (uint64_t i = 0; i < pages; i++)
-            if (is_zero_page((const uint8_t *)buffer.buf + i * PAGE))
+            if (shared_is_zero_page((const uint8_t *)buffer.buf + i * PAGE))
                 bits[i / 8] |= (uint8_t)(1 << (i % 8));
         Py_END_ALLOW_THREADS;
     }

@@ -127,7 +127,7 @@ static void *restore_frames(void *argument)
         uint64_t base = page_down(frames[first].offset), written = 0;
         good = read_frames(job, first, end, data, base);
         for (size_t i = first; good && i < end; i++) {
-            const char *wrong = open_frame(context, data + (frames[i].offset - base), frames[i].size, content,
+            const char *wrong = frame_open(context, data + (frames[i].offset - base), frames[i].size, content,
                                            frames[i].length, &frames[i].checksum);
             good = wrong == NULL ? scatter(job, &mapper, &frames[i], content, &written) : fail_frame(job, i, wrong);
         }
@@ -146,7 +146,7 @@ static int take_entries(struct job *job, const Py_buffer *entries, uint64_t offs
 {
     size_t size = (size_t)entries->len;
     job->count = size / 12;
-    if (size % 12 != 0 || job->count > MAX_FRAMES || offset > INT64_MAX / 2) {
+    if (size % 12 != 0 || job->count > SEEKABLE_MOST_FRAMES || offset > INT64_MAX / 2) {
         PyErr_Format(PyExc_ValueError, "%zu bytes at offset %llu: not a list of frames of 12 bytes each", size,
                      (unsigned long long)offset);
         return -1;
@@ -189,8 +189,8 @@ static void choose_frames(struct job *job)
 
 PyObject *core_restore(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"image_fd", "image_offset", "entries", "spans", "dest_fd",
-                            "threads", "direct", "progress", "map_gap", "extents", NULL};
+    static char *names[] = {"image_fd", "image_offset", "entries", "spans",   "dest_fd", "threads",
+                            "direct",   "progress",     "map_gap", "extents", NULL};
     struct job *job = calloc(1, sizeof *job);
     PyObject *progress = Py_None, *result = NULL;
     Py_buffer entries, spans;
@@ -199,9 +199,9 @@ PyObject *core_restore(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kw
     if (job == NULL)
         return PyErr_NoMemory();
     crew_init(&job->crew);
-    if (PyArg_ParseTupleAndKeywords(args, kwargs, "iO&y*y*iip|OO&y*:restore", names, &job->image, to_u64, &offset,
-                                    &entries, &spans, &destination, &threads, &job->direct, &progress, to_u64,
-                                    &gap, &job->extents)) {
+    if (PyArg_ParseTupleAndKeywords(args, kwargs, "iO&y*y*iip|OO&y*:restore", names, &job->image, shared_u64, &offset,
+                                    &entries, &spans, &destination, &threads, &job->direct, &progress, shared_u64, &gap,
+                                    &job->extents)) {
         if (threads < 1 || threads > MAX_THREADS) {
             PyErr_SetString(PyExc_ValueError, "the number of threads must be 1 to 256");
         } else if (extents_check(&job->extents) == 0 && take_entries(job, &entries, offset, &stream) == 0 &&

@@ -8,14 +8,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { DESTINATION = 1, INDIRECTION = 2, DONE = 4, SOURCE = 8 };
-
 #define WORDS (PAGE / sizeof(uint64_t))
 #define MOST_PAGES (1u << 23)
 
 struct run {
     uint64_t destination, source, count; /* frames */
 };
+
+_Static_assert(sizeof(struct run) == SHADOW_RUN_SIZE, "kjump.kexec.kimage unpacks runs");
 
 struct list {
     struct run *runs;
@@ -50,19 +50,19 @@ static bool take(struct list *list, const uint64_t *entries, size_t n, uint64_t 
     for (size_t i = 0; i < n; i++) {
         uint64_t kind = entries[i] & (PAGE - 1), frame = entries[i] / PAGE;
         struct run *run = &list->run;
-        if (kind & DONE) {
+        if (kind & IND_DONE) {
             *following = 0;
             return next_run(list, 0, 0, 0);
-        } else if (kind & INDIRECTION) {
+        } else if (kind & IND_INDIRECTION) {
             *following = page_down(entries[i]);
             if (*following != 0)
                 return true;
             break;
-        } else if (kind & DESTINATION) {
+        } else if (kind & IND_DESTINATION) {
             if (!next_run(list, frame, 0, 0))
                 return false;
             list->placed = true;
-        } else if (!(kind & SOURCE) || !list->placed) {
+        } else if (!(kind & IND_SOURCE) || !list->placed) {
             char entry[24];
             snprintf(entry, sizeof entry, "%#llx", (unsigned long long)entries[i]);
             PyErr_Format(PyExc_ValueError, "the kernel's indirection list has an entry without meaning: %s", entry);
@@ -105,7 +105,7 @@ PyObject *core_shadow_runs(PyObject *Py_UNUSED(module), PyObject *args, PyObject
     PyObject *read, *result = NULL;
     uint64_t entries[WORDS], following;
     size_t pages = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO&:shadow_runs", names, &read, to_u64, &entries[0]))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO&:shadow_runs", names, &read, shared_u64, &entries[0]))
         return NULL;
     bool good = take(&list, entries, 1, &following);
     while (good && following != 0) {

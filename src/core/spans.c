@@ -186,8 +186,8 @@ bool mapper_copy(struct mapper *mapper, struct crew *crew, uint64_t offset, uint
         uint8_t *there = slice->data + (offset - slice->start);
         uint64_t done;
         int error = slice->data != NULL ? 0
-                    : writable          ? write_all(mapper->layout->fd, true, offset, data, size, &done)
-                                        : read_all(mapper->layout->fd, offset, data, size);
+                    : writable          ? shared_write(mapper->layout->fd, true, offset, data, size, &done)
+                                        : shared_read(mapper->layout->fd, offset, data, size);
         if (error != 0)
             return crew_fail(crew, error, "cannot %s %llu bytes at offset %llu: %s",
                              writable ? "write to the destination" : "read from the source", (unsigned long long)size,

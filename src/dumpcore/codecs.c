@@ -26,18 +26,18 @@ static bool find(void *library, const char *name, void *function)
 
 const char *codec_open(uint32_t method)
 {
-    if (method == ZLIB && zlib_uncompress == NULL) {
+    if (method == METHOD_ZLIB && zlib_uncompress == NULL) {
         void *library = dlopen("libz.so.1", RTLD_NOW);
         if (!find(library, "compress2", &zlib_compress) || !find(library, "uncompress", &zlib_uncompress))
             return "libz.so.1 (apt install zlib1g)";
     }
-    if (method == LZO && lzo_decompress == NULL) {
+    if (method == METHOD_LZO && lzo_decompress == NULL) {
         void *library = dlopen("liblzo2.so.2", RTLD_NOW);
         if (!find(library, "lzo1x_1_compress", &lzo_compress) ||
             !find(library, "lzo1x_decompress_safe", &lzo_decompress))
             return "liblzo2.so.2 (apt install liblzo2-2)";
     }
-    if (method == SNAPPY && snappy_unpack == NULL) {
+    if (method == METHOD_SNAPPY && snappy_unpack == NULL) {
         void *library = dlopen("libsnappy.so.1", RTLD_NOW);
         if (!find(library, "snappy_compress", &snappy_pack) || !find(library, "snappy_uncompress", &snappy_unpack))
             return "libsnappy.so.1 (apt install libsnappy1v5)";
@@ -47,9 +47,9 @@ const char *codec_open(uint32_t method)
 
 bool codec_prepare(struct codec *codec, uint32_t method, int level)
 {
-    if (method == LZO)
+    if (method == METHOD_LZO)
         return codec->work != NULL || (codec->work = malloc(LZO_WORK)) != NULL;
-    if (method != ZSTD || codec->zstd_in != NULL)
+    if (method != METHOD_ZSTD || codec->zstd_in != NULL)
         return true;
     codec->zstd_in = ZSTD_createCCtx();
     return codec->zstd_in != NULL &&
@@ -68,15 +68,15 @@ size_t codec_compress(struct codec *codec, uint32_t method, int level, const uin
     size_t size = room;
     unsigned long long_size = room;
     bool good = false;
-    if (method == ZSTD) {
+    if (method == METHOD_ZSTD) {
         size = ZSTD_compress2(codec->zstd_in, out, room, page, PAGE);
         good = !ZSTD_isError(size);
-    } else if (method == ZLIB) {
+    } else if (method == METHOD_ZLIB) {
         good = zlib_compress(out, &long_size, page, PAGE, level) == 0;
         size = long_size;
-    } else if (method == LZO) {
+    } else if (method == METHOD_LZO) {
         good = lzo_compress(page, PAGE, out, &size, codec->work) == 0;
-    } else if (method == SNAPPY) {
+    } else if (method == METHOD_SNAPPY) {
         good = snappy_pack(page, PAGE, out, &size) == 0;
     }
     return good && size < PAGE ? size : 0;
@@ -87,18 +87,18 @@ bool codec_decompress(struct codec *codec, uint32_t method, const uint8_t *data,
     size_t made = PAGE;
     unsigned long long_made = PAGE;
     switch (method) {
-    case RAW:
+    case METHOD_NONE:
         memcpy(page, data, MIN(size, PAGE));
         return size == PAGE;
-    case ZSTD:
+    case METHOD_ZSTD:
         if (codec->zstd_out == NULL && (codec->zstd_out = ZSTD_createDCtx()) == NULL)
             return false;
         return ZSTD_decompressDCtx(codec->zstd_out, page, PAGE, data, size) == PAGE;
-    case ZLIB:
+    case METHOD_ZLIB:
         return zlib_uncompress(page, &long_made, data, size) == 0 && long_made == PAGE;
-    case LZO:
+    case METHOD_LZO:
         return lzo_decompress(data, size, page, &made, NULL) == 0 && made == PAGE;
-    case SNAPPY:
+    case METHOD_SNAPPY:
         return snappy_unpack(data, size, page, &made) == 0 && made == PAGE;
     default:
         return false;

@@ -13,7 +13,10 @@ struct desc {
     uint64_t page_flags;
 };
 
-enum { RAW = 0, ZLIB = 1, LZO = 2, SNAPPY = 4, ZSTD = 0x20, METHODS = ZLIB | LZO | SNAPPY | ZSTD };
+_Static_assert(sizeof(struct desc) == KDUMP_DESCRIPTOR_SIZE, "kjump.formats.kdump unpacks descriptors");
+
+/* The flags of a descriptor that name a method; native.h has them. */
+#define METHODS (METHOD_ZLIB | METHOD_LZO | METHOD_SNAPPY | METHOD_ZSTD)
 
 /* codecs.c */
 
@@ -39,6 +42,6 @@ bool codec_decompress(struct codec *codec, uint32_t method, const uint8_t *data,
 typedef PyObject *dump_function(PyObject *module, PyObject *args, PyObject *kwargs);
 dump_function dump_advance, dump_compress_pages, dump_drop, dump_place, dump_read_pages, dump_read_kdump;
 
-extern PyObject *FormatError;
+extern PyObject *dump_format_error;
 
 #endif

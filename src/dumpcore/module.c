@@ -1,7 +1,7 @@
 /* The module object. Docstrings are in _dump.pyi. */
 #include "dump.h"
 
-PyObject *FormatError;
+PyObject *dump_format_error;
 
 static PyMethodDef functions[] = {
     FUNCTION(dump, advance, "Find where the next pages of a bitmap end."),
@@ -24,7 +24,7 @@ static struct PyModuleDef definition = {
 PyMODINIT_FUNC PyInit__dump(void)
 {
     PyObject *errors = PyImport_ImportModule("kjump.errors");
-    FormatError = errors == NULL ? NULL : PyObject_GetAttrString(errors, "FormatError");
+    dump_format_error = errors == NULL ? NULL : PyObject_GetAttrString(errors, "FormatError");
     Py_XDECREF(errors);
-    return FormatError == NULL ? NULL : PyModule_Create(&definition);
+    return dump_format_error == NULL ? NULL : PyModule_Create(&definition);
 }

@@ -25,7 +25,7 @@ static int take_file(struct file *file, int fd, const Py_buffer *pieces)
     return -1;
 }
 
-/* Read `length` bytes from `address`; 0, EFAULT when no piece has some of them, or as read_all. */
+/* Read `length` bytes from `address`; 0, EFAULT when no piece has some of them, or as shared_read. */
 static int read_at(const struct file *file, uint64_t address, uint8_t *data, uint64_t length)
 {
     size_t low = 0, high = file->count;
@@ -41,7 +41,7 @@ static int read_at(const struct file *file, uint64_t address, uint8_t *data, uin
         if (low > file->count || address < piece->address)
             return EFAULT;
         uint64_t size = MIN(length, piece->address + piece->length - address);
-        int error = read_all(file->fd, piece->offset + (address - piece->address), data, size);
+        int error = shared_read(file->fd, piece->offset + (address - piece->address), data, size);
         if (error != 0)
             return error;
         address += size;
@@ -54,11 +54,12 @@ static int read_at(const struct file *file, uint64_t address, uint8_t *data, uin
 static PyObject *raise_error(int error, const char *what, uint64_t where)
 {
     if (error == EFAULT)
-        PyErr_Format(FormatError, "there is no %s at %#llx", what, (unsigned long long)where);
+        PyErr_Format(dump_format_error, "there is no %s at %#llx", what, (unsigned long long)where);
     else if (error == ENODATA)
-        PyErr_Format(FormatError, "the file is cut off: it ends before the %s at %#llx", what, (unsigned long long)where);
+        PyErr_Format(dump_format_error, "the file is cut off: it ends before the %s at %#llx", what,
+                     (unsigned long long)where);
     else if (error == EILSEQ)
-        PyErr_Format(FormatError, "%s %llu is damaged", what, (unsigned long long)where);
+        PyErr_Format(dump_format_error, "%s %llu is damaged", what, (unsigned long long)where);
     else if (error == ENOMEM)
         PyErr_NoMemory();
     else {
@@ -81,16 +82,16 @@ PyObject *dump_advance(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kw
     static char *names[] = {"keep", "start", "end", "pages", NULL};
     Py_buffer keep;
     uint64_t start, end, most, found = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*O&O&O&:advance", names, &keep, to_u64, &start, to_u64, &end, to_u64,
-                                     &most))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*O&O&O&:advance", names, &keep, shared_u64, &start, shared_u64,
+                                     &end, shared_u64, &most))
         return NULL;
     PyObject *result = NULL;
     if (in_bitmap(&keep, start, end)) {
-        uint64_t at = next_bit(keep.buf, start, end, true), first = at;
+        uint64_t at = shared_next_bit(keep.buf, start, end, true), first = at;
         while (at < end && found < most) {
-            uint64_t stop = MIN(next_bit(keep.buf, at, end, false), at + (most - found));
+            uint64_t stop = MIN(shared_next_bit(keep.buf, at, end, false), at + (most - found));
             found += stop - at;
-            at = stop < end && found < most ? next_bit(keep.buf, stop, end, true) : stop;
+            at = stop < end && found < most ? shared_next_bit(keep.buf, stop, end, true) : stop;
         }
         result = Py_BuildValue("(KKK)", (unsigned long long)first, (unsigned long long)at, (unsigned long long)found);
     }
@@ -102,10 +103,10 @@ static int gather(const struct file *file, const uint8_t *keep, const uint8_t *s
                   uint8_t *out, uint64_t *culprit)
 {
     for (uint64_t at = start, stop; at < end; at = stop) {
-        bool there = bit(stored, at), kept = there && bit(keep, at);
-        stop = next_bit(stored, at, end, !there);
+        bool there = shared_bit(stored, at), kept = there && shared_bit(keep, at);
+        stop = shared_next_bit(stored, at, end, !there);
         if (there)
-            stop = MIN(stop, next_bit(keep, at, end, !kept));
+            stop = MIN(stop, shared_next_bit(keep, at, end, !kept));
         size_t size = there ? (stop - at) * PAGE : 0;
         int error = kept ? read_at(file, at * PAGE, out, size) : 0;
         if (error != 0) {
@@ -126,12 +127,12 @@ PyObject *dump_read_pages(PyObject *Py_UNUSED(module), PyObject *args, PyObject 
     struct file file;
     uint64_t start, end, culprit = 0;
     int fd, error = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iy*y*y*O&O&:read_pages", names, &fd, &pieces, &keep, &stored, to_u64,
-                                     &start, to_u64, &end))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iy*y*y*O&O&:read_pages", names, &fd, &pieces, &keep, &stored,
+                                     shared_u64, &start, shared_u64, &end))
         return NULL;
     PyObject *result = NULL;
     if (in_bitmap(&keep, start, end) && in_bitmap(&stored, start, end) && take_file(&file, fd, &pieces) == 0) {
-        uint64_t pages = count_bits(stored.buf, start, end);
+        uint64_t pages = shared_count_bits(stored.buf, start, end);
         result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(pages * PAGE));
         uint8_t *out = result == NULL ? NULL : (uint8_t *)PyBytes_AsString(result);
         Py_BEGIN_ALLOW_THREADS;
@@ -154,15 +155,16 @@ PyObject *dump_drop(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwarg
     static char *names[] = {"keep", "start", "end", "marks", NULL};
     Py_buffer keep, marks;
     uint64_t start, end, i = 0, dropped = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "w*O&O&y*:drop", names, &keep, to_u64, &start, to_u64, &end, &marks))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "w*O&O&y*:drop", names, &keep, shared_u64, &start, shared_u64, &end,
+                                     &marks))
         return NULL;
     uint8_t *bits = keep.buf;
     bool good = in_bitmap(&keep, start, end);
     for (uint64_t at = start; good && i < (uint64_t)marks.len * 8; at++) {
-        at = next_bit(bits, at, end, true);
+        at = shared_next_bit(bits, at, end, true);
         if (at == end)
             break;
-        if (bit(marks.buf, i++)) {
+        if (shared_bit(marks.buf, i++)) {
             bits[at / 8] &= (uint8_t)~(1u << (at % 8));
             dropped++;
         }
@@ -180,12 +182,12 @@ static size_t compress_all(struct codec *codec, uint32_t method, int level, bool
     for (size_t i = 0; i < count; i++) {
         const uint8_t *page = pages + i * PAGE;
         descs[i] = (struct desc){0};
-        if (zeros && is_zero_page(page))
+        if (zeros && shared_is_zero_page(page))
             continue;
-        size_t size = method == RAW ? 0 : codec_compress(codec, method, level, page, out + used, CODEC_ROOM);
+        size_t size = method == METHOD_NONE ? 0 : codec_compress(codec, method, level, page, out + used, CODEC_ROOM);
         if (size == 0)
             memcpy(out + used, page, PAGE);
-        descs[i] = (struct desc){used, size ? (uint32_t)size : (uint32_t)PAGE, size ? method : RAW, 0};
+        descs[i] = (struct desc){used, size ? (uint32_t)size : (uint32_t)PAGE, size ? method : METHOD_NONE, 0};
         used += descs[i].size;
     }
     return used;
@@ -206,7 +208,7 @@ PyObject *dump_compress_pages(PyObject *Py_UNUSED(module), PyObject *args, PyObj
     if ((size_t)pages.len % PAGE != 0) {
         PyErr_SetString(PyExc_ValueError, "not a whole number of pages");
     } else if (missing != NULL) {
-        PyErr_Format(FormatError, "this compression needs %s", missing);
+        PyErr_Format(dump_format_error, "this compression needs %s", missing);
     } else if (out == NULL || !codec_prepare(&codec, (uint32_t)method, level)) {
         PyErr_NoMemory();
     } else if ((table = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)(count * sizeof(struct desc)))) != NULL) {
@@ -228,12 +230,13 @@ PyObject *dump_place(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwar
     static char *names[] = {"descs", "offset", "zero", NULL};
     Py_buffer descs;
     uint64_t offset, zero, zeros = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "w*O&O&:place", names, &descs, to_u64, &offset, to_u64, &zero))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "w*O&O&:place", names, &descs, shared_u64, &offset, shared_u64,
+                                     &zero))
         return NULL;
     struct desc *desc = descs.buf;
     for (size_t i = 0; i < (size_t)descs.len / sizeof *desc; i++) {
         if (desc[i].size == 0) {
-            desc[i] = (struct desc){zero, (uint32_t)PAGE, RAW, 0};
+            desc[i] = (struct desc){zero, (uint32_t)PAGE, METHOD_NONE, 0};
             zeros++;
         } else {
             desc[i].offset += offset;
@@ -303,7 +306,8 @@ PyObject *dump_read_kdump(PyObject *Py_UNUSED(module), PyObject *args, PyObject 
     Py_buffer pieces, descs;
     uint64_t first, i = 0;
     int fd, error = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iy*y*O&:read_kdump", names, &fd, &pieces, &descs, to_u64, &first))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iy*y*O&:read_kdump", names, &fd, &pieces, &descs, shared_u64,
+                                     &first))
         return NULL;
     PyObject *result = NULL;
     const struct desc *desc = descs.buf;
@@ -313,7 +317,7 @@ PyObject *dump_read_kdump(PyObject *Py_UNUSED(module), PyObject *args, PyObject 
         missing = codec_open(desc[j].flags & METHODS);
     struct reader *reader = calloc(1, sizeof *reader);
     if (missing != NULL) {
-        PyErr_Format(FormatError, "this compression needs %s", missing);
+        PyErr_Format(dump_format_error, "this compression needs %s", missing);
     } else if (reader == NULL) {
         PyErr_NoMemory();
     } else if (take_file(&reader->file, fd, &pieces) == 0 &&

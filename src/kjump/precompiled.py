@@ -35,15 +35,19 @@ def compiled(texts: list[str]) -> bytes:
 
 
 class _NoInspect(ModuleType):
-    """Stands in for `inspect`, of which dataclasses want the signature for a docstring; the rest is the real one's.
+    """Stands in for `inspect`, of which dataclasses want little; the rest is the real one's.
 
-    Where docstrings are left out, as in the initramfs, one would be made up for each class; and `inspect` brings a
-    parser along.
+    That is the signature for a docstring (where docstrings are left out, as in the initramfs, one would be made up for
+    each class), and since Python 3.12 the annotations of a class. `inspect` brings a parser along.
     """
 
     @staticmethod
     def signature(_: object) -> str:
         return ""
+
+    @staticmethod
+    def get_annotations(cls: type) -> dict[str, Any]:
+        return dict(cls.__dict__.get("__annotations__", {}))  # noqa: RUF063
 
     def __getattr__(self, name: str) -> Any:
         import inspect

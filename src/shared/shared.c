@@ -5,7 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
-int to_u64(PyObject *object, void *u64)
+int shared_u64(PyObject *object, void *u64)
 {
     unsigned long long value = PyLong_AsUnsignedLongLong(object);
     if (value == (unsigned long long)-1 && PyErr_Occurred()) {
@@ -17,7 +17,7 @@ int to_u64(PyObject *object, void *u64)
     return 1;
 }
 
-int read_all(int fd, uint64_t offset, uint8_t *data, uint64_t length)
+int shared_read(int fd, uint64_t offset, uint8_t *data, uint64_t length)
 {
     while (length > 0) {
         ssize_t n = pread(fd, data, length, (off_t)offset);
@@ -32,12 +32,12 @@ int read_all(int fd, uint64_t offset, uint8_t *data, uint64_t length)
     return 0;
 }
 
-int write_all(int fd, bool seekable, uint64_t offset, const uint8_t *data, uint64_t length, uint64_t *written)
+int shared_write(int fd, bool seekable, uint64_t offset, const uint8_t *data, uint64_t length, uint64_t *written)
 {
     for (*written = 0; *written < length;) {
         uint64_t left = length - *written;
-        ssize_t n = seekable ? pwrite(fd, data + *written, left, (off_t)(offset + *written))
-                             : write(fd, data + *written, left);
+        ssize_t n =
+            seekable ? pwrite(fd, data + *written, left, (off_t)(offset + *written)) : write(fd, data + *written, left);
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0)
@@ -47,7 +47,7 @@ int write_all(int fd, bool seekable, uint64_t offset, const uint8_t *data, uint6
     return 0;
 }
 
-uint64_t next_bit(const uint8_t *bits, uint64_t at, uint64_t end, bool value)
+uint64_t shared_next_bit(const uint8_t *bits, uint64_t at, uint64_t end, bool value)
 {
     while (at < end) {
         uint64_t byte = at / 8, word = 0, bytes = MIN((end + 7) / 8 - byte, 8);
@@ -67,7 +67,7 @@ static unsigned mask_of(uint64_t start, uint64_t end)
     return (0xffu << (start % 8)) & (0xffu >> (behind - MIN(end, behind)));
 }
 
-uint64_t count_bits(const uint8_t *bits, uint64_t at, uint64_t end)
+uint64_t shared_count_bits(const uint8_t *bits, uint64_t at, uint64_t end)
 {
     uint64_t count = 0, word;
     while (at < end) {
@@ -83,9 +83,9 @@ uint64_t count_bits(const uint8_t *bits, uint64_t at, uint64_t end)
     return count;
 }
 
-uint64_t clear_bits(uint8_t *bits, uint64_t start, uint64_t end)
+uint64_t shared_clear_bits(uint8_t *bits, uint64_t start, uint64_t end)
 {
-    uint64_t count = count_bits(bits, start, end);
+    uint64_t count = shared_count_bits(bits, start, end);
     while (count > 0 && start < end) {
         uint64_t whole = start % 8 == 0 ? (end - start) / 8 : 0;
         if (whole > 0)
@@ -97,7 +97,7 @@ uint64_t clear_bits(uint8_t *bits, uint64_t start, uint64_t end)
     return count;
 }
 
-bool is_zero_page(const uint8_t *page)
+bool shared_is_zero_page(const uint8_t *page)
 {
     /* Most others differ in one of these places. */
     uint64_t probe[3];

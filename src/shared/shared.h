@@ -11,7 +11,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define PAGE ((uint64_t)4096)
+#include "native.h"
+
+#define PAGE ((uint64_t)PAGE_SIZE)
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
@@ -20,27 +22,27 @@
     {#name, (PyCFunction)(void (*)(void))prefix##_##name, METH_VARARGS | METH_KEYWORDS, doc}
 
 /* An "O&" converter: an unsigned integer, else TypeError or ValueError. */
-int to_u64(PyObject *object, void *u64);
+int shared_u64(PyObject *object, void *u64);
 
 /* Read all of `length` bytes; 0, ENODATA when the file ends before, or another errno. */
-int read_all(int fd, uint64_t offset, uint8_t *data, uint64_t length);
+int shared_read(int fd, uint64_t offset, uint8_t *data, uint64_t length);
 /* Write all of `length` bytes, to the end of what has no offsets; 0 or an errno. `*written` counts them. */
-int write_all(int fd, bool seekable, uint64_t offset, const uint8_t *data, uint64_t length, uint64_t *written);
+int shared_write(int fd, bool seekable, uint64_t offset, const uint8_t *data, uint64_t length, uint64_t *written);
 
 /* Bitmaps have one bit a page frame, lowest bit of the lowest byte first (little endian hosts). */
 
-static inline bool bit(const uint8_t *bits, uint64_t at)
+static inline bool shared_bit(const uint8_t *bits, uint64_t at)
 {
     return bits[at / 8] >> (at % 8) & 1;
 }
 
 /* Return the first bit in [at, end) that is `value`, or `end`. */
-uint64_t next_bit(const uint8_t *bits, uint64_t at, uint64_t end, bool value);
+uint64_t shared_next_bit(const uint8_t *bits, uint64_t at, uint64_t end, bool value);
 /* Return how many of the bits [at, end) are set. */
-uint64_t count_bits(const uint8_t *bits, uint64_t at, uint64_t end);
+uint64_t shared_count_bits(const uint8_t *bits, uint64_t at, uint64_t end);
 /* Clear the bits [start, end); return how many were set. */
-uint64_t clear_bits(uint8_t *bits, uint64_t start, uint64_t end);
+uint64_t shared_clear_bits(uint8_t *bits, uint64_t start, uint64_t end);
 
-bool is_zero_page(const uint8_t *page);
+bool shared_is_zero_page(const uint8_t *page);
 
 #endif

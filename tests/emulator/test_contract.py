@@ -67,7 +67,7 @@ def runs(machine: object, size: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("kernel", ["6.14", "6.12"])
 def test_the_selftests_contract_in_both_flavours_of_the_stack(kernel: str, assemble: Assemble) -> None:
-    machine = machine_of(kernel)
+    machine = machine_of(kernel, cet=False)
     with machine.load_bare(assemble(SELFTEST, Arch.X86_64, AT)) as loaded:
         counted = []
         for _ in range(4):
@@ -84,7 +84,7 @@ def test_the_selftests_contract_in_both_flavours_of_the_stack(kernel: str, assem
 
 def test_a_kernel_that_loads_ss_first_needs_the_gates_cure(assemble: Assemble) -> None:
     with (
-        machine_of("6.1").load_bare(assemble(SELFTEST, Arch.X86_64, AT)) as loaded,
+        machine_of("6.1", cet=False).load_bare(assemble(SELFTEST, Arch.X86_64, AT)) as loaded,
         pytest.raises(WildError, match=r"on the way back to A .* general protection fault"),
     ):
         loaded.call()

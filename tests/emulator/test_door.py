@@ -2,6 +2,7 @@
 
 import struct
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from kjump.gates import (
     FLAG_CHOOSE,
     GATE_SIZE,
     GATE_SWITCH,
+    STATE_ENTERED,
     STATE_PARKED,
     Door,
     Gate,
@@ -23,20 +25,26 @@ from kjump.gates import (
     identity_tables_size,
     pack_page_list,
 )
-from kjump.kexec.mailbox import COOKIE_SIZE, encode
+from kjump.kexec.mailbox import COOKIE_SIZE, OUTCOME_GONE, OUTCOME_NONE, OUTCOME_PANIC, decode, encode
 from kjump.kexec.plan import ARCH_X86_64, PRESERVE_CONTEXT, Plan, Segment, make_plan
+from kjump.kexec.way_back import WayBack
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
 
 KERNEL_NAMES = sorted(k for k in KERNELS if KERNELS[k].arch is Arch.X86_64)
 HERE = [0x400000, 0x600000]
+EFER = 0xC0000080
 COOKIE = bytes(range(1, COOKIE_SIZE + 1))
 
 # A peer that jumps as Linux does: on a stack of one page it calls the next entry, and takes the one for next time
-# from the top of the stack when it is called back. It notes what it finds, at 0x800.
+# from the top of the stack when it is called back. It notes what it finds, at 0x800. Its EFER is without SCE.
 PEER = """
     .text
     incq  0x810 + base
+    movl  $0xc0000080, %ecx
+    rdmsr
+    btrl  $0, %eax
+    wrmsr
     movq  %rsi, %r15
 1:
     incq  0x808 + base
@@ -49,6 +57,9 @@ PEER = """
     subq  $base + 0x2000, %rax
     movq  %rax, 0x820 + base
     sgdt  0x82e + base
+    movl  $0xc0000080, %ecx
+    rdmsr
+    movl  %eax, 0x838 + base
     jmp   1b
     .org 0x2000
 """
@@ -57,10 +68,19 @@ PEER = """
 class Peers:
     """Peers at HERE, each with its gate and door, in one loaded image on an emulated machine."""
 
-    def __init__(self, folder: Path, kernel: str, count: int, push_start: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        kernel: str,
+        count: int,
+        push_start: bool = False,
+        *,
+        leave: Callable[[WayBack], Plan] | None = None,
+    ) -> None:
         self.machine: EmulatedMachine = machine_of(kernel)
         self.pages = self.machine.pin(1, make_ranges(count))
         self.codes = [assemble(folder, base, push_start) for base in HERE[:count]]
+        self.leave = leave
         self.loaded = Loaded(self.machine, "peers", self.plan(), None)
 
     def plan(self) -> Plan:
@@ -75,6 +95,9 @@ class Peers:
                 mailbox=self.pages.addresses[0], cookie=COOKIE,
             ).pack()  # fmt: skip
             way_out = Door(tables + PAGE_SIZE, tables, gate + GATE_SWITCH, 0xFFFF_8000_0000_0000 + base, 0x7F).pack()
+            if self.leave:
+                (segment,) = self.leave(WayBack(gate, tables)).segments
+                way_out = segment.data
             words = code[:0x818] + struct.pack("<Q", door) + code[0x820:]
             data = words + packed + way_out + identity_tables(tables, surface.memory_end, huge=False)
             assert len(data) == 0x5000 + size and len(packed) == GATE_SIZE and len(way_out) == DOOR_SIZE
@@ -118,9 +141,12 @@ def test_a_peer_is_started_once_and_then_re_entered_where_it_left(
     kernel: str, push_start: bool, tmp_path: Path
 ) -> None:
     peers = Peers(tmp_path, kernel, 1, push_start)
+    cpu = peers.machine.linux.cpu
+    efer = cpu.get_msr(EFER)
     for round_number in range(1, 5):
         peers.switch()
         assert peers.machine.difference().unexplained == []
+        assert cpu.get_msr(EFER) == efer
         gate = peers.gate(0)
         runs, starts, next_entry, stack = struct.unpack("<4Q", peers.read(HERE[0] + 0x808, 32))
         assert (runs, starts) == (round_number, 1)
@@ -129,6 +155,7 @@ def test_a_peer_is_started_once_and_then_re_entered_where_it_left(
         assert gate.b_stack == HERE[0] + 0x2000 - (16 if push_start else 8)
         assert gate.b_gdt_base == 0xFFFF_8000_0040_0000
         if round_number > 1:
+            assert struct.unpack("<I", peers.read(HERE[0] + 0x838, 4)) == (efer & ~1,)
             limit, base = struct.unpack("<HQ", peers.read(HERE[0] + 0x82E, 10))
             assert (limit, base) == (0x7F, 0xFFFF_8000_0040_0000), "the GDT that kernels before 6.13 need"
             assert next_entry == HERE[0] + 0x4000, "the kernel finds its door again as its next entry"
@@ -171,3 +198,23 @@ def test_a_peer_is_started_anew_from_pages_of_a_and_the_other_goes_on(tmp_path: 
     for index in (1, 0):
         peers.switch(index)
     assert [struct.unpack("<2Q", peers.read(base + 0x808, 16)) for base in HERE] == [(3, 1), (2, 1)]
+
+
+def crash(way: WayBack) -> Plan:
+    return way.crash_plan(Range.of_size(way.gate + GATE_SIZE, 1 << 20))
+
+
+@pytest.mark.parametrize("kernel", KERNEL_NAMES)
+@pytest.mark.parametrize(("leave", "outcome"), [(WayBack.plan, OUTCOME_NONE), (crash, OUTCOME_PANIC)])
+def test_the_way_back_of_a_peer_that_knows_nothing_but_where_its_gate_is(
+    kernel: str, leave: Callable[[WayBack], Plan], outcome: int, tmp_path: Path
+) -> None:
+    peers = Peers(tmp_path, kernel, 1, leave=leave)
+    peers.switch()
+    assert peers.machine.difference().unexplained == []
+    assert struct.unpack("<2Q", peers.read(HERE[0] + 0x808, 16)) == (1, 1)
+    assert peers.gate(0).state == STATE_ENTERED
+    assert decode(peers.pages.read(0))[1] == outcome
+    peers.switch()
+    assert decode(peers.pages.read(0))[1] == OUTCOME_GONE
+    assert peers.machine.difference().unexplained == []

@@ -75,7 +75,7 @@ def test_what_is_built_for_any_segments(drawn: list[tuple[int, int, bytes]], see
 def test_a_jump_over_any_segments_gives_all_memory_back(
     drawn: list[tuple[int, int, bytes]], seed: int, kernel: str
 ) -> None:
-    machine = machine_of(kernel, seed=seed)
+    machine = machine_of(kernel, seed=seed, cet=False)
     code = Segment(0xD00000, PAGE_SIZE, RET, "code")
     arch = KERNELS[kernel].arch
     plan = Plan(code.address, (*disjoint(drawn[: SEGMENT_MAX - 1]), code), arch.flag | PRESERVE_CONTEXT)

@@ -169,6 +169,12 @@ def test_a_flat_binary_has_an_address(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "not a multiple of 4096" in err
 
 
+def test_words_that_cannot_be_split(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = exit_of(capsys, str(EXAMPLES / "add.c"), "2", "40", "--then", "it's 3")
+    assert (status, out) == (2, "")
+    assert err.splitlines() == ['kjump: --then "it\'s 3" cannot be split into words: No closing quotation']
+
+
 def test_words_of_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_bytes(b"\0\1")

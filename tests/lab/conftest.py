@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kjump.lab.machine.installation import Hardware, Installation
+from kjump.lab.machine.kernel_source import MissingSource
 from kjump.lab.machine.qemu import QEMU
 
 
@@ -17,6 +18,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "/tests/lab/" in str(item.path):
                 item.add_marker(skip)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Iterator[None]:
+    """Skip a test whose kernel's source is not installed: Debian 13 has no 6.1. The reason says what is missing."""
+    try:
+        return (yield)
+    except MissingSource as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """As for the fixtures."""
+    try:
+        return (yield)
+    except MissingSource as missing:
+        pytest.skip(str(missing))
 
 
 @pytest.fixture

@@ -14,17 +14,26 @@ static char buffer[65536] __attribute__((aligned(4096)));
 static long call(long number, long a, long b, long c, long d, long e)
 {
     long result;
-    __asm__ volatile("int $0x80"
-                     : "=a"(result)
-                     : "a"(number), "b"(a), "c"(b), "d"(c), "S"(d), "D"(e)
-                     : "memory");
+    __asm__ volatile("int $0x80" : "=a"(result) : "a"(number), "b"(a), "c"(b), "d"(c), "S"(d), "D"(e) : "memory");
     return result;
 }
 
-static long sys_read(long fd) { return call(3, fd, (long)buffer, sizeof buffer, 0, 0); }
-static long sys_write(long fd, const char *data, long size) { return call(4, fd, (long)data, size, 0, 0); }
-static long sys_open(const char *path, long flags) { return call(5, (long)path, flags, 0600, 0, 0); }
-static void sys_mount(const char *kind, const char *where) { call(21, (long)kind, (long)where, (long)kind, 0, 0); }
+static long sys_read(long fd)
+{
+    return call(3, fd, (long)buffer, sizeof buffer, 0, 0);
+}
+static long sys_write(long fd, const char *data, long size)
+{
+    return call(4, fd, (long)data, size, 0, 0);
+}
+static long sys_open(const char *path, long flags)
+{
+    return call(5, (long)path, flags, 0600, 0, 0);
+}
+static void sys_mount(const char *kind, const char *where)
+{
+    call(21, (long)kind, (long)where, (long)kind, 0, 0);
+}
 
 /* Copy up to `size` bytes, in whole buffers where there are any, and the last one in whole sectors. */
 static void copy(long from, long to, long size)

@@ -13,6 +13,10 @@ from kjump.lab.machine.installation import TARGET_DEVICE, Hardware, Installation
 from kjump.lab.machine.qemu import VirtualMachine
 
 MIB = 1 << 20
+STRICT = "memmap=4K$0x100000 iomem=strict"
+"""What makes a second kernel refuse to map the first one's memory, whatever kjump tells it."""
+HIGH_WINDOW = ("--window", "0x21e00000,96M")
+"""At the end of memory: the mailbox is below it."""
 
 
 def assert_unharmed(machine: VirtualMachine) -> None:
@@ -41,6 +45,19 @@ def test_failures_in_b_bring_a_back_with_the_reason(installation: Installation) 
 
         assert "cancelled" in provocations.cancel_by_key(machine).stderr
         assert read_superblock(installation.target_disk).state is State.INVALID
+
+
+def test_a_second_kernel_that_cannot_play_its_role_or_reach_the_mailbox(installation: Installation) -> None:
+    with installation.machine() as machine:
+        machine.guest.event("ready")
+        mark(machine)
+
+        role = provocations.try_to_hibernate(machine, "--append", "kjump.role=third")
+        assert "there is no role called third" in role.stderr and "unharmed" in role.stderr
+
+        # All of the first kernel's memory below the window in one reserved range with what lies below 1 MiB.
+        strict = provocations.try_to_hibernate(machine, *HIGH_WINDOW, "--append", STRICT)
+        assert "the second kernel came back without a report; this system went on unharmed" in strict.stderr
 
 
 def test_a_target_too_small(installation: Installation) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from kjump.cli import lab
 from kjump.errors import LabError
 from kjump.lab.machine import cache, kernel, kernel_config, kernel_make, kernel_source, tools
 from kjump.lab.machine.kernel import LabKernel
@@ -125,6 +129,8 @@ def test_versions_are_listed_in_order_and_a_missing_one_names_its_package(tmp_pa
     assert kernel_source.available(tmp_path) == ("6.1", "6.12")
     with pytest.raises(LabError, match=r"there: 6\.1 and 6\.12.*apt install linux-source-6\.11"):
         kernel_source._tarball("6.11", tmp_path)
+    assert kernel_source.preferred("6.1", tmp_path) == "6.1" and kernel_source.preferred("6.11", tmp_path) == "6.12"
+    assert kernel_source.preferred("6.11", tmp_path / "nowhere") == "6.11"
     with pytest.raises(LabError, match="there: none"):
         kernel_source._tarball("6.11", tmp_path / "nowhere")
 
@@ -232,3 +238,59 @@ def test_a_missing_tool_is_told_by_its_package(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(tools, "_ADMINISTRATORS", str(tmp_path))
     with pytest.raises(LabError, match="apt install binutils xz-utils`"):
         kernel_make.need_tools("ld", "xz")
+
+
+_INTERRUPTED = """
+import os, signal, sys
+from pathlib import Path
+from kjump.lab.machine import kernel_make
+from kjump.lab.machine.kernel_make import KernelBuild
+
+def build_in(work, *_):
+    work.mkdir()
+    (work / "source").touch()
+    os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+    work.rename(sys.argv[1] + "/done")
+
+# Not as who started the tests has them: a shell lets what it starts in the background ignore SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[3:] else signal.SIG_DFL)
+kernel_make._build_in = build_in
+kernel_make.need_tools = lambda *_: None
+build = KernelBuild("6.12", "x86_64", Path("linux-source-6.12.tar.xz"), (), keep_vmlinux=False)
+kernel_make.make_kernel(build, Path(sys.argv[1], "6.12"), lambda *_: None)
+"""
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", -signal.SIGINT)])
+def test_an_interrupted_build_leaves_nothing(tmp_path: Path, name: str, status: int) -> None:
+    done = subprocess.run([sys.executable, "-c", _INTERRUPTED, str(tmp_path), name], capture_output=True, check=False)
+    assert done.returncode == status, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_build_under_nohup_goes_on_when_the_terminal_goes(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _INTERRUPTED, str(tmp_path), "SIGHUP", "ignored"]
+    subprocess.run(command, capture_output=True, check=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["done"]
+
+
+def test_trees_that_killed_builds_left_are_swept_and_those_at_work_are_not(tmp_path: Path) -> None:
+    for name in ("left", "held"):
+        (tmp_path / f"{name}.work").mkdir()
+        (tmp_path / f"{name}.work" / "vmlinux.o").touch()
+        (tmp_path / f"{name}.lock").touch()
+    with (tmp_path / "held.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kernel_make._sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*.work")) == ["held.work"]
+
+
+def test_progress_is_told_in_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with lab._progress("linux 6.12") as report:
+        for step in range(101):
+            report(step / 100, f"file{step}.o")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 11
+    assert lines[0].startswith("linux 6.12:   0% after 0 s, file0.o") and "100%" in lines[-1]

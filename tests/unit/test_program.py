@@ -1,15 +1,12 @@
 """Programs as Plans, the binary interface of calls, and what is refused."""
 
-import re
 import struct
-from pathlib import Path
+from dataclasses import fields
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import kjump.emulator
-import kjump.gates
 from kjump.call import bios
 from kjump.call.program import (
     BUFFER_SIZE,
@@ -26,69 +23,49 @@ from kjump.call.program import (
 )
 from kjump.errors import FormatError, PlanError
 from kjump.gates import FLAG_DESCRIPTORS, FLAG_RESIDENT, GATE_SIZE, Gate, call, gate_binary
+from kjump.gates.layouts import BLOCK, CALL_MAILBOX, MAILBOX
 from kjump.kexec.plan import ARCH_I386, ARCH_X86_64, PRESERVE_CONTEXT, SEGMENT_MAX, Segment
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
 
 MIB = 1 << 20
-GATES = Path(kjump.gates.__file__).parent
 SURFACE = Surface(RangeSet([Range(0x1000, 0x9F000), Range(MIB, 64 * MIB)]), 4 << 30, False, 0xFFFF1000, 0x7F)
 MOVABLE = Program(Arch.X86_64, 0x10, (Segment(0, 2 * PAGE_SIZE, b"\xc3" * 32, "p"),), "p", movable=True)
 COOKIE = bytes(range(16))
 
 
-def numbers(header: Path) -> dict[str, int]:
-    found = re.findall(r"#define (\w+)\s+(0x[0-9a-f]+|\d+)\b", header.read_text())
-    return {name: int(value, 0) for name, value in found}
-
-
-def test_the_block_agrees_with_the_header() -> None:
-    offsets = numbers(GATES / "call.h")
-    names = ("flags", "entry", "gate", "stack", "mailbox")
-    values = {name: 0x1000 + i for i, name in enumerate(names)}
-    block = call.CallBlock(
-        **values, cookie=COOKIE, in_address=0x2000, in_size=0x2001, out_address=0x2002, out_size=0x2003
-    ).pack()
-    assert len(block) == offsets["BLOCK_SIZE"] == call.BLOCK_SIZE
+def test_the_block_is_as_its_layout_says() -> None:
+    numbers = {f.name: 0x1000 + i for i, f in enumerate(fields(call.CallBlock)) if f.name != "cookie"}
+    block = call.CallBlock(**numbers, cookie=COOKIE).pack()
+    assert len(block) == call.BLOCK_SIZE
     assert block[:8] == call.BLOCK_MAGIC
-    for name, value in values.items():
-        assert struct.unpack_from("<Q", block, offsets[f"BLOCK_{name.upper()}"]) == (value,)
-    assert block[offsets["BLOCK_COOKIE"] :][:16] == COOKIE
-    in_and_out = [offsets[f"BLOCK_{n}"] for n in ("IN", "IN_SIZE", "OUT", "OUT_SIZE")]
-    assert [struct.unpack_from("<Q", block, at)[0] for at in in_and_out] == [0x2000, 0x2001, 0x2002, 0x2003]
+    for name, value in numbers.items():
+        assert struct.unpack_from("<Q", block, BLOCK.offset(name)) == (value,), name
+    assert block[BLOCK.offset("cookie") :][:16] == COOKIE
 
 
-def test_requests_and_replies_agree_with_the_header() -> None:
-    offsets = numbers(GATES / "call.h")
+def test_requests_and_replies_are_as_their_layout_says() -> None:
+    at = CALL_MAILBOX.offset
     page = call.encode_request(COOKIE, [1, -1], 2, 77, [0x5000, 0x6000])
     words = struct.unpack("<512Q", page)
-    at = {name: words[offsets[f"MAILBOX_{name}"] // 8] for name in ("ARGS_COUNT", "POINTERS", "IN_LENGTH")}
-    assert at == {"ARGS_COUNT": 2, "POINTERS": 2, "IN_LENGTH": 77}
-    assert words[offsets["MAILBOX_ARGS"] // 8 :][:2] == (1, (1 << 64) - 1)
-    assert words[offsets["MAILBOX_PAGES"] // 8 :][:2] == (0x5000, 0x6000)
-    assert words[offsets["MAILBOX_PAGES_COUNT"] // 8] == 2
+    assert [words[at(name) // 8] for name in ("args_count", "pointers", "in_length")] == [2, 2, 77]
+    assert words[at("args") // 8 :][:2] == (1, (1 << 64) - 1)
+    assert words[at("pages") // 8 :][:2] == (0x5000, 0x6000)
+    assert words[at("pages_count") // 8] == 2
     reply = bytearray(page)
-    names = ("VALUE", "OUT_LENGTH", "CALLS", "TSC_IN", "TSC_BEGIN", "TSC_END")
-    for value, name in enumerate(names, 10):
-        struct.pack_into("<Q", reply, offsets[f"MAILBOX_{name}"], value)
-    struct.pack_into("<4Q", reply, offsets["MAILBOX_FAULT"], 15, 2, 0x1234, 0x5678)
-    struct.pack_into("<Q", reply, 16, offsets["MAILBOX_OUTCOME_FAULTED"])
+    for value, name in enumerate(("value", "out_length", "calls", "tsc_in", "tsc_begin", "tsc_end"), 10):
+        struct.pack_into("<Q", reply, at(name), value)
+    struct.pack_into("<4Q", reply, at("fault"), 15, 2, 0x1234, 0x5678)
+    struct.pack_into("<Q", reply, MAILBOX.offset("outcome"), call.OUTCOME_FAULTED)
     found = call.decode_reply(bytes(reply), COOKIE)
     assert found == call.Reply(call.OUTCOME_FAULTED, 10, 11, 12, call.Fault(14, 2, 0x1234, 0x5678), 13, 14, 15)
     with pytest.raises(FormatError, match="overwritten"):
         call.decode_reply(bytes(reply), bytes(16))
 
 
-def test_constants_agree_with_the_headers() -> None:
-    of_calls, of_gates = numbers(GATES / "call.h"), numbers(GATES / "gate.h")
-    assert of_calls["CALL_SHIM_SIZE"] == call.SHIM_SIZE
-    assert of_calls["CALL_ARGS_MAX"] == call.ARGS_MAX
-    assert of_calls["MAILBOX_OUTCOME_RETURNED"] == call.OUTCOME_RETURNED
-    assert of_calls["CALL_PAGES_MAX"] == call.PAGES_MAX >= BUFFER_SIZE // PAGE_SIZE
-    assert of_gates["GATE_FLAG_RESIDENT"] == FLAG_RESIDENT
-    assert of_gates["GATE_FLAG_DESCRIPTORS"] == FLAG_DESCRIPTORS
-    of_bios = numbers(GATES / "program" / "bios.h")
-    assert (of_bios["BIOS_BUFFER"], of_bios["BIOS_BUFFER_SIZE"]) == (bios.BUFFER_ADDRESS, bios.BUFFER_SIZE)
+def test_a_mailbox_has_room_for_the_pages_of_a_buffer() -> None:
+    assert call.PAGES_MAX >= BUFFER_SIZE // PAGE_SIZE
+    assert CALL_MAILBOX.end <= PAGE_SIZE
 
 
 @pytest.mark.parametrize("bits", [32, 64])
@@ -177,18 +154,3 @@ def test_the_bios_program_lies_within_reach_of_16_bit_code() -> None:
     assert program.range.start >= 0x600
     assert program.range.end <= 0x10000
     assert Range.of_size(bios.BUFFER_ADDRESS, bios.BUFFER_SIZE).end <= program.range.end
-
-
-def test_control_pages_agree_with_the_header() -> None:
-    pytest.importorskip("unicorn")
-    from kjump.emulator import linux
-
-    header = numbers(Path(kjump.emulator.__file__).with_name("control.h"))
-    order = ("VIRTUAL", "TABLES", "SWAP_PAGE", "HEAD", "START", "FLAGS", "PHYSICAL")
-    at = linux._FIELDS_AT
-    assert [header[f"CONTROL_{name}"] for name in order] == [at + 8 * i for i in range(len(order))]
-    assert header["CONTROL_RELOCATE"] == linux._RELOCATE
-    assert header["CONTROL_START"] == linux._START_AT
-    assert header["A_STOP"] == linux._A_STOP
-    flags = {k.flags for k in linux.KERNELS.values()}
-    assert flags == {0, header["CONTROL_FLAG_PUSH_START"], header["CONTROL_FLAG_SS_FIRST"]}

@@ -19,7 +19,8 @@ MIB = 1 << 20
 def test_options_of_the_machine_are_passed_on_those_of_the_system_are_not() -> None:
     line = second_kernel.command_line("console=ttyS0,115200 root=/dev/sda2 acpi=noirq quiet rw", "restorer", la57=True)
     assert line == (
-        "console=ttyS0,115200 acpi=noirq quiet rcupdate.rcu_expedited=1 nokaslr panic=5 kjump.role=restorer"
+        "console=ttyS0,115200 acpi=noirq quiet rcupdate.rcu_expedited=1 iomem=relaxed nokaslr panic=5 "
+        "kjump.role=restorer"
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -65,17 +68,29 @@ def device_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: tuple[int
 
 
 @pytest.fixture
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A target file of 1 MiB; the device below it is this machine's own and left alone (tests/lab looks at it)."""
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A target file of 1 MiB; the device below it is this machine's own and left alone (tests/lab looks at it).
+
+    /tmp is often memory: then it is made in /var/tmp, or beside the tests.
+    """
     monkeypatch.setattr(FileTarget, "check_on_device", lambda _: None)
-    path = tmp_path / "target"
-    try:
-        create(str(path), 1 << 20).close()
-    except TargetError as error:
-        if "a target file must be on" in str(error):
-            pytest.skip(f"{error}; run with --basetemp on an ext4 to force this")
-        raise
-    return path
+    refusals = []
+    for parent in (tmp_path, Path("/var/tmp"), Path(__file__).parent):
+        with contextlib.ExitStack() as cleanup:
+            try:
+                folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="kjump-", dir=parent))
+                path = Path(folder, "target")
+                create(str(path), 1 << 20).close()
+            except OSError as error:
+                refusals.append(str(error))
+            except TargetError as error:
+                if "a target file must be on" not in str(error):
+                    raise
+                refusals.append(str(error))
+            else:
+                yield path
+                return
+    pytest.skip(f"{'; '.join(refusals)}; run with --basetemp on an ext4 to force this")
 
 
 def test_a_file_is_made_armed_and_used(file: Path) -> None:
@@ -103,39 +118,39 @@ def test_a_file_that_is_held_stays_as_it_is(file: Path) -> None:
         other.hold()
 
 
-def test_a_copy_is_not_taken_for_the_file(file: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
+def test_a_copy_is_not_taken_for_the_file(file: Path) -> None:
+    copy = file.parent / "copy"
     copy.write_bytes(file.read_bytes())
     with FileTarget(copy) as moved, pytest.raises(TargetError, match="has moved on its device since it was made"):
         moved.refuse_if_it_carries_something()
 
 
-def test_files_that_are_no_targets(file: Path, tmp_path: Path) -> None:
+def test_files_that_are_no_targets(file: Path) -> None:
     with pytest.raises(TargetError, match="File exists"):
         create(str(file), 1 << 20)
     with pytest.raises(TargetError, match="too small"):
-        create(str(tmp_path / "small"), 4096)
+        create(str(file.parent / "small"), 4096)
     with pytest.raises(TargetError, match=r"No space left|File too large"):
-        create(str(tmp_path / "huge"), 1 << 50)
-    assert not (tmp_path / "huge").exists()
+        create(str(file.parent / "huge"), 1 << 50)
+    assert not (file.parent / "huge").exists()
 
-    sparse = tmp_path / "sparse"
+    sparse = file.parent / "sparse"
     sparse.touch()
     os.truncate(sparse, 1 << 20)
     with pytest.raises(TargetError, match="has a hole at byte 0"):
         FileTarget(sparse)
-    allocated = tmp_path / "allocated"
+    allocated = file.parent / "allocated"
     with allocated.open("wb") as out:
         os.posix_fallocate(out.fileno(), 0, 1 << 20)
     with pytest.raises(TargetError, match="is unwritten at byte 0"):
         FileTarget(allocated)
-    other = tmp_path / "other"
+    other = file.parent / "other"
     other.write_bytes(b"a letter".ljust(1 << 20))
     with FileTarget(other) as something, pytest.raises(TargetError, match="holds something else"):
         something.refuse_if_it_carries_something()
-    (tmp_path / "odd").write_bytes(b"x" * 5000)
+    (file.parent / "odd").write_bytes(b"x" * 5000)
     with pytest.raises(TargetError, match="not a multiple of 4096"):
-        FileTarget(tmp_path / "odd")
+        FileTarget(file.parent / "odd")
 
 
 def test_reading_and_writing_through_extents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

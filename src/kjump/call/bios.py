@@ -15,16 +15,17 @@ from kjump.call.machine import Loaded, Machine
 from kjump.call.program import Program, from_elf
 from kjump.errors import JumpError
 from kjump.formats.e820 import E820Entry, unpack
+from kjump.gates.layouts import BIOS_NUMBERS, BIOS_REGISTERS
 
-BUFFER_ADDRESS = 0xD000
+BUFFER_ADDRESS = BIOS_NUMBERS["BUFFER"]
 """Where the buffer lies while the BIOS runs: ES:DI of D00h:0 points to it."""
-BUFFER_SIZE = 0x2000
+BUFFER_SIZE = BIOS_NUMBERS["BUFFER_SIZE"]
 BUFFER_SEGMENT = BUFFER_ADDRESS >> 4
 
-_COMMAND_INT = 0
-_COMMAND_E820 = 1
+_COMMAND_INT = BIOS_NUMBERS["COMMAND_INT"]
+_COMMAND_E820 = BIOS_NUMBERS["COMMAND_E820"]
 _CARRY = 1
-_REGISTERS = struct.Struct("<10I")
+_REGISTERS = BIOS_REGISTERS.struct()
 _VBE = struct.Struct("<4sH4s4s4sH")
 _VBE_DONE = 0x4F
 _EDD_PRESENT = 0xAA55
@@ -50,6 +51,9 @@ class Registers:
     def carry(self) -> bool:
         """Whether the carry flag is set, by which most services say that they failed."""
         return bool(self.flags & _CARRY)
+
+
+BIOS_REGISTERS.check(Registers)
 
 
 def program() -> Program:

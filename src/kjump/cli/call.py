@@ -53,6 +53,14 @@ def argument(text: str) -> Argument:
         return text.encode()
 
 
+def _words(text: str) -> list[str]:
+    """Return the words of `--then`, as a shell splits them; UsageError when a quote is not closed."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"--then {text!r} cannot be split into words: {error}") from None
+
+
 def _options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say where and how a program is called."""
     for option in reversed(
@@ -114,7 +122,7 @@ def call_command(
     where = on or ("host" if os.geteuid() == 0 else "emulator")
     wanted = _Wanted(on=where, arch=_ARCHES[arch], preserve=kept, way=way or "load", **rest)
     found = read_program(program, wanted)
-    calls = [[argument(a) for a in words] for words in (args, *(shlex.split(m) for m in more))] * repeat
+    calls = [[argument(a) for a in words] for words in (args, *map(_words, more))] * repeat
     machine, emulated = _machine(wanted, found.arch)
     if dry_run:
         _show_plan(machine, found, wanted, as_json=as_json)

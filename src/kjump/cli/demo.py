@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -26,6 +27,17 @@ _keep = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
+def kernel_option(version: str = "6.12", why: str = "Kernel version.") -> Callable[[_Command], _Command]:
+    """Return the option that names a kernel; where the source of `version` is not installed, another is the default."""
+    return click.option("--kernel", "version", default=partial(_installed, version), show_default=version, help=why)
+
+
+def _installed(version: str) -> str:
+    from kjump.lab.machine import kernel_source
+
+    return kernel_source.preferred(version)
+
+
 def _machine(memory: str, *, version: str = "6.12", why: str = "Kernel version.") -> Callable[[_Command], _Command]:
     """Return the options that say in which machine a demonstration runs: kernel, RAM, CPUs."""
 
@@ -34,7 +46,7 @@ def _machine(memory: str, *, version: str = "6.12", why: str = "Kernel version."
             click.option("--cpu", default="max", show_default=True, help="QEMU CPU model."),
             click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True),
             click.option("--memory", type=SIZE, default=memory, show_default=True, help="RAM of the machine."),
-            click.option("--kernel", "version", default=version, show_default=True, help=why),
+            kernel_option(version, why),
         ):
             command = option(command)
         return command
@@ -101,7 +113,7 @@ def demo_hibernate(
 
 
 @demo.command("faults")
-@click.option("--kernel", "version", default="6.12", show_default=True, help="Kernel version.")
+@kernel_option()
 @click.option("--only", multiple=True, metavar="NAME", help="Only this fault; may be given more than once.")
 @click.option("--quick", is_flag=True, help="Few losses of power and flipped bits instead of 60 and 100.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the random moments and bits.")
@@ -135,7 +147,7 @@ def demo_faults(
 
 
 @demo.command("big-image")
-@click.option("--kernel", "version", default="6.12", show_default=True, help="Kernel version.")
+@kernel_option()
 @click.option("--memory", type=SIZE, help="RAM of the machine (default: 1G, then 4G).")
 @click.option(
     "--share", type=click.FloatRange(0.1, 0.95), help="How much of it to fill (default: 0.65 of 1G, 0.88 of 4G)."

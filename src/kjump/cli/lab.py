@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
-from kjump.cli.demo import demo
+from kjump.cli.demo import demo, kernel_option
 from kjump.cli.options import SIZE, human
 from kjump.lab import requirements
 
@@ -35,14 +36,14 @@ def kernel_build(version: str, arch: str, debug_info: bool) -> None:
     """Build a kernel, or say where the cached one is."""
     from kjump.lab.machine import kernel_source as kernels
 
-    with _progress(f"Linux {version}") as progress:
+    with _progress(f"linux {version}") as progress:
         built = kernels.build(version, arch=arch, debug_info=debug_info, progress=progress)
     click.echo(f"{built.image} (Linux {built.release}, {human(built.image.stat().st_size)})")
 
 
 @contextmanager
 def _progress(title: str) -> Iterator[Callable[[float, str], None]]:
-    """Give a function that shows how far something is: a bar on a terminal, else lines for a log."""
+    """Give what shows the progress of a job: a bar on a terminal, else a line for each of its tenths."""
     if not sys.stderr.isatty():
         yield _Lines(title)
         return
@@ -61,24 +62,25 @@ def _progress(title: str) -> Iterator[Callable[[float, str], None]]:
 
 
 class _Lines:
-    """Prints a line for each tenth of the work that is done, and for what is said before there is any."""
+    """Prints a line when a job has begun, and for each tenth of it."""
 
     def __init__(self, title: str) -> None:
         self._title = title
-        self._tenths = -1
-        self._last = ""
+        self._begun = time.monotonic()
+        self._told = -1
 
     def __call__(self, share: float, what: str) -> None:
-        tenths = int(share * 10)
-        if tenths > self._tenths or (share == 0 and what != self._last):
-            click.echo(f"{self._title}: {share:4.0%} {what}", err=True)
-            self._tenths, self._last = max(tenths, self._tenths), what
+        tenth = int(share * 10)
+        if tenth > self._told:
+            self._told = tenth
+            seconds = time.monotonic() - self._begun
+            click.echo(f"{self._title}: {share:4.0%} after {seconds:.0f} s, {what}", err=True)
 
 
 @lab_command.command("vmcore")
 @click.option("--memory", type=SIZE, default="512M", show_default=True, help="RAM of the machine.")
 @click.option("--fill", type=SIZE, default="128M", show_default=True, help="How much of it to use.")
-@click.option("--kernel", "version", default="6.12", show_default=True, help="Of Debian's linux-source-VERSION.")
+@kernel_option(why="Of Debian's linux-source-VERSION.")
 @click.option("--cpu", default="max", show_default=True, help="QEMU CPU model; max,la57=off has 4 levels of paging.")
 @click.option("--options", default="", help="More options for the kernel.")
 @click.option("--debug-info", is_flag=True, help="Take a kernel with DWARF, for crash and drgn.")

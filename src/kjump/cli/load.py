@@ -8,6 +8,7 @@ import click
 
 from kjump.cli.options import WINDOW_PLACE, WINDOW_SIZE, plan_as_json, print_json, show_plan
 from kjump.errors import UsageError
+from kjump.formats import cmdline
 from kjump.kexec import syscalls
 from kjump.kexec.plan import ARCH_X86_64, ON_CRASH
 from kjump.ranges import Range
@@ -42,7 +43,7 @@ def load_command(
     from kjump.peers.lifecycle import refuse_if_peers_are_resident
 
     reused = second_kernel.machine_options(procfs.command_line()) if reuse_cmdline else ""
-    command_line = " ".join(filter(None, [reused, command_line]))
+    command_line = cmdline.join([reused, command_line])
     if on_crash:
         if preserve_context or window or dry_run or as_json:
             raise UsageError(

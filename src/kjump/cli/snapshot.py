@@ -19,9 +19,10 @@ from kjump.cli.options import (
     print_json,
 )
 from kjump.hibernate import preflight
+from kjump.hibernate.away import Tell
 from kjump.hibernate.hooks import TIMEOUT, Hook
 from kjump.hibernate.snapshot import PAUSE, Snapshot, numbered_file, raise_unless_taken, snapshot
-from kjump.hibernate.suspend import Request, Tell, Trip, default_initrd, default_kernel, travel
+from kjump.hibernate.suspend import Request, Trip, default_initrd, default_kernel, travel
 from kjump.image import DEFAULT_LEVEL
 from kjump.peers import standby
 from kjump.peers.lifecycle import refuse_if_peers_are_resident

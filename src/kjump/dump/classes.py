@@ -54,10 +54,14 @@ def exclusion_mask(level: int) -> int:
 
 @dataclass(frozen=True)
 class PageFields:
-    """How a kernel's struct page is made: offsets in bytes, masks of flags, values of page types.
+    """How a kernel's struct page is made; the native core has a struct with the same fields (native.h).
 
-    `stride` is the size of a struct page, `word` of an unsigned long. Offsets named `order_at` and `huge_at` count
-    from a compound page's head; the other half of a compound page's facts are in the second struct page.
+    `stride` is the size of a struct page, `word` of an unsigned long, in bytes. `*_at` are offsets in bytes: `type_at`
+    of a page type (4 bytes), `order_at` of a byte, the others of words; `order_at` and `huge_at` count from a compound
+    page's head and may reach into the struct behind it. `*_mask` are bits of `flags`, but for `type_mask` (which bits
+    of the field are the type), `huge_mask` and `tail_mask` (of their own words; the latter only tails have).
+    `buddy` to `hugetlb` are page types; one that a kernel has not is larger than 32 bits. `huge_value` is what the word
+    at `huge_at` is in a page of hugetlbfs.
     """
 
     stride: int

@@ -8,18 +8,18 @@
 	.section .text.start, "ax"
 	.globl _start
 _start:
-	movl	$KERNEL32_DS, %eax
+	movl	$KERNEL_DS_32, %eax
 	movl	%eax, %ds
 	movl	%eax, %es
 	movl	%eax, %ss
 	movl	%eax, %fs
 	movl	%eax, %gs
-	pushl	$KERNEL32_CS
-	call	1f
-1:
-	addl	$2f - 1b, (%esp)
+	pushl	$KERNEL_CS_32
+	call	.Lhere
+.Lhere:
+	addl	$.Lloaded - .Lhere, (%esp)
 	lret
-2:
+.Lloaded:
 	call	*%edx
 	.org A_STOP, 0x90
 	hlt

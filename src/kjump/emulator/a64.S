@@ -13,10 +13,10 @@ _start:
 	movl	%eax, %es
 	movl	%eax, %ss
 	pushq	$KERNEL_CS
-	leaq	1f(%rip), %rax
+	leaq	.Lloaded(%rip), %rax
 	pushq	%rax
 	lretq
-1:
+.Lloaded:
 	call	*%rdx
 	.org A_STOP, 0x90
 	hlt

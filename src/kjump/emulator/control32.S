@@ -119,10 +119,10 @@ never_to_return:
 
 /* EBX = where _start is, at the address at which we run. */
 own_base:
-	call	1f
-1:
+	call	.Lhere
+.Lhere:
 	popl	%ebx
-	subl	$1b - _start, %ebx
+	subl	$.Lhere - _start, %ebx
 	ret
 
 /* As in control64.S. EBX = our page, EDX = where the next entry lies, EBP = destination, EAX = entry. */
@@ -136,32 +136,32 @@ next_entry:
 	testb	$IND_DONE, %cl
 	jnz	exchange_done
 	testb	$IND_INDIRECTION, %cl
-	jz	1f
+	jz	.Lno_indirection
 	movl	%eax, %edx
 	jmp	next_entry
-1:
+.Lno_indirection:
 	testb	$IND_DESTINATION, %cl
-	jz	1f
+	jz	.Lno_destination
 	movl	%eax, %ebp
 	jmp	next_entry
-1:
+.Lno_destination:
 	testb	$IND_SOURCE, %cl
 	jz	exchange_done
 	testl	$CONTROL_FLAG_PRESERVE, FIELD(CONTROL_FLAGS)
-	jz	1f
+	jz	.Ltake_source
 	movl	%ebp, %esi
 	movl	FIELD(CONTROL_SWAP_PAGE), %edi
 	call	copy_page
-1:
+.Ltake_source:
 	movl	%eax, %esi
 	movl	%ebp, %edi
 	call	copy_page
 	testl	$CONTROL_FLAG_PRESERVE, FIELD(CONTROL_FLAGS)
-	jz	1f
+	jz	.Lpair_done
 	movl	FIELD(CONTROL_SWAP_PAGE), %esi
 	movl	%eax, %edi
 	call	copy_page
-1:
+.Lpair_done:
 	addl	$CONTROL_PAGE_SIZE, %ebp
 	jmp	next_entry
 exchange_done:

@@ -5,6 +5,8 @@
  *            for identity ones, swaps every destination page with its source page, and calls the callee on a stack of
  *            its own: the swap page. It returns to the kernel in RAX the entry for the next jump.
  *
+ * On the way back CR4 is set before CR0, as Linux does it. With CET in CR4 that is a fault unless CR0.WP is set already.
+ *
  * State at the callee: long mode, identity tables, interrupts off, GDT and IDT with limit 0, CR4 = PAE (and LA57 if
  * the kernel has it). The callee may change every register; it owes us the return address popped, and on top of
  * the stack the entry for next time.
@@ -12,6 +14,7 @@
 #include "control.h"
 
 #define CR0_CLEARED       ((1 << 18) | (1 << 16) | (1 << 3) | (1 << 2)) /* AM, WP, TS, EM */
+#define CR4_CET_BIT       23
 #define CR4_PAE           (1 << 5)
 #define CR4_LA57          (1 << 12)
 
@@ -52,6 +55,9 @@ relocate:
 	jmp	*%rax
 at_physical:
 	leaq	_start(%rip), %rbx
+	movq	%cr4, %rax
+	btrq	$CR4_CET_BIT, %rax /* first: while it is set, WP cannot be cleared */
+	movq	%rax, %cr4
 	movq	%cr0, %rax
 	andq	$~CR0_CLEARED, %rax
 	movq	%rax, %cr0
@@ -68,9 +74,9 @@ at_physical:
 	movq	CONTROL_SWAP_PAGE(%rbx), %rsp
 	addq	$CONTROL_PAGE_SIZE, %rsp
 	testq	$CONTROL_FLAG_PUSH_START, CONTROL_FLAGS(%rbx)
-	jz	1f
+	jz	.Lcall_target
 	pushq	%rdx
-1:
+.Lcall_target:
 	call	*%rdx
 
 	/* Nothing is known here but where we are and the top of the stack. */
@@ -94,10 +100,10 @@ at_virtual:
 	movq	CONTROL_CR0(%rbx), %rax
 	movq	%rax, %cr0
 	testq	$CONTROL_FLAG_SS_FIRST, CONTROL_FLAGS(%rbx)
-	jz	1f
+	jz	.Lsegments_valid
 	movl	$KERNEL_DS, %eax
 	movl	%eax, %ss
-1:
+.Lsegments_valid:
 	lgdt	CONTROL_GDT + 6(%rbx)
 	lidt	CONTROL_IDT + 6(%rbx)
 	movq	CONTROL_START(%rbx), %rax
@@ -136,33 +142,33 @@ next_entry:
 	testb	$IND_DONE, %r8b
 	jnz	exchange_done
 	testb	$IND_INDIRECTION, %r8b
-	jz	1f
+	jz	.Lno_indirection
 	movq	%rax, %r9
 	jmp	next_entry
-1:
+.Lno_indirection:
 	testb	$IND_DESTINATION, %r8b
-	jz	1f
+	jz	.Lno_destination
 	movq	%rax, %r10
 	jmp	next_entry
-1:
+.Lno_destination:
 	testb	$IND_SOURCE, %r8b
 	jz	exchange_done
 	movq	%rax, %r11
 	testq	$CONTROL_FLAG_PRESERVE, CONTROL_FLAGS(%rbx)
-	jz	1f
+	jz	.Ltake_source
 	movq	%r10, %rsi
 	movq	CONTROL_SWAP_PAGE(%rbx), %rdi
 	call	copy_page
-1:
+.Ltake_source:
 	movq	%r11, %rsi
 	movq	%r10, %rdi
 	call	copy_page
 	testq	$CONTROL_FLAG_PRESERVE, CONTROL_FLAGS(%rbx)
-	jz	1f
+	jz	.Lpair_done
 	movq	CONTROL_SWAP_PAGE(%rbx), %rsi
 	movq	%r11, %rdi
 	call	copy_page
-1:
+.Lpair_done:
 	addq	$CONTROL_PAGE_SIZE, %r10
 	jmp	next_entry
 exchange_done:

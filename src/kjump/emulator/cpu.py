@@ -11,6 +11,7 @@ from unicorn import (
     UC_ERR_INSN_INVALID,
     UC_HOOK_BLOCK,
     UC_HOOK_CODE,
+    UC_HOOK_EDGE_GENERATED,
     UC_HOOK_INSN,
     UC_HOOK_INTR,
     UC_HOOK_MEM_INVALID,
@@ -35,7 +36,15 @@ _SERIAL = range(0x3F8, 0x400)
 _LINE_STATUS_IDLE = 0x60
 _MSR_EFER = 0xC0000080
 _BRANCHES = 16
+_CPUID_FEATURES = 7
+_CPUID_ECX_SHSTK = 1 << 7
+_CPUID_EDX_IBT = 1 << 20
 _INVALID_INSTRUCTION = 6
+_GENERAL_PROTECTION = 13
+_MOVE_TO_CONTROL = 3
+"""Bytes of such an instruction from one of the first eight general registers."""
+CR0_WP = 1 << 16
+CR4_CET = 1 << 23
 
 GENERAL = {
     Arch.X86_64: (
@@ -46,6 +55,11 @@ GENERAL = {
 }  # fmt: skip
 CONTROL = ("CR0", "CR2", "CR3", "CR4", "EFLAGS")
 SEGMENTS = ("CS", "DS", "ES", "FS", "GS", "SS")
+
+
+def _allowed(control: tuple[int, int]) -> bool:
+    cr0, cr4 = control
+    return not cr4 & CR4_CET or bool(cr0 & CR0_WP)
 
 
 def _number(name: str) -> int:
@@ -67,7 +81,14 @@ class Access:
 
 
 class Cpu:
-    """One CPU. Registers are read and written by name, as RAX or XMM0."""
+    """One CPU. Registers are read and written by name, as RAX or XMM0.
+
+    Unicorn keeps CR4.CET, but does not know what it forbids. The rule that matters to a jump is applied here: CR4.CET
+    is never set while CR0.WP is clear, and the instruction that would make it so is a general protection fault
+    (Intel SDM volume 2, MOV to control registers; AMD APM volume 2, 3.1.3). It is seen where code runs for the first
+    time since `flush`, and at the end of a run. Code in which CET is on runs as if it had neither shadow stacks nor
+    tracking of branches.
+    """
 
     def __init__(self, arch: Arch, ram: Ram) -> None:
         """Make a CPU whose physical memory is `ram`."""
@@ -77,6 +98,7 @@ class Cpu:
             self._uc.ctl_set_cpu_model(x86_const.UC_CPU_X86_SKYLAKE_SERVER)  # has pages of 1 GiB
         self._uc.mem_map_ptr(0, ram.size, UC_PROT_ALL, ram.pointer)
         self._uc.hook_add(UC_HOOK_INTR, self._on_exception)
+        self._uc.hook_add(UC_HOOK_EDGE_GENERATED, self._on_new_block)
         self._uc.hook_add(UC_HOOK_MEM_INVALID, self._on_no_memory)
         for instruction, callback in (("OUT", self._on_out), ("IN", self._on_in)):
             number = getattr(x86_const, f"UC_X86_INS_{instruction}")
@@ -86,6 +108,9 @@ class Cpu:
         self.no_memory: tuple[str, int] | None = None
         self.timed_out = False
         self.branches: deque[int] = deque(maxlen=_BRANCHES)
+        self._control = (0, 0)
+        self._forbidden: int | None = None
+        self._features: tuple[int, ...] = ()
         self._watches: list[int] = []
 
     def get(self, name: str) -> Any:
@@ -114,9 +139,34 @@ class Cpu:
     def sp(self, value: int) -> None:
         self.set("RSP" if self.arch is Arch.X86_64 else "ESP", value)
 
+    def get_msr(self, number: int) -> int:
+        """Return model-specific register `number`; 0 for one that unicorn does not have."""
+        return int(self._uc.reg_read(x86_const.UC_X86_REG_MSR, number))
+
     def set_long_mode(self) -> None:
         """Set EFER as a 64-bit kernel has it: system calls, long mode enabled and active, no-execute."""
         self._uc.reg_write(x86_const.UC_X86_REG_MSR, (_MSR_EFER, 0xD01))
+
+    def give_cet(self) -> None:
+        """Let CPUID say that the CPU has shadow stacks and tracking of branches."""
+        at, code = 0, b"\x0f\xa2"  # cpuid
+        before = bytes(self._uc.mem_read(at, len(code)))
+        self._uc.mem_write(at, code)
+        self.set("EAX", _CPUID_FEATURES)
+        self.set("ECX", 0)
+        self._uc.emu_start(at, at + len(code))
+        self._features = tuple(int(self.get(name)) for name in ("EAX", "EBX", "ECX", "EDX"))
+        self._uc.mem_write(at, before)
+        self._uc.hook_add(UC_HOOK_INSN, self._on_cpuid, None, 1, 0, x86_const.UC_X86_INS_CPUID)
+
+    def _on_cpuid(self, _: Any, data: object) -> bool:
+        if (int(self.get("EAX")), int(self.get("ECX"))) != (_CPUID_FEATURES, 0):
+            return False
+        eax, ebx, ecx, edx = self._features
+        values = (eax, ebx, ecx | _CPUID_ECX_SHSTK, edx | _CPUID_EDX_IBT)
+        for name, value in zip(("RAX", "RBX", "RCX", "RDX"), values, strict=True):
+            self.set(name, value)
+        return True
 
     def general(self) -> dict[str, int]:
         """Return the general registers by name."""
@@ -134,6 +184,8 @@ class Cpu:
         """
         self.exception = self.no_memory = None
         self.timed_out = False
+        self._forbidden = None
+        self._control = self._read_control()
         ends = list(until)
         self._uc.ctl_exits_enabled(True)
         self._uc.ctl_set_exits(ends)
@@ -142,6 +194,11 @@ class Cpu:
         except UcError as error:
             if error.errno == UC_ERR_INSN_INVALID:
                 self.exception = _INVALID_INSTRUCTION
+            return False
+        if self._forbidden is None and not _allowed(self._read_control()):
+            self._forbidden = self.pc
+        if self._forbidden is not None:
+            self._undo_control(self._forbidden)
             return False
         self.timed_out = bool(self._uc.query(UC_QUERY_TIMEOUT))
         return self.exception is None and self.pc in ends
@@ -183,6 +240,25 @@ class Cpu:
     def _on_block(self, _: Any, address: int, size: int, data: object) -> None:
         if not self.branches or self.branches[-1] != address:
             self.branches.append(address)
+
+    def _on_new_block(self, uc: Any, block: Any, before: Any, data: object) -> None:
+        # An instruction that changes a control register ends its block: what it did is seen when the next one begins.
+        control = self._read_control()
+        if _allowed(control):
+            self._control = control
+        elif self._forbidden is None:
+            self._forbidden = before.pc + before.size - _MOVE_TO_CONTROL
+            uc.emu_stop()
+
+    def _read_control(self) -> tuple[int, int]:
+        return int(self.get("CR0")), int(self.get("CR4"))
+
+    def _undo_control(self, address: int) -> None:
+        """Make the instruction at `address` one that has faulted: nothing done, and it is the next again."""
+        self.exception = _GENERAL_PROTECTION
+        for name, value in zip(("CR0", "CR4"), self._control, strict=True):
+            self.set(name, value)
+        self.pc = address
 
     def _on_code(self, _: Any, address: int, size: int, trace: Callable[[int, int], None]) -> None:
         trace(address, size)

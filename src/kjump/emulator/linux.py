@@ -2,7 +2,7 @@
 
 It has page tables, a GDT, a stack, registers with values to be lost, and control code (control64.S, control32.S).
 What it does around a jump is what the protocol says of the caller: load the image, save the CPU, swap, call, swap
-back, restore. `control.h` has the layout of its control page.
+back, restore. `control.py` has the layout of its control page.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 
 from kjump.call.program import Arch
 from kjump.emulator import report
-from kjump.emulator.cpu import Access, Cpu
+from kjump.emulator.control import A_NUMBERS, CODE, CONTROL, FLAGS
+from kjump.emulator.cpu import CR4_CET, Access, Cpu
 from kjump.emulator.exceptions import deliver
 from kjump.emulator.kimage import Builder, Image, Pages, check
 from kjump.emulator.ram import Ram
@@ -26,14 +27,14 @@ from kjump.kexec.refusals import refused_jump, refused_load
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
 
-_RELOCATE = 0x10
-_FIELDS_AT = 0x800
-_FIELDS = struct.Struct("<7Q")
-_START_AT = 0x820
-_A_STOP = 0x40
-_FLAG_PRESERVE = 1
-_FLAG_PUSH_START = 2
-_FLAG_SS_FIRST = 4
+_RELOCATE = CODE["RELOCATE"]
+_FIELDS_AT = CONTROL.offset("virtual")
+_FIELDS = CONTROL.struct(last="physical")
+_START_AT = CONTROL.offset("start")
+_A_STOP = A_NUMBERS["STOP"]
+_FLAG_PRESERVE = FLAGS["PRESERVE"]
+_FLAG_PUSH_START = FLAGS["PUSH_START"]
+_FLAG_SS_FIRST = FLAGS["SS_FIRST"]
 _PRESENT_WRITABLE = 0x3
 _LARGE = 0x80
 _DIRECT_MAP = {Arch.X86_64: 0xFFFF888000000000, Arch.I386: 0xC0000000}
@@ -46,7 +47,7 @@ GDT_LIMIT = 0x7F
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kind of kernel: `push_start` and `ss_first` are what differs between x86_64 releases; see control.h."""
+    """A kind of kernel: `push_start` and `ss_first` are what differs between x86_64 releases; see control.py."""
 
     name: str
     arch: Arch
@@ -79,6 +80,7 @@ class Setup:
 
     `without` names what the kernel was built without ("kexec", "kexec_jump"); `refuses` who refuses to stand
     still ("task", "device"); `crash` is memory set aside for a crash image; `filled` memory begins full of noise.
+    With `cet` a 64-bit kernel has CR4.CET set, as it has where it tracks branches or gives programs shadow stacks.
     """
 
     kernel: Kernel
@@ -89,6 +91,7 @@ class Setup:
     refuses: frozenset[str] = frozenset()
     crash: Range | None = None
     filled: bool = False
+    cet: bool = True
 
 
 @dataclass
@@ -173,11 +176,13 @@ class EmulatedLinux:
         gdt = _GDT_64 if self.arch is Arch.X86_64 else _GDT_32
         self.ram.write(self._gdt, struct.pack(f"<{len(gdt)}Q", *gdt))
         if self.arch is Arch.X86_64:
+            if self.setup.cet:
+                self.cpu.give_cet()
             self._tables_64(self.tables, identity=False)
-            self.cpu.set("CR4", 0x620)  # PAE, OSFXSR, OSXMMEXCPT
             self.cpu.set("CR3", self.tables[0])
             self.cpu.set_long_mode()
             self.cpu.set("CR0", 0x80050033)
+            self.cpu.set("CR4", 0x620 | (CR4_CET if self.setup.cet else 0))  # PAE, OSFXSR, OSXMMEXCPT
         else:
             self._tables_32_large(self.tables[0])
             self.cpu.set("CR4", 0x610)  # PSE, OSFXSR, OSXMMEXCPT

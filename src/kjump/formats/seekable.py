@@ -26,12 +26,12 @@ from struct import Struct, iter_unpack
 from kjump.errors import FormatError
 
 FOOTER_SIZE = 9
+MOST_FRAMES = 0x8000000
 
 _SKIPPABLE_MAGIC = 0x184D2A5E
 _MAGIC = 0x8F92EAB1
 _CHECKSUMS = 0x80
 _RESERVED = 0x7C
-_MOST_FRAMES = 0x8000000
 _MOST_BYTES = 0x40000000
 
 _HEADER = Struct("<2I")
@@ -127,7 +127,7 @@ def table_length(footer: Buffer) -> int:
         raise FormatError(f"the seek table uses features that are not known (descriptor {descriptor:#x})")
     if not descriptor & _CHECKSUMS:
         raise FormatError("the seek table has no checksums")
-    if count > _MOST_FRAMES:
+    if count > MOST_FRAMES:
         raise FormatError(f"a seek table cannot have {count} frames")
     return _encoded_length(count)
 
@@ -139,7 +139,7 @@ def _encoded_length(count: int) -> int:
 def _check(entries: bytes) -> None:
     if len(entries) % _ENTRY.size:
         raise FormatError(f"a list of frames of {len(entries)} bytes is not a multiple of {_ENTRY.size}")
-    if len(entries) // _ENTRY.size > _MOST_FRAMES:
+    if len(entries) // _ENTRY.size > MOST_FRAMES:
         raise FormatError(f"a seek table cannot have {len(entries) // _ENTRY.size} frames")
     for index, (compressed_size, size, _) in enumerate(iter_unpack(_ENTRY.format, entries)):
         if compressed_size == 0 or size > _MOST_BYTES:

@@ -165,6 +165,14 @@ class Superblock:
             raise FormatError("the lengths in the superblock contradict each other")
 
 
+def is_of(data: bytes, cookie: bytes) -> bool:
+    """Tell whether `data` begins as a superblock with that `cookie` does, damaged or not.
+
+    Both that is looked at lies in the first 512 bytes, which a disk writes all or none of.
+    """
+    return data[: len(MAGIC)] == MAGIC and data[24 : 24 + len(cookie)] == cookie
+
+
 def _state(number: int) -> State:
     try:
         return State(number)

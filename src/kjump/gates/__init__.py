@@ -1,6 +1,6 @@
 """The programs at both ends of a jump, and the page tables they stand on.
 
-The gate itself is assembly (gate64.S) with a fixed binary interface (gate.h); this module fills in its fields
+The gate itself is assembly (gate64.S) with a fixed binary interface (layouts.py); this module fills in its fields
 and reads them back. All addresses are physical and in bytes unless a name says otherwise.
 """
 
@@ -12,34 +12,36 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from kjump.errors import FormatError
+from kjump.gates.layouts import DOOR, DOOR_NUMBERS, GATE, GATE_FLAGS, GATE_NUMBERS, GATE_STATES, PAGE_LIST
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import align_up
 
-GATE_SIZE = 0x2000
-GATE_ENTRY = 0x000
-GATE_WAY_BACK = 0x010
-GATE_CRASH = 0x020
-GATE_SWITCH = 0x030
-DOOR_SIZE = 0x1000
+GATE_SIZE = GATE_NUMBERS["SIZE"]
+GATE_ENTRY = GATE_NUMBERS["ENTRY"]
+GATE_WAY_BACK = GATE_NUMBERS["WAY_BACK"]
+GATE_CRASH = GATE_NUMBERS["CRASH"]
+GATE_SWITCH = GATE_NUMBERS["SWITCH"]
+DOOR_SIZE = DOOR_NUMBERS["SIZE"]
 GATE_MAGIC = b"KJGATE1\0"
-FLAG_INIT_CPUS = 1
-FLAG_RESIDENT = 2
-FLAG_DESCRIPTORS = 4
-FLAG_PAE = 8
-FLAG_CHOOSE = 32
-STATE_FRESH = 0
-STATE_ENTERED = 1
-STATE_PARKED = 2
+FLAG_INIT_CPUS = GATE_FLAGS["INIT_CPUS"]
+FLAG_RESIDENT = GATE_FLAGS["RESIDENT"]
+FLAG_DESCRIPTORS = GATE_FLAGS["DESCRIPTORS"]
+FLAG_PAE = GATE_FLAGS["PAE"]
+FLAG_CHOOSE = GATE_FLAGS["CHOOSE"]
+STATE_FRESH = GATE_STATES["FRESH"]
+STATE_ENTERED = GATE_STATES["ENTERED"]
+STATE_PARKED = GATE_STATES["PARKED"]
 
-_MAGIC_OFFSET = 0x40
-_FIELDS = struct.Struct("<8s 16Q 16s 11Q")
-_DOOR_OFFSET = 0x40
-_DOOR_FIELDS = struct.Struct("<5Q")
+_MAGIC_OFFSET = GATE.offset("magic")
+_FIELDS = GATE.struct()
+_DOOR_OFFSET = DOOR.offset("cr3_4level")
+_DOOR_FIELDS = DOOR.struct()
+_PAGE_LIST_ENTRY = PAGE_LIST.struct()
 
 
 @dataclass(frozen=True)
 class Gate:
-    """The gate's fields, in the order and at the offsets of gate.h.
+    """The gate's fields, in the order of `layouts.GATE`.
 
     `flags` is FLAG_*; `cr3_4level` and `cr3_5level` are the roots of the identity tables; `peer_entry` and
     `peer_argument` start the peer (a kernel: its 64-bit entry and its boot_params); the `a_*` fields are filled
@@ -79,11 +81,7 @@ class Gate:
     b_gdt_limit: int = 0
     b_next_entry: int = 0
     switches: int = 0
-
-    @property
-    def way_to_a(self) -> tuple[int, ...]:
-        """What the gate noted of A when A came in, by which it goes back: the same for each load of A's."""
-        return (self.a_entry, self.a_stack, self.a_cr0, self.a_cr3, self.a_cr4, self.a_efer, self.a_apic)
+    b_efer: int = 0
 
     def pack(self, code: bytes | None = None) -> bytes:
         """Return the gate, `GATE_SIZE` bytes: `code` (default: x86_64's as built) with these fields put in."""
@@ -103,6 +101,9 @@ class Gate:
         return cls(*values)
 
 
+GATE.check(Gate, first="flags")
+
+
 def gate_binary(bits: int = 64) -> bytes:
     """Return the x86_64 gate (`bits` 64) or the i386 one (32) as the build made it: `GATE_SIZE` bytes, fields zero."""
     return (Path(__file__).parent / f"gate{bits}.bin").read_bytes()
@@ -115,7 +116,7 @@ def door_binary() -> bytes:
 
 @dataclass(frozen=True)
 class Door:
-    """The door's fields, in the order of gate.h.
+    """The door's fields, in the order of `layouts.DOOR`.
 
     `cr3_4level` and `cr3_5level` are the roots of the gate's tables, `gate` the physical address of GATE_SWITCH;
     `gdt_base` (a linear address in B) and `gdt_limit` are B's.
@@ -134,11 +135,11 @@ class Door:
         return bytes(binary)
 
 
-_PAGE_LIST_ENTRY = struct.Struct("<3Q")
+DOOR.check(Door)
 
 
 def pack_page_list(runs: Iterable[tuple[int, int, int]]) -> bytes:
-    """Return a page list as the gate reads it (gate.h): runs of (address from, address to, pages), all physical.
+    """Return a page list (`layouts.PAGE_LIST`): runs of (address from, address to, pages), all physical.
 
     A run that goes on where the one before ends, on both sides, is joined to it.
     """

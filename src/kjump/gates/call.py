@@ -1,4 +1,4 @@
-"""The binary interface of calls (call.h) as Python sees it: the shim, its block, and the mailbox of a call.
+"""The binary interface of calls (layouts.py) as Python sees it: the shim, its block, and the mailbox of a call.
 
 All numbers are little-endian u64, on i386 too; all addresses are physical, in bytes.
 """
@@ -11,27 +11,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kjump.errors import FormatError
+from kjump.gates.layouts import BLOCK, BLOCK_NUMBERS, CALL_MAILBOX, CALL_NUMBERS, MAILBOX, OUTCOMES
 from kjump.memory import PAGE_SIZE
 
-SHIM_SIZE = 0x1000
-BLOCK_SIZE = 0x1000
+SHIM_SIZE = CALL_NUMBERS["SHIM_SIZE"]
+BLOCK_SIZE = BLOCK_NUMBERS["SIZE"]
 BLOCK_MAGIC = b"KJCALL1\0"
-BLOCK_FLAG_FPU = 1
-ARGS_MAX = 64
-PAGES_MAX = 256
+BLOCK_FLAG_FPU = BLOCK_NUMBERS["FLAG_FPU"]
+ARGS_MAX = CALL_NUMBERS["ARGS_MAX"]
+PAGES_MAX = CALL_NUMBERS["PAGES_MAX"]
 
-OUTCOME_NONE = 0
-OUTCOME_RETURNED = 16
-OUTCOME_FAULTED = 17
+OUTCOME_NONE = OUTCOMES["NONE"]
+OUTCOME_RETURNED = OUTCOMES["RETURNED"]
+OUTCOME_FAULTED = OUTCOMES["FAULTED"]
 
-_BLOCK = struct.Struct("<8s 5Q 16s 4Q")
-_OUTCOME = struct.Struct("<16s Q")
-_REQUEST = struct.Struct("<Q 3Q")
-_REPLY = struct.Struct("<13Q")
-_REPLY_AT = 0x40
-_PAGES_COUNT_AT = 0xA8
-_ARGS_AT = 0x100
-_PAGES_AT = 0x400
+_BLOCK = BLOCK.struct(last="out_size")
+_OUTCOME = MAILBOX.struct("cookie", "outcome")
+_REQUEST = CALL_MAILBOX.struct("value", "in_length")
+_REPLY = CALL_MAILBOX.struct("value", "tsc_end")
+_REPLY_AT = CALL_MAILBOX.offset("value")
+_PAGES_COUNT_AT = CALL_MAILBOX.offset("pages_count")
+_ARGS_AT = CALL_MAILBOX.offset("args")
+_PAGES_AT = CALL_MAILBOX.offset("pages")
 _WORD = (1 << 64) - 1
 
 
@@ -45,7 +46,7 @@ def shim_binary(bits: int) -> bytes:
 
 @dataclass(frozen=True)
 class CallBlock:
-    """What A fills in of the block, in the order of call.h.
+    """What A fills in of the block, in the order of `layouts.BLOCK`.
 
     `entry` is the function, `gate` the gate, `stack` the upper end of the function's stack; `mailbox` (0: none) and
     `cookie` say where requests and replies are; `in_*` and `out_*` are the buffers for bytes.
@@ -67,6 +68,9 @@ class CallBlock:
         head = (BLOCK_MAGIC, self.flags, self.entry, self.gate, self.stack, self.mailbox, self.cookie)
         buffers = (self.in_address, self.in_size, self.out_address, self.out_size)
         return _BLOCK.pack(*head, *buffers).ljust(BLOCK_SIZE, b"\0")
+
+
+BLOCK.check(CallBlock, "flags", "out_size")
 
 
 def encode_request(cookie: bytes, args: Sequence[int], pointers: int, in_length: int, pages: Sequence[int]) -> bytes:

@@ -1,5 +1,5 @@
 /*
- * The i386 shim: what call64.S is to gate64.S, this is to gate32.S. call.h has its interface.
+ * The i386 shim: what call64.S is to gate64.S, this is to gate32.S. layouts.py has its interface (call.h).
  *
  * Entered by the gate in flat 32-bit protected mode, paging off, ESI = the call block. It calls the function as the
  * i386 System V ABI says: (arguments, their number, the block) on the stack, the result in EDX:EAX.
@@ -46,9 +46,9 @@ run_function:
 	movl	%ebx, block - _start(%ebp)
 	call	catch_exceptions
 	testl	$BLOCK_FLAG_FPU, BLOCK_FLAGS(%ebx)
-	jz	1f
+	jz	.Lcall
 	call	open_fpu
-1:
+.Lcall:
 	/* Sixteen bytes aligned at the call, as code that uses SSE expects. */
 	andl	$~15, %esp
 	pushl	$0
@@ -74,14 +74,15 @@ leave_function:
 	cld
 	movl	BLOCK_KEPT_SP(%ebx), %esp
 	testl	$BLOCK_FLAG_FPU, BLOCK_FLAGS(%ebx)
-	jz	1f
+	jz	.Lfpu_back
 	clts
 	fxrstor	BLOCK_FPU(%ebx)
-1:
-	movl	BLOCK_KEPT_CR0(%ebx), %eax
-	movl	%eax, %cr0
+.Lfpu_back:
+	/* CR4 first: a function that has set CR4.CET has set CR0.WP before, which cannot be cleared meanwhile. */
 	movl	BLOCK_KEPT_CR4(%ebx), %eax
 	movl	%eax, %cr4
+	movl	BLOCK_KEPT_CR0(%ebx), %eax
+	movl	%eax, %cr0
 	movl	%edx, %eax
 	popl	%edi
 	popl	%esi
@@ -91,10 +92,10 @@ leave_function:
 
 /* EBP = where _start is. */
 own_base:
-	call	1f
-1:
+	call	.Lhere
+.Lhere:
 	popl	%ebp
-	subl	$1b - _start, %ebp
+	subl	$.Lhere - _start, %ebp
 	ret
 
 /* Keep A's FPU and SSE registers and give the function fresh ones. EBX = block, EBP = _start. Spoils EAX. */
@@ -116,7 +117,7 @@ catch_exceptions:
 	leal	stubs - _start(%ebp), %eax
 	leal	BLOCK_IDT(%ebx), %esi
 	movl	$32, %ecx
-1:
+.Lnext_gate:
 	movw	%ax, (%esi)
 	movw	$CODE_SELECTOR, 2(%esi)
 	movw	$0x8e00, 4(%esi)
@@ -125,7 +126,7 @@ catch_exceptions:
 	movw	%dx, 6(%esi)
 	addl	$stubs_size, %eax
 	addl	$8, %esi
-	loop	1b
+	loop	.Lnext_gate
 	leal	BLOCK_IDT(%ebx), %eax
 	movw	$(32 * 8 - 1), BLOCK_IDT_POINTER(%ebx)
 	movl	%eax, BLOCK_IDT_POINTER + 2(%ebx)
@@ -153,9 +154,9 @@ exception:
 	movl	$HAS_ERROR_CODE, %eax
 	xorl	%edx, %edx
 	btl	%ecx, %eax
-	jnc	1f
+	jnc	.Lno_error_code
 	popl	%edx
-1:
+.Lno_error_code:
 	movl	%edx, BLOCK_FAULT_CODE(%ebx)
 	movl	(%esp), %eax
 	movl	%eax, BLOCK_FAULT_IP(%ebx)

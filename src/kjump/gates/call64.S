@@ -1,5 +1,5 @@
 /*
- * The x86_64 shim: the peer that the gate starts when the peer is a function. call.h has its interface.
+ * The x86_64 shim: the peer that the gate starts when the peer is a function. layouts.py has its interface (call.h).
  *
  * Entered by the gate with RSI = the call block, the gate's tables and GDT in force, interrupts off. It calls the
  * function as the System V ABI says: RDI = arguments, RSI = their number, RDX = the block (a program of ours keeps
@@ -51,9 +51,9 @@ run_function:
 	movq	%rax, BLOCK_KEPT_CR4(%rbx)
 	call	catch_exceptions
 	testq	$BLOCK_FLAG_FPU, BLOCK_FLAGS(%rbx)
-	jz	1f
+	jz	.Lcall
 	call	open_fpu
-1:
+.Lcall:
 	leaq	BLOCK_ARGS(%rbx), %rdi
 	movq	%rbx, %rdx
 	leaq	block(%rip), %rax
@@ -72,14 +72,15 @@ leave_function:
 	cld
 	movq	BLOCK_KEPT_SP(%rbx), %rsp
 	testq	$BLOCK_FLAG_FPU, BLOCK_FLAGS(%rbx)
-	jz	1f
+	jz	.Lfpu_back
 	clts
 	fxrstorq BLOCK_FPU(%rbx)
-1:
-	movq	BLOCK_KEPT_CR0(%rbx), %rax
-	movq	%rax, %cr0
+.Lfpu_back:
+	/* CR4 first: a function that has set CR4.CET has set CR0.WP before, which cannot be cleared meanwhile. */
 	movq	BLOCK_KEPT_CR4(%rbx), %rax
 	movq	%rax, %cr4
+	movq	BLOCK_KEPT_CR0(%rbx), %rax
+	movq	%rax, %cr0
 	movl	%edx, %eax
 	popq	%rsi
 	popq	%r15
@@ -109,7 +110,7 @@ catch_exceptions:
 	leaq	stubs(%rip), %rax
 	leaq	BLOCK_IDT(%rbx), %rdi
 	movl	$32, %ecx
-1:
+.Lnext_gate:
 	movw	%ax, (%rdi)
 	movw	$CODE_SELECTOR, 2(%rdi)
 	movw	$0x8e00, 4(%rdi)
@@ -120,7 +121,7 @@ catch_exceptions:
 	movq	%rdx, 8(%rdi)
 	addq	$stubs_size, %rax
 	addq	$16, %rdi
-	loop	1b
+	loop	.Lnext_gate
 	leaq	BLOCK_IDT(%rbx), %rax
 	movw	$(32 * 16 - 1), BLOCK_IDT_POINTER(%rbx)
 	movq	%rax, BLOCK_IDT_POINTER + 2(%rbx)
@@ -147,9 +148,9 @@ exception:
 	movl	$HAS_ERROR_CODE, %eax
 	xorl	%edx, %edx
 	btl	%ecx, %eax
-	jnc	1f
+	jnc	.Lno_error_code
 	popq	%rdx
-1:
+.Lno_error_code:
 	movq	%rdx, BLOCK_FAULT_CODE(%rbx)
 	movq	(%rsp), %rax
 	movq	%rax, BLOCK_FAULT_IP(%rbx)

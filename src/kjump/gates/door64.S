@@ -1,5 +1,5 @@
 /*
- * The x86_64 door: through it a resident second kernel leaves. gate.h has its fields and why it is a page of its own.
+ * The x86_64 door: through it a resident second kernel leaves. layouts.py has its fields (gate.h) and why it is a page of its own.
  *
  * B's kernel calls it as any kexec target with preserved context: on B's identity tables, which map this page and B's
  * RAM, with the return address on a stack of one page. Only the tables are changed here; RSP and [RSP] go on to the
@@ -19,9 +19,9 @@ _start:
 	movq	DOOR_CR3_4LEVEL(%r10), %rcx
 	movq	%cr4, %rax
 	btq	$CR4_LA57_BIT, %rax
-	jnc	1f
+	jnc	.Lown_levels
 	movq	DOOR_CR3_5LEVEL(%r10), %rcx
-1:
+.Lown_levels:
 	movq	%rcx, %cr3
 	movq	DOOR_GDT_BASE(%r10), %r8
 	movq	DOOR_GDT_LIMIT(%r10), %r9

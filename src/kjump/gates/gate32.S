@@ -1,5 +1,5 @@
 /*
- * The i386 gate: what gate64.S is on x86_64, with the same fields (gate.h), of which it uses the low halves.
+ * The i386 gate: what gate64.S is on x86_64, with the same fields (layouts.py), of which it uses the low halves.
  *
  * entry     A's kernel calls this in flat 32-bit protected mode, paging off, CR4 = 0. Two kinds of kernel do:
  *           one with jump-back protocol 1.00 (EDI = its real jump-back entry, [ESP] = its helper entry), and
@@ -10,13 +10,18 @@
  * way_back  The peer leaves for A here, from any flat 32-bit mode.
  *
  * Mainline turns paging on before it sets CR4 again: with A's PAE tables that needs CR4.PAE from us
- * (GATE_FLAG_PAE). And it loads SS before its own GDT, so GDTR gets A's (GATE_A_GDT_BASE, a linear address).
+ * (GATE_FLAG_PAE). It loads SS before its own GDT, so GDTR gets A's (GATE_A_GDT_BASE, a linear address). And it never
+ * restores EFER: A's PAE tables may need NXE, and with LME set paging would begin in long mode.
  */
 #include "gate.h"
 
 #define BOOT_CS           0x10
 #define BOOT_DS           0x18
 #define CR4_PAE           (1 << 5)
+#define CR0_WP            (1 << 16)
+#define MSR_EFER          0xc0000080
+#define CPUID_EXTENDED    0x80000000
+#define CPUID_EDX_EFER    ((1 << 11) | (1 << 20) | (1 << 29)) /* of leaf 0x80000001: SYSCALL, NX, LM, which EFER enables */
 
 	.code32
 	.section .text, "ax"
@@ -76,19 +81,19 @@ entry:
 	cli
 	cld
 	pushl	%ebx
-	call	1f
-1:
+	call	.Lentry_here
+.Lentry_here:
 	popl	%ebx
-	subl	$1b - _start, %ebx
+	subl	$.Lentry_here - _start, %ebx
 	popl	AT(kept_registers)
 	movl	%esi, (kept_registers - _start + 4)(%ebx)
 	movl	%edi, (kept_registers - _start + 8)(%ebx)
 	movl	%ebp, (kept_registers - _start + 12)(%ebx)
 	testl	$GATE_FLAG_RESIDENT, GATE_FLAGS(%ebx)
-	jnz	1f
+	jnz	.Lstart_peer
 	cmpl	$GATE_STATE_FRESH, GATE_STATE(%ebx)
 	jne	nobody_there
-1:
+.Lstart_peer:
 	movl	$GATE_STATE_ENTERED, GATE_STATE(%ebx)
 	rdtsc
 	movl	%eax, GATE_TSC_IN(%ebx)
@@ -98,6 +103,12 @@ entry:
 	movl	%cr4, %eax
 	movl	%eax, GATE_A_CR4(%ebx)
 	call	note_return
+	call	has_efer
+	jz	.Lefer_noted
+	rdmsr
+	movl	%eax, GATE_A_EFER(%ebx)
+	movl	%edx, GATE_A_EFER + 4(%ebx)
+.Lefer_noted:
 	call	keep_descriptors
 	call	own_tables
 	leal	GATE_SIZE(%ebx), %esp
@@ -113,9 +124,9 @@ entry:
 /* A jumped again although the peer has left for good: say so in the mailbox and go straight back. */
 nobody_there:
 	call	find_mailbox
-	jnz	1f
+	jnz	.Lnobody_told
 	movl	$MAILBOX_OUTCOME_GONE, MAILBOX_OUTCOME(%edi)
-1:
+.Lnobody_told:
 	call	note_return
 	jmp	return_to_a
 
@@ -130,10 +141,10 @@ note_return:
 way_back:
 	cli
 	cld
-	call	1f
-1:
+	call	.Lway_back_here
+.Lway_back_here:
 	popl	%ebx
-	subl	$1b - _start, %ebx
+	subl	$.Lway_back_here - _start, %ebx
 	leal	GATE_SIZE(%ebx), %esp
 	call	own_tables
 	rdtsc
@@ -142,20 +153,30 @@ way_back:
 
 return_to_a:
 	call	give_descriptors_back
+	call	has_efer
+	jz	.Lefer_given
+	movl	GATE_A_EFER(%ebx), %eax
+	movl	GATE_A_EFER + 4(%ebx), %edx
+	wrmsr
+.Lefer_given:
+	/* As on x86_64: nothing that the kernel does next may find WP clear. Paging is off, so it changes nothing yet. */
+	movl	%cr0, %eax
+	orl	$CR0_WP, %eax
+	movl	%eax, %cr0
 	testl	$GATE_FLAG_PAE, GATE_FLAGS(%ebx)
-	jz	1f
+	jz	.Lpae_given
 	movl	%cr4, %eax
 	orl	$CR4_PAE, %eax
 	movl	%eax, %cr4
-1:
+.Lpae_given:
 	movl	GATE_A_GDT_BASE(%ebx), %eax
 	testl	%eax, %eax
-	jz	1f
+	jz	.Lgdt_given
 	movl	%eax, (a_gdt_pointer - _start + 2)(%ebx)
 	movl	GATE_A_GDT_LIMIT(%ebx), %eax
 	movw	%ax, AT(a_gdt_pointer)
 	lgdt	AT(a_gdt_pointer)
-1:
+.Lgdt_given:
 	movl	GATE_A_STACK(%ebx), %esp
 	addl	$4, %esp
 	pushl	GATE_NEXT_ENTRY(%ebx)
@@ -165,6 +186,22 @@ return_to_a:
 	movl	GATE_A_ENTRY(%ebx), %eax
 	movl	AT(kept_registers), %ebx
 	jmp	*%eax
+
+/* ZF clear when the CPU has EFER; ECX = its number. Spoils EAX, EDX. */
+has_efer:
+	pushl	%ebx
+	movl	$CPUID_EXTENDED, %eax
+	cpuid
+	xorl	%edx, %edx
+	cmpl	$(CPUID_EXTENDED + 1), %eax
+	jb	.Lefer_known
+	movl	$(CPUID_EXTENDED + 1), %eax
+	cpuid
+.Lefer_known:
+	popl	%ebx
+	movl	$MSR_EFER, %ecx
+	testl	$CPUID_EDX_EFER, %edx
+	ret
 
 /* Our GDT, no IDT, flat segments. Spoils EAX. */
 own_tables:
@@ -185,26 +222,26 @@ own_tables:
 
 keep_descriptors:
 	testl	$GATE_FLAG_DESCRIPTORS, GATE_FLAGS(%ebx)
-	jz	1f
+	jz	.Ldescriptors_kept
 	sgdt	AT(kept_gdt)
 	sidt	AT(kept_idt)
 	movw	%ds, AT(kept_selectors)
 	movw	%es, (kept_selectors - _start + 2)(%ebx)
 	movw	%fs, (kept_selectors - _start + 4)(%ebx)
 	movw	%gs, (kept_selectors - _start + 6)(%ebx)
-1:
+.Ldescriptors_kept:
 	ret
 
 /* Selectors while our GDT, which has A's flat segments at A's selectors, is in force; then the tables. */
 give_descriptors_back:
 	testl	$GATE_FLAG_DESCRIPTORS, GATE_FLAGS(%ebx)
-	jz	1f
+	jz	.Ldescriptors_given
 	.macro	give_selector register, at
 	movzwl	\at(%ebx), %eax
 	cmpl	$gdt_end - gdt, %eax
-	ja	2f
+	ja	.Lselector\@
 	movl	%eax, \register
-2:
+.Lselector\@:
 	.endm
 	give_selector %es, kept_selectors-_start+2
 	give_selector %fs, kept_selectors-_start+4
@@ -212,21 +249,21 @@ give_descriptors_back:
 	give_selector %ds, kept_selectors-_start
 	lidt	AT(kept_idt)
 	lgdt	AT(kept_gdt)
-1:
+.Ldescriptors_given:
 	ret
 
 /* EDI = the mailbox and ZF set when it is there and begins with the cookie; else ZF clear. Spoils EAX, ECX, ESI. */
 find_mailbox:
 	movl	GATE_MAILBOX(%ebx), %edi
 	testl	%edi, %edi
-	jz	1f
+	jz	.Lno_mailbox
 	pushl	%edi
 	leal	GATE_COOKIE(%ebx), %esi
 	movl	$4, %ecx
 	repe	cmpsl
 	popl	%edi
 	ret
-1:
+.Lno_mailbox:
 	orl	$1, %eax
 	ret
 

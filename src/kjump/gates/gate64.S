@@ -1,5 +1,5 @@
 /*
- * The x86_64 gate: the small program at both ends of every jump. gate.h has its interface.
+ * The x86_64 gate: the small program at both ends of every jump. layouts.py has its interface (gate.h).
  *
  * entry     A's kernel calls this with the return address on a stack of one page (the kernel's swap page).
  *           We note how A wants to be re-entered, quiet A's other CPUs, put our own tables under the CPU
@@ -11,10 +11,13 @@
  *           page on kernels before 6.14, and they then read the next entry from a foreign page.)
  *           With GATE_RESTORE it is a boot kernel that calls this: what it has read of A lies aside, and is put in
  *           place first.
- * crash     B's kernel calls this when it panics: a copy of the gate is loaded in its crash slot. Nothing has been
+ * crash     B's kernel calls this when it panics, through a door that is loaded in its crash slot. Nothing has been
  *           quieted then, and it may be any of B's CPUs. A goes on on the CPU it left, with B's devices silenced.
  * switch    B's kernel calls this, through the door, as A's kernel calls entry: with the return address on a
  *           stack of one page. We note how B wants to be re-entered and go to A; entry then goes back to B.
+ *
+ * A kernel restores most of its CPU itself; docs/protocol.md has the list. What it takes for granted until then is given
+ * to it here: levels of paging, EFER, CR0.WP, GDTR, and CET switched off.
  *
  * Several peers have a gate each in one loaded image. A always enters the first, which passes on to the one
  * that the mailbox names.
@@ -22,6 +25,8 @@
 #include "gate.h"
 
 #define MSR_APIC_BASE     0x1b
+#define MSR_U_CET         0x6a0
+#define MSR_S_CET         0x6a2
 #define MSR_X2APIC_ICR    0x830
 #define MSR_EFER          0xc0000080
 #define MSR_FS_BASE       0xc0000100
@@ -33,8 +38,12 @@
 #define ICR_INIT_OTHERS   0xc4500 /* the same to all excluding self */
 #define ICR_STARTUP       0x04600 /* start-up at the page in the low byte */
 #define ICR_BUSY          (1 << 12)
+#define CPUID_FEATURES    7
+#define CPUID_ECX_SHSTK   (1 << 7) /* of leaf 7 */
+#define CPUID_EDX_IBT     (1 << 20)
 #define CR0_PE            (1 << 0)
 #define CR0_ET            (1 << 4)
+#define CR0_WP_BIT        16
 #define CR0_PG            (1 << 31)
 #define CR4_PAE           (1 << 5)
 #define CR4_LA57          (1 << 12)
@@ -123,30 +132,29 @@ entry:
 	leaq	_start(%rip), %rbx
 	xorl	%r13d, %r13d
 	testq	$GATE_FLAG_CHOOSE, GATE_FLAGS(%rbx)
-	jz	1f
+	jz	.Lby_state
 	call	find_mailbox
-	jnz	1f
+	jnz	.Lby_state
 	movq	MAILBOX_WANTED(%rdi), %rax
 	testq	%rax, %rax
-	jz	1f
+	jz	.Lby_state
 	cmpq	%rbx, %rax
-	je	2f
+	je	.Lthis_gate
 	jmp	*%rax /* GATE_ENTRY of the gate that is wanted; all is as A left it */
-2:
+.Lthis_gate:
 	movq	MAILBOX_RESTART(%rdi), %r13
 	movl	$GATE_STATE_FRESH, %r12d
 	testq	%r13, %r13
-	jnz	2f
-1:
+	jnz	.Lstart_peer
+.Lby_state:
 	movq	GATE_STATE(%rbx), %r12
 	cmpq	$GATE_STATE_PARKED, %r12
-	je	1f
+	je	.Lstart_peer
 	testq	$GATE_FLAG_RESIDENT, GATE_FLAGS(%rbx)
-	jnz	1f
+	jnz	.Lstart_peer
 	cmpq	$GATE_STATE_FRESH, %r12
 	jne	nobody_there
-1:
-2:
+.Lstart_peer:
 	movq	$GATE_STATE_ENTERED, GATE_STATE(%rbx)
 	incq	GATE_SWITCHES(%rbx)
 
@@ -161,10 +169,7 @@ entry:
 	movq	%rax, GATE_A_CR3(%rbx)
 	movq	%cr4, %rax
 	movq	%rax, GATE_A_CR4(%rbx)
-	movl	$MSR_EFER, %ecx
-	rdmsr
-	shlq	$32, %rdx
-	orq	%rdx, %rax
+	call	read_efer
 	movq	%rax, GATE_A_EFER(%rbx)
 	call	keep_descriptors
 	call	apic_id
@@ -173,15 +178,15 @@ entry:
 	call	own_tables
 	leaq	GATE_SIZE(%rbx), %rsp
 	testq	$GATE_FLAG_INIT_CPUS, GATE_FLAGS(%rbx)
-	jz	1f
+	jz	.Lentry_cpus_quiet
 	call	init_other_cpus
-1:
+.Lentry_cpus_quiet:
 	cmpq	$GATE_STATE_PARKED, %r12
 	je	return_to_b
 	testq	%r13, %r13
-	jz	1f
+	jz	.Lentry_in_place
 	call	copy_pages
-1:
+.Lentry_in_place:
 	/* The peer gets what the Linux 64-bit boot protocol promises: selectors 0x10/0x18, RSI, IF clear. */
 	movq	GATE_PEER_ENTRY(%rbx), %rdi
 	movq	GATE_PEER_ARGUMENT(%rbx), %rsi
@@ -201,9 +206,9 @@ entry:
  */
 nobody_there:
 	call	find_mailbox
-	jnz	1f
+	jnz	.Lnobody_told
 	movq	$MAILBOX_OUTCOME_GONE, MAILBOX_OUTCOME(%rdi)
-1:
+.Lnobody_told:
 	movq	%rsp, GATE_A_STACK(%rbx)
 	movq	(%rsp), %rax
 	movq	%rax, GATE_A_ENTRY(%rbx)
@@ -218,6 +223,8 @@ switch:
 	movq	%r8, GATE_B_GDT_BASE(%rbx)
 	movq	%r9, GATE_B_GDT_LIMIT(%rbx)
 	movq	%r10, GATE_B_NEXT_ENTRY(%rbx)
+	call	read_efer
+	movq	%rax, GATE_B_EFER(%rbx)
 	movq	$GATE_STATE_PARKED, GATE_STATE(%rbx)
 	jmp	leave
 
@@ -232,9 +239,9 @@ leave:
 	call	note_time
 	movq	%rax, GATE_TSC_OUT(%rbx)
 	testq	$GATE_FLAG_INIT_CPUS, GATE_FLAGS(%rbx)
-	jz	1f
+	jz	.Lleave_cpus_quiet
 	call	init_other_cpus
-1:
+.Lleave_cpus_quiet:
 	movq	GATE_RESTORE(%rbx), %r13
 	testq	%r13, %r13
 	jz	return_to_a
@@ -263,6 +270,9 @@ crash_on_cpu_of_a:
 	movq	$MAILBOX_OUTCOME_PANIC, MAILBOX_OUTCOME(%rdi)
 
 return_to_a:
+	call	cet_off
+	movq	GATE_A_EFER(%rbx), %rdi
+	call	give_efer_back
 	call	give_descriptors_back
 	movq	GATE_A_GDT_BASE(%rbx), %rax
 	movq	GATE_A_GDT_LIMIT(%rbx), %rcx
@@ -272,6 +282,8 @@ return_to_a:
 	jmp	return_to_kernel
 
 return_to_b:
+	movq	GATE_B_EFER(%rbx), %rdi
+	call	give_efer_back
 	movq	GATE_B_GDT_BASE(%rbx), %rax
 	movq	GATE_B_GDT_LIMIT(%rbx), %rcx
 	movq	GATE_B_STACK(%rbx), %rsi
@@ -284,14 +296,21 @@ return_to_b:
  * Kernels before 6.13 load SS while the GDT is still the invalid one: #GP, and nobody to take it. GDTR (RAX, limit
  * RCX) takes a linear address that means something only under the kernel's own page tables, which is when it is
  * used. Harmless on kernels that load their own GDT first, so it is always done.
+ *
+ * The kernel restores CR4 before CR0, and CR4.CET cannot be set while CR0.WP is clear, as the kernel left it (6.1 and
+ * 6.12, read). All that is written until CR0 is restored, the swapped pages above all, is mapped writable by the
+ * kernel's identity tables and by ours.
  */
 return_to_kernel:
 	testq	%rax, %rax
-	jz	1f
+	jz	.Lgdt_given
 	movq	%rax, kernel_gdt_pointer + 2(%rip)
 	movw	%cx, kernel_gdt_pointer(%rip)
 	lgdt	kernel_gdt_pointer(%rip)
-1:
+.Lgdt_given:
+	movq	%cr0, %rax
+	btsq	$CR0_WP_BIT, %rax
+	movq	%rax, %cr0
 	leaq	8(%rsi), %rsp
 	pushq	%rdi
 	jmp	*%rdx
@@ -312,17 +331,70 @@ own_tables:
 	movq	%cr4, %rax
 	movq	GATE_CR3_4LEVEL(%rbx), %rcx
 	btq	$CR4_LA57_BIT, %rax
-	jnc	1f
+	jnc	.Lown_levels
 	movq	GATE_CR3_5LEVEL(%rbx), %rcx
-1:
+.Lown_levels:
 	popq	%rax /* the stack may be mapped by the old tables only */
 	movq	%rcx, %cr3
 	jmp	*%rax
 
+/* RAX = EFER. Spoils RCX, RDX. */
+read_efer:
+	movl	$MSR_EFER, %ecx
+	rdmsr
+	shlq	$32, %rdx
+	orq	%rdx, %rax
+	ret
+
+/*
+ * Make EFER what RDI says, unless nothing was noted there. A kernel writes its EFER some time after it has gone back to
+ * its own page tables, in which the no-execute bit is a reserved one unless EFER.NXE is set. Spoils RAX, RCX, RDX.
+ */
+give_efer_back:
+	testq	%rdi, %rdi
+	jz	.Lefer_given
+	call	read_efer
+	cmpq	%rdi, %rax
+	je	.Lefer_given
+	movl	%edi, %eax
+	movq	%rdi, %rdx
+	shrq	$32, %rdx
+	wrmsr
+.Lefer_given:
+	ret
+
+/*
+ * Leave nothing of CET to a kernel that sets CR4.CET: Linux (6.1 and 6.12, read) clears both registers when it leaves by
+ * kexec, and does not set them again. A peer's kernel clears them too, but not on the other CPUs when it panics, one of
+ * which may be A's. Spoils RAX, RCX, RDX, RSI.
+ */
+cet_off:
+	movq	%rbx, %rsi
+	xorl	%eax, %eax
+	cpuid
+	cmpl	$CPUID_FEATURES, %eax
+	jb	.Lcet_is_off
+	movl	$CPUID_FEATURES, %eax
+	xorl	%ecx, %ecx
+	cpuid
+	andl	$CPUID_ECX_SHSTK, %ecx
+	andl	$CPUID_EDX_IBT, %edx
+	orl	%ecx, %edx
+	jz	.Lcet_is_off
+	xorl	%eax, %eax
+	xorl	%edx, %edx
+	movl	$MSR_U_CET, %ecx
+	wrmsr
+	movl	$MSR_S_CET, %ecx
+	wrmsr
+.Lcet_is_off:
+	movq	%rsi, %rbx
+	ret
+
 /* Keep A's descriptor state when the flags ask for it. Spoils RAX, RCX, RDX. */
 keep_descriptors:
 	testq	$GATE_FLAG_DESCRIPTORS, GATE_FLAGS(%rbx)
-	jz	1f
+	jz	.Ldescriptors_kept
 	sgdt	kept_gdt(%rip)
 	sidt	kept_idt(%rip)
 	movw	%ds, kept_selectors(%rip)
@@ -338,7 +410,7 @@ keep_descriptors:
 	keep_msr MSR_FS_BASE, kept_bases
 	keep_msr MSR_GS_BASE, kept_bases + 8
 	keep_msr MSR_KERNEL_GS, kept_bases + 16
-1:
+.Ldescriptors_kept:
 	ret
 
 /*
@@ -347,13 +419,13 @@ keep_descriptors:
  */
 give_descriptors_back:
 	testq	$GATE_FLAG_DESCRIPTORS, GATE_FLAGS(%rbx)
-	jz	1f
+	jz	.Ldescriptors_given
 	.macro	give_selector register, at
 	movzwl	\at(%rip), %eax
 	cmpl	$gdt_end - gdt, %eax
-	ja	2f
+	ja	.Lselector\@
 	movl	%eax, \register
-2:
+.Lselector\@:
 	.endm
 	give_selector %ds, kept_selectors
 	give_selector %es, kept_selectors + 2
@@ -370,7 +442,7 @@ give_descriptors_back:
 	give_msr MSR_KERNEL_GS, kept_bases + 16
 	lidt	kept_idt(%rip)
 	lgdt	kept_gdt(%rip)
-1:
+.Ldescriptors_given:
 	ret
 
 /*
@@ -381,9 +453,9 @@ levels_of_a:
 	movq	%cr4, %rax
 	xorq	GATE_A_CR4(%rbx), %rax
 	btq	$CR4_LA57_BIT, %rax
-	jc	1f
+	jc	.Lother_levels
 	ret
-1:
+.Lother_levels:
 	popq	%rbp
 	pushq	$FLAT32_CS
 	leaq	paging_off(%rip), %rax
@@ -406,9 +478,9 @@ long_mode:
 	movl	GATE_A_CR4(%ebx), %eax
 	movl	GATE_CR3_4LEVEL(%ebx), %ecx
 	andl	$CR4_LA57, %eax
-	jz	1f
+	jz	.Llong_mode_tables
 	movl	GATE_CR3_5LEVEL(%ebx), %ecx
-1:
+.Llong_mode_tables:
 	orl	$CR4_PAE, %eax
 	movl	%eax, %cr4
 	movl	%ecx, %cr3
@@ -416,11 +488,11 @@ long_mode:
 	orl	$(CR0_PG | CR0_PE), %eax
 	movl	%eax, %cr0
 	pushl	$BOOT_CS
-	leal	(1f - _start)(%ebx), %eax
+	leal	(.Lin_long_mode - _start)(%ebx), %eax
 	pushl	%eax
 	lretl
 	.code64
-1:
+.Lin_long_mode:
 	movl	%ebx, %ebx /* the upper halves are undefined after the switch */
 	movl	%esp, %esp
 	movl	%ebp, %ebp
@@ -458,25 +530,25 @@ hand_over:
 	movl	GATE_A_APIC(%rbx), %edx
 	call	send_message
 	movl	$20000, %ecx /* writing to port 0x80 takes about a microsecond */
-1:
+.Lwait_after_init:
 	outb	%al, $0x80
-	loop	1b
+	loop	.Lwait_after_init
 	movl	%esi, %eax
 	shrl	$12, %eax
 	orl	$ICR_STARTUP, %eax
 	movl	GATE_A_APIC(%rbx), %edx
 	call	send_message
 	movl	$10000000, %ecx
-2:
+.Lwait_for_other:
 	outb	%al, $0x80
-	loop	2b
+	loop	.Lwait_for_other
 reset:
 	movw	$RESET_PORT, %dx
 	movb	$0x06, %al
 	outb	%al, %dx
-3:
+.Lwait_for_reset:
 	hlt
-	jmp	3b
+	jmp	.Lwait_for_reset
 
 	.code16
 real_mode_start:
@@ -515,41 +587,41 @@ flat_start:
  */
 silence_devices:
 	xorl	%esi, %esi /* bus, device and function as in PCI_ADDRESS */
-1:
+.Lnext_function:
 	xorl	%ecx, %ecx
 	call	pci_select
 	inl	%dx, %eax
 	movl	%eax, %edi
 	cmpl	$-1, %eax
-	je	4f
+	je	.Labsent
 	movl	$PCI_COMMAND, %ecx
 	call	pci_select
 	inl	%dx, %eax
 	testl	$PCI_COMMAND_MASTER, %eax
-	jz	2f
+	jz	.Lmaster_cleared
 	andl	$(0xffff & ~PCI_COMMAND_MASTER), %eax /* ones written to the status half would clear bits */
 	outl	%eax, %dx
-2:
+.Lmaster_cleared:
 	cmpl	$I6300ESB_ID, %edi
-	jne	3f
+	jne	.Lwatchdog_stopped
 	movl	$I6300ESB_LOCK, %ecx
 	call	pci_select
 	xorl	%eax, %eax
 	outb	%al, %dx
-3:
+.Lwatchdog_stopped:
 	movl	$PCI_HEADER, %ecx
 	call	pci_select
 	inl	%dx, %eax
 	testl	$PCI_MULTIFUNCTION, %eax
-	jnz	5f
-4:
+	jnz	.Lto_next_function
+.Labsent:
 	testl	$0x700, %esi
-	jnz	5f
+	jnz	.Lto_next_function
 	addl	$0x700, %esi /* function 0 is absent or alone: no need to ask for the others */
-5:
+.Lto_next_function:
 	addl	$0x100, %esi
 	cmpl	$0x1000000, %esi
-	jb	1b
+	jb	.Lnext_function
 	ret
 
 /* Select register ECX of the function in ESI; DX = the port of its data. Spoils RAX. */
@@ -568,20 +640,20 @@ apic_id:
 	xorl	%eax, %eax
 	cpuid
 	cmpl	$11, %eax
-	jb	1f
+	jb	.Lapic_id_8_bits
 	movl	$11, %eax
 	xorl	%ecx, %ecx
 	cpuid
 	testl	%ebx, %ebx
-	jz	1f
+	jz	.Lapic_id_8_bits
 	movl	%edx, %eax
-	jmp	2f
-1:
+	jmp	.Lapic_id_found
+.Lapic_id_8_bits:
 	movl	$1, %eax
 	cpuid
 	movl	%ebx, %eax
 	shrl	$24, %eax
-2:
+.Lapic_id_found:
 	movq	%rsi, %rbx
 	ret
 
@@ -600,9 +672,9 @@ send_message:
 	movl	$MSR_APIC_BASE, %ecx
 	rdmsr
 	btl	$11, %eax /* the local APIC is off: no way to send, and nobody to send to */
-	jnc	3f
+	jnc	.Lmessage_sent
 	btl	$10, %eax
-	jc	2f
+	jc	.Lmessage_x2apic
 	shlq	$32, %rdx
 	orq	%rdx, %rax
 	andq	$~0xfff, %rax
@@ -612,19 +684,19 @@ send_message:
 	movl	8(%rsp), %edx
 	movl	%edx, APIC_ICR_LOW(%rax)
 	movl	$1000000, %ecx
-1:
+.Lmessage_busy:
 	testl	$ICR_BUSY, APIC_ICR_LOW(%rax)
-	jz	3f
+	jz	.Lmessage_sent
 	pause
 	decl	%ecx
-	jnz	1b
-	jmp	3f
-2:
+	jnz	.Lmessage_busy
+	jmp	.Lmessage_sent
+.Lmessage_x2apic:
 	movl	$MSR_X2APIC_ICR, %ecx
 	movl	8(%rsp), %eax
 	movl	(%rsp), %edx
 	wrmsr
-3:
+.Lmessage_sent:
 	addq	$16, %rsp
 	ret
 
@@ -632,29 +704,29 @@ send_message:
 copy_pages:
 	movq	PAGE_LIST_PAGES(%r13), %rcx
 	shlq	$9, %rcx
-	jz	1f
+	jz	.Lpages_copied
 	movq	PAGE_LIST_FROM(%r13), %rsi
 	movq	PAGE_LIST_TO(%r13), %rdi
 	rep movsq
 	addq	$PAGE_LIST_ENTRY, %r13
 	jmp	copy_pages
-1:
+.Lpages_copied:
 	ret
 
 /* RDI = the mailbox and ZF set when it is there and begins with the cookie; else ZF clear. Spoils RAX. */
 find_mailbox:
 	movq	GATE_MAILBOX(%rbx), %rdi
 	testq	%rdi, %rdi
-	jz	1f
+	jz	.Lno_mailbox
 	movq	GATE_COOKIE(%rbx), %rax
 	cmpq	MAILBOX_COOKIE(%rdi), %rax
-	jne	2f
+	jne	.Lmailbox_compared
 	movq	GATE_COOKIE + 8(%rbx), %rax
 	cmpq	MAILBOX_COOKIE + 8(%rdi), %rax
 	ret
-1:
+.Lno_mailbox:
 	orl	$1, %eax
-2:
+.Lmailbox_compared:
 	ret
 
 /* RAX = the time stamp counter. Spoils RDX. */

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kjump.errors import HostError, ImageError
-from kjump.formats import bzimage, cpio
+from kjump.formats import bzimage, cmdline, cpio
 from kjump.formats.bzimage import BzImage
 from kjump.formats.superblock import State
 from kjump.gates import Gate
@@ -109,7 +109,7 @@ def parting_words(clock_accuracy: float) -> dict[str, Any]:
 
 def _check_this_machine(opened: OpenImage) -> None:
     model, flags = procfs.cpu_facts()
-    if "no5lvl" in procfs.command_line().split():
+    if "no5lvl" in cmdline.parse(procfs.command_line()):
         flags |= {"la57"}  # hidden by this kernel's own choice; that the CPU has it cannot be told from here
     check_machine(opened.contents, procfs.firmware_memory_map(), model, flags)
 

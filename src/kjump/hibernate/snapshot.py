@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from kjump.errors import JumpError
+from kjump.hibernate.away import Tell
 from kjump.hibernate.post_mortem import reason
-from kjump.hibernate.suspend import Request, Tell, Trip, travel
+from kjump.hibernate.suspend import Request, Trip, travel
 from kjump.image.layout import Kind
 from kjump.kexec import mailbox
 from kjump.target import filesystems

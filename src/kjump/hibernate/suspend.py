@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kjump import _core
-from kjump.errors import HostError, JumpError, TargetError
-from kjump.formats import bzimage, cpio
+from kjump.errors import HostError, JumpError
+from kjump.formats import bzimage, cmdline, cpio
 from kjump.gates import Gate
 from kjump.hibernate import DEFAULT_WATCHDOG, after_jump, post_mortem, preflight
+from kjump.hibernate.away import Away, Tell
 from kjump.hibernate.clock import Moment, Pace
 from kjump.hibernate.hooks import TIMEOUT, Hook
 from kjump.host import kernel_memory, procfs
@@ -126,9 +126,6 @@ class Trip:
     again_seconds: float = 0
 
 
-Tell = Callable[[str], None]
-
-
 def hibernate(
     request: Request, *, tell: Tell = lambda _: None, go: Callable[[Request, Tell], Trip] | None = None
 ) -> Hibernation:
@@ -166,31 +163,34 @@ def travel(request: Request, tell: Tell) -> Trip:
             ready = time.monotonic()
             tell("jumping")
             box.post(head, take_leave(file_systems, pace))
-            left = Moment.now()
-            syscalls.jump()
-            back = _core.time_stamp()
-            outcome, report = box.read()
-            if outcome == mailbox.OUTCOME_PANIC:
-                report |= post_mortem.last_words(kcore, report)
+            with Away(target, request.kind, tell) as away:
+                syscalls.jump()
+                away.landed()
+                away.came_back(*box.read())
+            if away.outcome == mailbox.OUTCOME_PANIC:
+                away.report |= post_mortem.last_words(kcore, away.report)
         finally:
             # What is loaded is worthless now: its pages hold what the other side left behind.
             syscalls.unload(ARCH_X86_64)
     box.wipe()
-    step = after_jump.settle(report, left, pace)
-    away = time.time() - left.wall
-    if request.target and outcome not in (mailbox.OUTCOME_RESUMED, mailbox.OUTCOME_DONE):
-        make_unusable(request.target)
+    trip = arrive(away, pace, window_bytes=window_bytes, cookie=cookie, prepare_seconds=ready - begun)
     tell("back")
+    return trip
+
+
+def arrive(away: Away, pace: Pace, *, window_bytes: int, cookie: bytes, prepare_seconds: float) -> Trip:
+    """Set what this system must set when it is back (see `arrival`), and return what came of the trip."""
+    step = after_jump.settle(away.report, away.left, pace)
     return Trip(
-        outcome=outcome,
-        report=report,
+        outcome=away.outcome,
+        report=away.report,
         window_bytes=window_bytes,
         cookie=cookie,
-        prepare_seconds=ready - begun,
+        prepare_seconds=prepare_seconds,
         pace=pace,
-        left=left,
-        back=back,
-        away=away,
+        left=away.left,
+        back=away.back,
+        away=time.time() - away.left.wall,
         clock_step=step,
     )
 
@@ -219,12 +219,13 @@ def _prepare(request: Request, kcore: kernel_memory.Kcore, target: Target | None
     if request.hook:
         initrd = cpio.join([initrd, request.hook.packed()])
     second_kernel.require_room(kernel, initrd, layout)
+    machine = second_kernel.second_command_line(kernel, "second", kcore)
+    line = cmdline.join([machine, layout.way_back.option, request.append])
     job = _common(request, kcore, around, layout) | {"gate": layout.gate}
     if target is None:
         job |= {"do": "peer", "argv": request.look}
     else:
         job |= {"do": "save"} | _armed(request, target, tell)
-    line = f"{second_kernel.second_command_line(kernel, 'second', kcore)} {request.append}".rstrip()
     initrd = with_job(initrd, job)  # and the other is gone: it is large
     second = LinuxPeer(kernel, initrd, line, layout)
     cookie = bytes.fromhex(job.get("cookie", ""))
@@ -262,9 +263,9 @@ def _common(request: Request, kcore: kernel_memory.Kcore, around: Surroundings, 
 
 def _armed(request: Request, target: Target, tell: Tell) -> dict[str, Any]:
     """Arm the target, and return what a job says that saves to it."""
-    options = target.place.boot_options()
-    if request.kind is Kind.HIBERNATION and not set(options) <= set(procfs.command_line().split()):
-        tell(f"this boot did not have `{' '.join(options)}`: the next one needs it to find the image")
+    options = " ".join(target.place.boot_options())
+    if request.kind is Kind.HIBERNATION and not cmdline.parse(procfs.command_line()).has_all(cmdline.parse(options)):
+        tell(f"this boot did not have `{options}`: the next one needs it to find the image")
     cookie = target.arm().cookie
     target.check_on_device()
     return {
@@ -313,12 +314,6 @@ def claim(request: Request) -> Target:
         target.close()
         raise
     return target
-
-
-def make_unusable(path: str) -> None:
-    """This system went on, so a whole image of it, should there be one, must never run."""
-    with contextlib.suppress(TargetError), open_for_image(path) as target:
-        target.invalidate("the saved system went on")
 
 
 def raise_unless_resumed(result: Hibernation) -> None:

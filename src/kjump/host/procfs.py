@@ -15,16 +15,16 @@ from kjump.formats.e820 import E820Entry, IomemResource, parse_firmware_memmap, 
 from kjump.ranges import Range, RangeSet
 
 
-def _read_text(path: str) -> str:
+def _read_text(path: str, errors: str = "replace") -> str:
     try:
-        return Path(path).read_text(errors="replace")
+        return Path(path).read_text("utf-8", errors)
     except OSError as error:
         raise HostError(f"cannot read {path}: {error.strerror}") from None
 
 
 def command_line() -> str:
-    """Return the command line the running kernel was started with."""
-    return _read_text("/proc/cmdline").strip()
+    """Return the command line the running kernel was started with, for `formats.cmdline` to read."""
+    return _read_text("/proc/cmdline", errors="surrogateescape").removesuffix("\n")
 
 
 def release() -> str:

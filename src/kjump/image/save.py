@@ -108,14 +108,16 @@ def save(
     free_pages: str = "any",
     dump_level: int | None = None,
     progress: Progress | None = None,
+    finish: Callable[[Superblock], None] | None = None,
 ) -> SaveResult:
     """Write A to `target`, which must be armed; the superblock says complete only when all is on the medium.
 
     `ram` is A's RAM (physical ranges); `facts` goes into the image's note. `free_pages` is what A trusts them to
     hold (see `host.kernel_memory.free_page_policy`): any, then they are left out; zero, then they are left out but
     stand in the stream as zeros, which the restorer writes; poison, then they are kept. With `dump_level` (as `kjump
-    dump --level` takes it) the image is a dump, which cannot be restored. TargetError when the image does not fit or a
-    write fails, SaveCancelled when `progress` returned False: the superblock then says so too.
+    dump --level` takes it) the image is a dump, which cannot be restored. `finish` writes the superblock that says
+    complete (default: the target does), and may refuse to. TargetError when the image does not fit or a write fails,
+    SaveCancelled when `progress` returned False: the superblock then says so too.
     """
     begun = time.monotonic()
     superblock = target.read_superblock()
@@ -142,7 +144,7 @@ def save(
         raise TargetError(reason) from None
     seconds = (selected - begun, time.monotonic() - selected)
     result = SaveResult(selection.kept.size * PAGE_SIZE, length, *seconds, procfs.memory_use(), level)
-    target.write_superblock(
+    (finish or target.write_superblock)(
         superblock.evolve(
             state=Kind(facts.get("kind", Kind.HIBERNATION)).state,
             image_length=length,

@@ -1,25 +1,26 @@
 """What runs as PID 1 in the initramfs: the boot, second, resident and restorer roles, told apart by the command line.
 
 Nothing here may raise past `main`: PID 1 that ends is a kernel panic. Every role ends in a jump, a power-off,
-a restart, or another init.
+a restart, or another init; a second kernel's failures end in the jump back to the first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kjump.errors import ImageError, KjumpError
+from kjump.errors import FormatError, HostError, ImageError, KjumpError, UsageError
 from kjump.init import system
 from kjump.init.console import Console
 from kjump.init.status import Status
 from kjump.initramfs.contents import JOB_NAME
 from kjump.kexec import syscalls
+from kjump.kexec.way_back import WayBack
 
 if TYPE_CHECKING:
     from kjump.host.locked_memory import HugeFile
@@ -35,23 +36,71 @@ ROLES = {
 
 
 def main() -> None:
-    """Run the role that the command line names; never returns."""
-    system.mount_kernel_file_systems()
-    options = system.kernel_options()
-    console = Console()
-    name = options.get("kjump.role", "boot")
-    status = Status.open(options.get("kjump.status"))
-    try:
-        status.send("role", name=name, uptime=system.uptime())
-        room = _room_ahead(options) if name == "boot" else None
-        importlib.import_module(ROLES[name]).run(system.Role(options, _job(), console, status, room))
-    except KjumpError as error:
-        console.line(f"kjump {name}: {error}")
-    except BaseException:
-        import traceback
+    """Run the role that the command line names; never returns.
 
-        console.line(f"kjump {name}: unexpected error\n{traceback.format_exc()}")
+    A second kernel opens the way back to the first before anything else, and goes there whatever happens then.
+    """
+    console = Console()
+    name, way = "init", None
+    try:
+        system.mount_proc()
+        way = WayBack.on_command_line(Path("/proc/cmdline").read_text(errors="replace"))
+        if way:
+            _open(way)
+        system.mount_sys_and_dev()
+        options = system.kernel_options()
+        name = options.get("kjump.role", "boot")
+        _play(name, options, console, way)
+        error: BaseException = HostError("there is nothing left to do")
+    except BaseException as raised:
+        error = raised
+        _tell(console, name, error)
+    if way:
+        _go_back(way, error, console)
     _give_up(console)
+
+
+def _play(name: str, options: dict[str, str], console: Console, way: WayBack | None) -> None:
+    """Play the role called `name`; returns when there is nothing left to do for it."""
+    if name not in ROLES:
+        raise UsageError(f"there is no role called {name} (kjump.role=); there are {', '.join(ROLES)}")
+    status = Status.open(options.get("kjump.status"))
+    status.send("role", name=name, uptime=system.uptime())
+    room = _room_ahead(options) if name == "boot" else None
+    importlib.import_module(ROLES[name]).run(system.Role(options, _job(), console, status, room, way))
+
+
+def _tell(console: Console, name: str, error: BaseException) -> None:
+    """Say on the console what went wrong, if there is one."""
+    import traceback
+
+    text = str(error)
+    if not isinstance(error, KjumpError):
+        text = "unexpected error\n" + "".join(traceback.format_exception(error))
+    with contextlib.suppress(Exception):
+        console.line(f"kjump {name}: {text}")
+
+
+def _open(way: WayBack) -> None:
+    from kjump.init import leave
+
+    leave.open_way(way)
+
+
+def _go_back(way: WayBack, error: BaseException, console: Console) -> None:
+    """Go back to A because of `error`; does not return but when no way is open to it.
+
+    When the kernel refuses to leave in an orderly way it is made to panic, which leads to A by the crash slot.
+    """
+    from kjump.init import leave
+
+    with contextlib.suppress(Exception):
+        console.line("kjump: going back to the first system")
+    leave.take(way, error)
+    with contextlib.suppress(Exception):
+        if syscalls.is_loaded(on_crash=True):
+            console.line("kjump: this kernel does not leave: a panic leads back to the first system")
+            os._exit(1)
 
 
 def _room_ahead(options: dict[str, str]) -> HugeFile | None:
@@ -68,17 +117,25 @@ def _room_ahead(options: dict[str, str]) -> HugeFile | None:
 
 
 def _job() -> dict[str, Any]:
+    """Return the job that came with the initramfs, nothing when there is none; FormatError when it is damaged."""
     path = Path(JOB_PATH)
-    job: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        job = json.loads(path.read_bytes())
+    except ValueError:
+        job = None
+    if not isinstance(job, dict):
+        raise FormatError(f"the job in the initramfs ({JOB_PATH}) is damaged: it is no JSON object")
     return job
 
 
 def _give_up(console: Console) -> None:
     """Nothing is left to do here: restart the machine, so that it boots as usual."""
-    console.line("kjump: restarting the machine")
-    sys.stdout.flush()
-    time.sleep(0.2)
     try:
+        with contextlib.suppress(Exception):
+            console.line("kjump: restarting the machine")
+        time.sleep(0.2)
         syscalls.restart()
     finally:
         os._exit(1)

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from kjump.errors import FormatError, UsageError
 from kjump.gates import GATE_SIZE, Gate
 from kjump.host import kernel_memory, procfs
-from kjump.init.system import kernel_options, read_physical
+from kjump.init.system import kernel_options
 from kjump.kexec import mailbox, syscalls
 from kjump.kexec.channel import Channel, Parcel
-from kjump.kexec.linux import crash_plan, door_plan, way_back_plan
-from kjump.ranges import Range
+from kjump.kexec.linux import door_plan
+from kjump.kexec.physical import read_physical
+from kjump.kexec.way_back import WayBack
 
 GATE_OPTION = "kjump.gate"
 
@@ -44,7 +44,6 @@ class Residence:
         """Look at the gate; FormatError when there is none, or no channel where it says."""
         self._gate_at = gate_at
         self.gate = Gate.unpack(read_physical(gate_at, GATE_SIZE))
-        self._covered: tuple[int, ...] | None = None
         self.channel = Channel.at_physical(self.gate.mailbox, self.gate.cookie)
 
     def look_again(self) -> Gate:
@@ -66,29 +65,32 @@ class Residence:
             raise FormatError(f"{GATE_OPTION}={option} on the kernel's command line is not a number") from None
 
     def open(self) -> None:
-        """Load the door, by which this kernel leaves and comes back, and the gate into the crash slot."""
+        """Load the door, by which this kernel leaves and comes back, and the way back into the crash slot."""
         if not syscalls.is_loaded():
-            with kernel_memory.Kcore() as kcore:
-                syscalls.load(door_plan(self._gate_at, self.gate, kernel_memory.boot_cpu_gdt(kcore)))
+            self.load_door()
         self.cover_crash()
 
-    def cover_crash(self) -> bool:
-        """Load the gate as it stands now into the crash slot, so that a panic leads to A too; tell whether it does.
+    def load_door(self) -> None:
+        """Load the door, whatever is loaded: PID 1 begins with a way back for good."""
+        with kernel_memory.Kcore() as kcore:
+            syscalls.load(door_plan(self._gate_at, self.gate, kernel_memory.boot_cpu_gdt(kcore)))
 
-        Once is enough as long as A comes from the same loaded image; a peer that was on disk is in another each time.
+    def cover_crash(self) -> bool:
+        """See that a panic leads to A too, by the crash slot; tell whether it does.
+
+        Once is enough: what is loaded enters the gate where it lies, and that knows how A came in last.
         """
-        crash_kernel = self._crash_kernel
+        if syscalls.is_loaded(on_crash=True):
+            return True
+        crash_kernel = procfs.crash_kernel()
         if crash_kernel is None:
             return False
-        way = self.look_again().way_to_a
-        if not syscalls.is_loaded(on_crash=True) or self._covered not in (None, way):
-            syscalls.load(crash_plan(crash_kernel, self.gate))
-            self._covered = way
+        syscalls.load(self._way_back.crash_plan(crash_kernel))
         return True
 
-    @cached_property
-    def _crash_kernel(self) -> Range | None:
-        return procfs.crash_kernel()  # it stays where it is, and to look takes longer than the load
+    @property
+    def _way_back(self) -> WayBack:
+        return WayBack(self._gate_at, self.gate.cr3_5level)
 
     def away(self, answer: Answer) -> Parcel:
         """Leave for A with `answer`; returns A's next order when A has come back here.
@@ -102,7 +104,7 @@ class Residence:
 
     def leave(self, answer: Answer) -> None:
         """Leave for A for good; returns only by an error."""
-        syscalls.load(way_back_plan(self._gate_at, self.gate))
+        syscalls.load(self._way_back.plan())
         self._report(answer, {})
         syscalls.jump()
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
-import shlex
 import stat
 import time
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kjump.errors import HostError, ImageError
+from kjump.formats import cmdline
 from kjump.formats.superblock import SUPERBLOCK_SIZE
 from kjump.host.libc import libc
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from kjump.host.locked_memory import HugeFile
     from kjump.init.console import Console
     from kjump.init.status import Status
+    from kjump.kexec.way_back import WayBack
 
 _MS_MOVE = 8192
 
@@ -28,7 +28,8 @@ _MS_MOVE = 8192
 class Role:
     """What every role is given: the kernel's options, the job, the console and the status channel.
 
-    `room` is memory for an image that may be resumed, taken ahead.
+    `room` is memory for an image that may be resumed, taken ahead; `way_back`, which is open, leads out of a
+    second kernel.
     """
 
     options: dict[str, str]
@@ -36,6 +37,7 @@ class Role:
     console: Console
     status: Status
     room: HugeFile | None = None
+    way_back: WayBack | None = None
 
 
 def mount(source: str, target: str, kind: str | None, flags: int = 0, data: str = "") -> None:
@@ -46,21 +48,26 @@ def mount(source: str, target: str, kind: str | None, flags: int = 0, data: str 
         raise OSError(number, os.strerror(number), target)
 
 
-def mount_kernel_file_systems() -> None:
-    """Mount /proc, /sys and /dev, unless they are there already."""
-    for kind, where in (("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")):
-        os.makedirs(where, exist_ok=True)  # noqa: PTH103
-        if not os.path.ismount(where):
-            mount(kind, where, kind)
+def mount_proc() -> None:
+    """Mount /proc, unless it is there already; OSError as mount(2) gives it."""
+    _mount_kernel_file_system("proc", "/proc")
+
+
+def mount_sys_and_dev() -> None:
+    """Mount /sys and /dev, unless they are there already; OSError as mount(2) gives it."""
+    _mount_kernel_file_system("sysfs", "/sys")
+    _mount_kernel_file_system("devtmpfs", "/dev")
+
+
+def _mount_kernel_file_system(kind: str, where: str) -> None:
+    os.makedirs(where, exist_ok=True)  # noqa: PTH103
+    if not os.path.ismount(where):
+        mount(kind, where, kind)
 
 
 def kernel_options() -> dict[str, str]:
-    """Return the kernel command line as option -> value; options without a value map to an empty string."""
-    options = {}
-    for word in shlex.split(Path("/proc/cmdline").read_text()):
-        name, _, value = word.partition("=")
-        options[name] = value
-    return options
+    """Return the kernel command line as option -> value, as `CommandLine.options` does; no line is an error."""
+    return cmdline.parse(Path("/proc/cmdline").read_text("utf-8", "surrogateescape").removesuffix("\n")).options()
 
 
 def superblock_offset(options: dict[str, str], name: str = "kjump.resume_offset") -> int:
@@ -77,16 +84,6 @@ def superblock_offset(options: dict[str, str], name: str = "kjump.resume_offset"
 def uptime() -> float:
     """Return the seconds since this kernel started."""
     return float(Path("/proc/uptime").read_text().split()[0])
-
-
-def read_physical(address: int, length: int) -> bytes:
-    """Return `length` bytes of physical memory outside this kernel's RAM; `address` is page aligned."""
-    fd = os.open("/dev/mem", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with mmap.mmap(fd, length, prot=mmap.PROT_READ, offset=address) as view:
-            return view[:]
-    finally:
-        os.close(fd)
 
 
 def switch_root(root: str, init: str) -> None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 import struct
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +26,7 @@ from typing import Any
 from kjump.errors import FormatError, UsageError
 from kjump.gates import pack_page_list
 from kjump.kexec import mailbox
+from kjump.kexec.physical import map_physical
 from kjump.memory import PAGE_SIZE
 
 SIZE = 2 << 20
@@ -103,12 +103,11 @@ class Channel:
 
     @classmethod
     def at_physical(cls, address: int, cookie: bytes) -> Channel:
-        """Reach A's channel from a peer, through /dev/mem; FormatError unless it begins with `cookie`."""
-        fd = os.open("/dev/mem", os.O_RDWR | os.O_CLOEXEC)
-        try:
-            memory = mmap.mmap(fd, SIZE, offset=address)
-        finally:
-            os.close(fd)
+        """Reach A's channel from a peer, through /dev/mem; FormatError unless it begins with `cookie`.
+
+        HostError when the kernel refuses.
+        """
+        memory = map_physical(address, SIZE, writable=True)
         if memory[: mailbox.COOKIE_SIZE] != cookie:
             raise FormatError(f"there is no channel of ours at physical address {address:#x}")
         return cls(memory, cookie)

@@ -23,7 +23,7 @@ IND_INDIRECTION = 2
 IND_DONE = 4
 IND_SOURCE = 8
 
-_RUN = struct.Struct("<3Q")
+RUN = struct.Struct("<3Q")
 _WORDS = PAGE_SIZE // 8
 
 
@@ -45,7 +45,7 @@ def walk(read: Callable[[int, int], bytes], head: int) -> list[ShadowRun]:
     FormatError when the list is not one: an entry without a flag, or no end after 32 GiB of list.
     """
     try:
-        return [*map(ShadowRun._make, _RUN.iter_unpack(_core.shadow_runs(read, head)))]
+        return [*map(ShadowRun._make, RUN.iter_unpack(_core.shadow_runs(read, head)))]
     except ValueError as error:
         raise FormatError(str(error)) from None
 
@@ -123,9 +123,9 @@ class Shadow:
     @classmethod
     def unpack(cls, data: bytes) -> Shadow:
         """Read what `pack` wrote; FormatError when the length is not a multiple of 24 bytes."""
-        if len(data) % _RUN.size:
-            raise FormatError(f"a page list has a multiple of {_RUN.size} bytes, not {len(data)}")
-        return cls(map(ShadowRun._make, _RUN.iter_unpack(data)))
+        if len(data) % RUN.size:
+            raise FormatError(f"a page list has a multiple of {RUN.size} bytes, not {len(data)}")
+        return cls(map(ShadowRun._make, RUN.iter_unpack(data)))
 
 
 class ParkedMemory:

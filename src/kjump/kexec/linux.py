@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kjump.errors import PlanError
-from kjump.formats import bootparams, elf
+from kjump.formats import bootparams, cmdline, elf
 from kjump.formats.bzimage import BzImage
 from kjump.formats.e820 import RAM, RESERVED, E820Entry
 from kjump.gates import (
     DOOR_SIZE,
-    GATE_CRASH,
     GATE_ENTRY,
     GATE_SIZE,
     GATE_SWITCH,
@@ -26,10 +25,12 @@ from kjump.gates import (
     Gate,
     identity_tables,
 )
-from kjump.kexec.plan import ARCH_X86_64, ON_CRASH, PRESERVE_CONTEXT, Plan, Segment, make_plan
+from kjump.kexec.plan import ARCH_X86_64, PRESERVE_CONTEXT, Plan, Segment, make_plan
 from kjump.kexec.window import WindowLayout
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet, align_down, align_up
+
+_ISA_END = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,13 @@ def second_kernel_map(memory_map: Sequence[E820Entry], layout: WindowLayout, low
     """Return the memory map to give the second kernel.
 
     Low memory and the usable part of the window are RAM; all other RAM of the machine is reserved, so that
-    no device is placed there; what the firmware reserves stays as it is.
+    no device is placed there; what the firmware reserves stays as it is. The first page above 1 MiB is left out: the
+    kernel joins neighbours, and what is reserved from below 1 MiB on is busy (e820__reserve_resources), which
+    IO_STRICT_DEVMEM keeps us out of.
     """
     own = RangeSet([low, layout.usable])
     entries = [E820Entry(r, RAM) for r in own]
+    own |= RangeSet([Range.of_size(_ISA_END, PAGE_SIZE)])
     for entry in memory_map:
         if entry.type == RAM:
             entries += [E820Entry(r, RESERVED) for r in RangeSet([entry.range]) - own]
@@ -129,7 +133,7 @@ class LinuxPeer:
             headers = elf.kdump_headers(
                 vmcore_ram.aligned_inside(PAGE_SIZE), around.vmcoreinfo_note, layout.elf_headers
             )
-            command_line += f" elfcorehdr={layout.elf_headers:#x}"
+            command_line = cmdline.join([command_line, f"elfcorehdr={layout.elf_headers:#x}"])
         initrd_at = self._place_initrd()
         around = dataclasses.replace(around, gate=dataclasses.replace(around.gate, next_entry=first_gate + GATE_ENTRY))
         reserved = self._reserved(around, headers, command_line, initrd_at)
@@ -157,7 +161,7 @@ class LinuxPeer:
     def _reserved(self, around: Surroundings, headers: bytes, command_line: str, initrd_at: int) -> bytes:
         """Return the contents of the reserved part: gate, boot_params, command line, ELF headers, tables."""
         layout = self.layout
-        encoded = command_line.encode() + b"\0"
+        encoded = cmdline.encode(command_line) + b"\0"
         limit = min(self.kernel.cmdline_size, layout.elf_headers - layout.command_line - 1)
         if len(encoded) - 1 > limit:
             raise PlanError(f"the command line has {len(encoded) - 1} bytes; this kernel takes {limit}")
@@ -198,9 +202,10 @@ def _filled(where: Range, pieces: dict[int, bytes]) -> bytes:
 
 
 def way_back_plan(gate_at: int, gate: Gate) -> Plan:
-    """Return the Plan by which a second kernel leaves for the first: the gate itself, loaded where it lies.
+    """Return the Plan by which C leaves for the first kernel: the gate itself, loaded where it lies.
 
-    It is a segment so that the kernel's identity map covers it; `gate` is what the gate's fields shall be.
+    It is a segment so that the kernel's identity map covers it; `gate` is what the gate's fields shall be. (A second
+    kernel, whose gate is as A left it, goes back by `kexec.way_back`.)
     """
     segment = Segment(gate_at, GATE_SIZE, gate.pack(), "gate")
     return make_plan(gate_at + GATE_WAY_BACK, [segment], ARCH_X86_64)
@@ -232,13 +237,3 @@ def door_plan(gate_at: int, gate: Gate, gdt: tuple[int, int]) -> Plan:
     door_at = gate_at + GATE_SIZE
     door = Door(gate.cr3_4level, gate.cr3_5level, gate_at + GATE_SWITCH, *gdt)
     return make_plan(door_at, [Segment(door_at, DOOR_SIZE, door.pack(), "door")], ARCH_X86_64 | PRESERVE_CONTEXT)
-
-
-def crash_plan(crash_kernel: Range, gate: Gate) -> Plan:
-    """Return the Plan by which a second kernel that panics leaves for the first, from its crash slot.
-
-    `crash_kernel` is the physical range that the second kernel set aside (`crashkernel=`). A copy of the gate lies
-    there with `gate` as its fields; it stands on the same page tables, which no kernel owns.
-    """
-    segment = Segment(crash_kernel.start, GATE_SIZE, gate.pack(), "gate")
-    return make_plan(crash_kernel.start + GATE_CRASH, [segment], ARCH_X86_64 | ON_CRASH)

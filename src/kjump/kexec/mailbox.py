@@ -1,6 +1,6 @@
 """The mailbox: pages of A through which arguments, results and B's report travel.
 
-Layout (little endian; gate.h has the part that the gate knows):
+Layout (little endian; it is said in kjump.gates.layouts):
 
     0x000  16 bytes  cookie, random, chosen by A; compared before anything is written
     0x010  u64       outcome (OUTCOME_*)
@@ -18,27 +18,28 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import struct
 from typing import Any
 
 from kjump.errors import FormatError
+from kjump.gates.layouts import MAILBOX, OUTCOMES
 from kjump.host.locked_memory import HostPages
+from kjump.kexec.physical import map_physical
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import RangeSet
 
-OUTCOME_NONE = 0
-OUTCOME_GONE = 1
-OUTCOME_RESUMED = 2
-OUTCOME_FAILED = 3
-OUTCOME_CANCELLED = 4
-OUTCOME_DONE = 5
-OUTCOME_PANIC = 6
+OUTCOME_NONE = OUTCOMES["NONE"]
+OUTCOME_GONE = OUTCOMES["GONE"]
+OUTCOME_RESUMED = OUTCOMES["RESUMED"]
+OUTCOME_FAILED = OUTCOMES["FAILED"]
+OUTCOME_CANCELLED = OUTCOMES["CANCELLED"]
+OUTCOME_DONE = OUTCOMES["DONE"]
+OUTCOME_PANIC = OUTCOMES["PANIC"]
 OUTCOMES_OF_JOBS = (OUTCOME_RESUMED, OUTCOME_FAILED, OUTCOME_CANCELLED, OUTCOME_DONE)
 
 COOKIE_SIZE = 16
-_HEADER = struct.Struct("<16sQQI")
-_WISHES = struct.Struct("<QQ")
-_WISHES_AT = 0xFF0
+_HEADER = MAILBOX.struct(last="report_length")
+_WISHES = MAILBOX.struct("restart", "wanted")
+_WISHES_AT = MAILBOX.offset("restart")
 REPORT_LIMIT = _WISHES_AT - _HEADER.size
 
 
@@ -117,12 +118,11 @@ class PeerMailbox:
 
     @classmethod
     def at_physical(cls, address: int, cookie: bytes) -> PeerMailbox:
-        """Reach it through /dev/mem at its physical `address`; FormatError unless it begins with `cookie`."""
-        fd = os.open("/dev/mem", os.O_RDWR | os.O_CLOEXEC)
-        try:
-            return cls(address, cookie, mmap.mmap(fd, PAGE_SIZE, offset=address))
-        finally:
-            os.close(fd)
+        """Reach it through /dev/mem at its physical `address`; FormatError unless it begins with `cookie`.
+
+        HostError when the kernel refuses.
+        """
+        return cls(address, cookie, map_physical(address, PAGE_SIZE, writable=True))
 
     @property
     def head(self) -> int:

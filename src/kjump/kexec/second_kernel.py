@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from kjump.errors import PlanError
-from kjump.formats import bzimage
+from kjump.formats import bzimage, cmdline
 from kjump.formats.bzimage import BzImage
 from kjump.gates import Gate
 from kjump.host import kernel_memory, procfs
@@ -18,7 +17,7 @@ from kjump.kexec.window import WindowLayout, lay_out, low_memory
 from kjump.ranges import Range, align_up
 
 CRASH_KERNEL_SIZE = 1 << 20
-"""What B sets aside for its crash slot: a copy of the gate, and what its kernel adds to enter it."""
+"""What B sets aside for its crash slot: a door to the gate, and what its kernel adds to enter it."""
 
 _PASSED_ON = (
     "console",
@@ -54,7 +53,8 @@ _LOUD = ("loglevel", "quiet", "debug", "ignore_loglevel")
 
 def machine_options(own: str) -> str:
     """Return those options of the command line `own` that are about the machine: console, ACPI, PCI, clock."""
-    return " ".join(word for word in shlex.split(own) if word.partition("=")[0] in _PASSED_ON)
+    passed_on = (p for p in cmdline.parse(own).parameters if cmdline.canonical(p.name) in _PASSED_ON)
+    return " ".join(cmdline.rewritten(passed_on))
 
 
 def command_line(own: str, role: str, *, la57: bool, loops_per_jiffy: int = 0, tsc_khz: int = 0) -> str:
@@ -63,10 +63,12 @@ def command_line(own: str, role: str, *, la57: bool, loops_per_jiffy: int = 0, t
     Options about the machine are passed on, those about the system are not. The second kernel must use as many
     levels of page tables as A (`la57`: five), and stay where it was loaded. `loops_per_jiffy` and `tsc_khz` spare it
     the measuring (see docs/speed.md); 0 for what is not known, and the former also when the second kernel is not the
-    same build as the one that measured it.
+    same build as the one that measured it. A second kernel reaches A's memory through /dev/mem: one with
+    IO_STRICT_DEVMEM refuses what is reserved and busy there (seen on 6.12), unless it is told iomem=relaxed.
     """
-    options = ["rcupdate.rcu_expedited=1", *([] if la57 else ["no5lvl"])]
-    if not any(word.partition("=")[0] in _LOUD for word in shlex.split(own)):
+    options = ["rcupdate.rcu_expedited=1", "iomem=relaxed", *([] if la57 else ["no5lvl"])]
+    line = cmdline.parse(own)
+    if not any(name in line for name in _LOUD):
         options.append("quiet")
     if loops_per_jiffy:
         options.append(f"lpj={loops_per_jiffy}")
@@ -74,7 +76,7 @@ def command_line(own: str, role: str, *, la57: bool, loops_per_jiffy: int = 0, t
         options.append(f"tsc_early_khz={tsc_khz}")
     if role != "restorer":
         options += _BACK_AFTER_PANIC
-    return " ".join([machine_options(own), *options, "nokaslr", "panic=5", f"kjump.role={role}"]).strip()
+    return cmdline.join([machine_options(own), *options, "nokaslr", "panic=5", f"kjump.role={role}"])
 
 
 def second_command_line(kernel: BzImage, role: str, kcore: kernel_memory.Kcore) -> str:

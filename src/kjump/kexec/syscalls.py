@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from kjump.errors import HostError
+from kjump.formats import cmdline
 from kjump.host.libc import libc
 from kjump.kexec.plan import Plan
 from kjump.kexec.refusals import refused_jump, refused_load, refused_load_file, refused_unload
@@ -80,7 +81,7 @@ def load_on_crash(kernel: Path, initrd: Path | None, command_line: str) -> None:
     """
     if crash_memory() == 0:
         raise HostError("no memory is set aside for a crash kernel: boot this one with crashkernel=256M, say")
-    line = command_line.encode() + b"\0"
+    line = cmdline.encode(command_line) + b"\0"
     with ExitStack() as files:
         kernel_file, *initrd_file = (files.enter_context(path.open("rb")) for path in filter(None, (kernel, initrd)))
         result = _syscall(

@@ -19,6 +19,7 @@ from typing import Protocol
 from kjump.errors import PlanError
 from kjump.formats.e820 import IomemResource
 from kjump.gates import DOOR_SIZE, GATE_SIZE, identity_tables_size
+from kjump.kexec.way_back import WayBack
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet, align_down, align_up
 
@@ -55,6 +56,11 @@ class WindowLayout:
     def reserved(self) -> Range:
         """The part of the window that no kernel owns."""
         return Range(self.gate, self.window.end)
+
+    @property
+    def way_back(self) -> WayBack:
+        """What the second kernel's command line must say of the way back."""
+        return WayBack(self.gate, self.tables)
 
     @property
     def usable(self) -> Range:

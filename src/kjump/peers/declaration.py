@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kjump.errors import PlanError, UsageError
-from kjump.formats import bzimage, cpio
+from kjump.formats import bzimage, cmdline, cpio
 from kjump.gates import FLAG_CHOOSE, FLAG_INIT_CPUS, GATE_ENTRY, Gate
 from kjump.host import hugetlbfs, kernel_memory
 from kjump.kexec import mailbox
@@ -195,5 +195,10 @@ def linux_peer(declared: Declared, layout: WindowLayout) -> LinuxPeer:
         raise UsageError(f"peer {declared.name}: cannot read {error.filename}: {error.strerror}") from None
     with kernel_memory.Kcore() as kcore:
         line = described.second_command_line(kernel, ROLE, kcore)
-    options = [line, f"kjump.gate={layout.gate:#x}", f"kjump.peer={declared.name}", declared.append]
-    return LinuxPeer(kernel, initrd, " ".join(filter(None, options)), layout)
+    options = [
+        layout.way_back.option,
+        f"kjump.gate={layout.gate:#x}",
+        cmdline.word("kjump.peer", declared.name),
+        declared.append,
+    ]
+    return LinuxPeer(kernel, initrd, cmdline.join([line, *options]), layout)

@@ -15,6 +15,7 @@ from kjump.errors import HostError, JumpError, KjumpError, UsageError
 from kjump.gates import STATE_PARKED, Gate
 from kjump.hibernate import DEFAULT_WATCHDOG, post_mortem
 from kjump.hibernate.after_jump import SEED_SIZE
+from kjump.hibernate.away import Away
 from kjump.host import hugetlbfs, kernel_memory, procfs
 from kjump.host.locked_memory import HostPages
 from kjump.kexec import mailbox, syscalls
@@ -123,14 +124,17 @@ class Peers:
             self.drop()
             raise
 
-    def switch(self, name: str | None, order: Order) -> Visit:
-        """Go to the peer called `name` (None: the only one) with `order`; returns when somebody comes back."""
+    def switch(self, name: str | None, order: Order, away: Away | None = None) -> Visit:
+        """Go to the peer called `name` (None: the only one) with `order`; returns when somebody comes back.
+
+        An order that has an image written brings `away`, which knows the target (see `kjump.hibernate.away`).
+        """
         state = self.require()
         peer = state.find(name)
         if not peer.alive:
             raise UsageError(f"{peer.name} is gone ({peer.why_not}): `kjump restart {peer.name}` starts it again")
         with self.loaded():
-            return self._go(state, peer, order, None)
+            return self._go(state, peer, order, None, away)
 
     def put_on_disk(self, path: Path) -> int:
         """Write all peers, as they are parked, to `path`, and give their memory back; returns the file's size in bytes.
@@ -191,7 +195,7 @@ class Peers:
         finally:
             pages.release()
 
-    def _go(self, state: State, peer: Peer, order: Order, restart: PageList | None) -> Visit:
+    def _go(self, state: State, peer: Peer, order: Order, restart: PageList | None, away: Away | None = None) -> Visit:
         state.sequence += 1
         page = hugetlbfs.StandingPage(self._ledger.channel_path)
         try:
@@ -208,12 +212,15 @@ class Peers:
             self._ledger.write(state)
             os.sync()
             left = time.clock_gettime(time.CLOCK_BOOTTIME)
-            syscalls.jump()
-            away = time.clock_gettime(time.CLOCK_BOOTTIME) - left
-            outcome, answer = channel.answer(state.sequence)
+            with away or Away() as gone:
+                syscalls.jump()
+                gone.landed()
+                seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - left
+                outcome, answer = channel.answer(state.sequence)
+                gone.came_back(outcome, answer.words)
         finally:
             page.close()
-        return self._account(state, peer, outcome, answer, away)
+        return self._account(state, peer, outcome, answer, seconds)
 
     def _account(self, state: State, peer: Peer, outcome: int, answer: Parcel, away: float) -> Visit:
         words = dict(answer.words)

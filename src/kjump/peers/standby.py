@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kjump.errors import HostError, KjumpError
 from kjump.gates import Gate
-from kjump.hibernate import after_jump, preflight, suspend
+from kjump.hibernate import preflight, suspend
+from kjump.hibernate.away import Away, Tell
 from kjump.hibernate.clock import Moment, Pace
 from kjump.host import kernel_memory
-from kjump.kexec import mailbox
 from kjump.kexec import second_kernel as described
 from kjump.kexec.window import DEFAULT_SIZE
 from kjump.peers import FOLDER
@@ -80,7 +80,7 @@ def is_ready(folder: Path = FOLDER, ahead: peers_on_disk.Unpacking | None = None
 
 
 def travel(
-    request: suspend.Request, tell: suspend.Tell, folder: Path = FOLDER, *, ahead: peers_on_disk.Unpacking | None = None
+    request: suspend.Request, tell: Tell, folder: Path = FOLDER, *, ahead: peers_on_disk.Unpacking | None = None
 ) -> suspend.Trip:
     """Go to the kernel on standby with `request`, and return when A is back; as `kjump.hibernate.suspend.travel`.
 
@@ -97,36 +97,29 @@ def travel(
             limit, watchdog = words.pop("time_limit"), words.pop("watchdog")
             tell("switching to the kernel on standby")
             words["words"] = suspend.take_leave(words["file_systems"], pace)
-            ready, left = time.monotonic(), Moment.now()
-            visit = peers.switch(NAME, Order("save", words, time_limit=limit, watchdog=watchdog))
-            back = Moment.now().stamp
-        step = after_jump.settle(visit.report, left, pace)
-        away = time.time() - left.wall
+            ready = time.monotonic()
+            away = Away(target, request.kind, tell)
+            visit = peers.switch(NAME, Order("save", words, time_limit=limit, watchdog=watchdog), away)
+            away.report = visit.report
+        trip = suspend.arrive(
+            away,
+            pace,
+            window_bytes=layout.window.size,
+            cookie=bytes.fromhex(words["cookie"]),
+            prepare_seconds=ready - begun,
+        )
         gone = not visit.resident and peers.require().stored is None
         if gone:
             peers.drop()
-    if visit.outcome not in (mailbox.OUTCOME_RESUMED, mailbox.OUTCOME_DONE):
-        suspend.make_unusable(request.target)
     tell("back")
+    if not gone:
+        return trip
     begun_again = Moment.now().stamp
-    if gone:
-        _again(tell, folder)
-    return suspend.Trip(
-        outcome=visit.outcome,
-        report=visit.report,
-        window_bytes=layout.window.size,
-        cookie=bytes.fromhex(words["cookie"]),
-        prepare_seconds=ready - begun,
-        pace=pace,
-        left=left,
-        back=back,
-        away=away,
-        clock_step=step,
-        again_seconds=pace.seconds(begun_again, Moment.now().stamp),
-    )
+    _again(tell, folder)
+    return replace(trip, again_seconds=pace.seconds(begun_again, Moment.now().stamp))
 
 
-def _again(tell: suspend.Tell, folder: Path) -> None:
+def _again(tell: Tell, folder: Path) -> None:
     """Set it up again; what came of the hibernation matters more than whether that works."""
     try:
         start(_wanted(folder), folder)

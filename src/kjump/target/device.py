@@ -10,6 +10,7 @@ it is mounted or in use as swap.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -24,12 +25,14 @@ from types import TracebackType
 from typing import Any
 
 from kjump.errors import FormatError, ImageError, TargetError
-from kjump.formats import extentmap, signatures
-from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
+from kjump.formats import cmdline, extentmap, signatures
+from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock, is_of
 from kjump.ranges import Range
 
 _BLKGETSIZE64 = 0x80081272
 _BLOCK = 4096
+_PAUSES = (0.0, 0.1, 0.4, 1.0, 2.0)
+"""Seconds before each try to give an image up: a disk that has just been woken may need some."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,11 @@ class Place:
     extents: tuple[Range, ...] = ()
 
     def boot_options(self) -> tuple[str, ...]:
-        """Return the kernel options with which a boot finds an image here."""
-        resume = f"kjump.resume={self.device}"
+        """Return the kernel options, as they are written, with which a boot finds an image here.
+
+        PlanError when the device has a name that cannot be written on a kernel's command line.
+        """
+        resume = cmdline.word("kjump.resume", self.device)
         return (resume, f"kjump.resume_offset={self.extents[0].start // _BLOCK}") if self.extents else (resume,)
 
     def as_json(self) -> dict[str, Any]:
@@ -59,6 +65,9 @@ class Target:
 
     `extents` is how the bytes of the target lie in `fd`; empty when they lie there as they are.
     """
+
+    _known: Superblock | None = None
+    """The superblock as it was read or written last."""
 
     def __init__(self, path: str | Path, *, writable: bool, extents: tuple[Range, ...] = ()) -> None:
         """Open a block device, or `extents` of it; TargetError when it is missing, in use, or not a block device."""
@@ -152,10 +161,12 @@ class Target:
 
     def read_superblock(self) -> Superblock:
         """Return the superblock; FormatError when there is none, or it is damaged."""
-        return Superblock.unpack(self.read(0, SUPERBLOCK_SIZE))
+        self._known = Superblock.unpack(self.read(0, SUPERBLOCK_SIZE))
+        return self._known
 
     def write_superblock(self, superblock: Superblock) -> None:
         """Write `superblock` and flush it to the medium; TargetError on an I/O error."""
+        self._known = superblock  # also when that fails: it may be on the medium all the same
         self.write(0, superblock.pack())
 
     def extent_map(self, cookie: bytes) -> bytes:
@@ -206,8 +217,34 @@ class Target:
             return False
         if superblock.state not in (State.COMPLETE, State.ATTEMPTED):
             return False
-        self.write_superblock(superblock.evolve(state=State.INVALID, details={"reason": reason}))
+        self.give_up_image(reason)
         return True
+
+    def give_up_image(self, reason: str) -> None:
+        """Make the image unusable for which the superblock was read or written here last, whatever it reads now.
+
+        Tries again for a while, and then writes even if the superblock says invalid: a write whose flush failed can be
+        read back from the drive's cache, and is gone with the power. What has another cookie, or is no superblock, is
+        somebody else's, and is left. TargetError when it cannot be written, OSError when there is no memory to do it.
+        """
+        known = self._known
+        if known is None:
+            raise TargetError(f"nothing is known of an image on {self.path}")
+        for pause in _PAUSES:
+            time.sleep(pause)
+            found = known
+            with contextlib.suppress(FormatError, TargetError, OSError):  # OSError: no memory for a buffer
+                data = self.read(0, SUPERBLOCK_SIZE)
+                if not is_of(data, known.cookie):
+                    return
+                found = Superblock.unpack(data)
+            details = found.details if found.state is State.INVALID else {"reason": reason}
+            try:
+                self.write_superblock(found.evolve(state=State.INVALID, details=details))
+                return
+            except (TargetError, OSError) as error:
+                failure = error
+        raise failure
 
 
 def _device_size(fd: int, path: str) -> int:

@@ -34,79 +34,79 @@ uint64_t kjump_calls(void);
 /* physical memory at any address, also for devices */
 static inline volatile uint8_t *kjump_memory(uint64_t address)
 {
-	return (volatile uint8_t *)(uintptr_t)address;
+    return (volatile uint8_t *)(uintptr_t)address;
 }
 
 static inline void out8(uint16_t port, uint8_t value)
 {
-	__asm__ volatile("outb %0, %1" : : "a"(value), "Nd"(port));
+    __asm__ volatile("outb %0, %1" : : "a"(value), "Nd"(port));
 }
 
 static inline uint8_t in8(uint16_t port)
 {
-	uint8_t value;
+    uint8_t value;
 
-	__asm__ volatile("inb %1, %0" : "=a"(value) : "Nd"(port));
-	return value;
+    __asm__ volatile("inb %1, %0" : "=a"(value) : "Nd"(port));
+    return value;
 }
 
 static inline void out16(uint16_t port, uint16_t value)
 {
-	__asm__ volatile("outw %0, %1" : : "a"(value), "Nd"(port));
+    __asm__ volatile("outw %0, %1" : : "a"(value), "Nd"(port));
 }
 
 static inline uint16_t in16(uint16_t port)
 {
-	uint16_t value;
+    uint16_t value;
 
-	__asm__ volatile("inw %1, %0" : "=a"(value) : "Nd"(port));
-	return value;
+    __asm__ volatile("inw %1, %0" : "=a"(value) : "Nd"(port));
+    return value;
 }
 
 static inline void out32(uint16_t port, uint32_t value)
 {
-	__asm__ volatile("outl %0, %1" : : "a"(value), "Nd"(port));
+    __asm__ volatile("outl %0, %1" : : "a"(value), "Nd"(port));
 }
 
 static inline uint32_t in32(uint16_t port)
 {
-	uint32_t value;
+    uint32_t value;
 
-	__asm__ volatile("inl %1, %0" : "=a"(value) : "Nd"(port));
-	return value;
+    __asm__ volatile("inl %1, %0" : "=a"(value) : "Nd"(port));
+    return value;
 }
 
 static inline uint64_t read_msr(uint32_t number)
 {
-	uint32_t low, high;
+    uint32_t low, high;
 
-	__asm__ volatile("rdmsr" : "=a"(low), "=d"(high) : "c"(number));
-	return (uint64_t)high << 32 | low;
+    __asm__ volatile("rdmsr" : "=a"(low), "=d"(high) : "c"(number));
+    return (uint64_t)high << 32 | low;
 }
 
 static inline void write_msr(uint32_t number, uint64_t value)
 {
-	__asm__ volatile("wrmsr" : : "c"(number), "a"((uint32_t)value), "d"((uint32_t)(value >> 32)));
+    __asm__ volatile("wrmsr" : : "c"(number), "a"((uint32_t)value), "d"((uint32_t)(value >> 32)));
 }
 
 struct cpuid {
-	uint32_t eax, ebx, ecx, edx;
+    uint32_t eax, ebx, ecx, edx;
 };
 
 static inline struct cpuid cpuid(uint32_t leaf, uint32_t subleaf)
 {
-	struct cpuid r;
+    struct cpuid r;
 
-	__asm__ volatile("cpuid" : "=a"(r.eax), "=b"(r.ebx), "=c"(r.ecx), "=d"(r.edx) : "a"(leaf), "c"(subleaf));
-	return r;
+    __asm__ volatile("cpuid" : "=a"(r.eax), "=b"(r.ebx), "=c"(r.ecx), "=d"(r.edx) : "a"(leaf), "c"(subleaf));
+    return r;
 }
 
 static inline uint64_t read_tsc(void)
 {
-	uint32_t low, high;
+    uint32_t low, high;
 
-	__asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
-	return (uint64_t)high << 32 | low;
+    __asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
+    return (uint64_t)high << 32 | low;
 }
 
 #endif

@@ -17,11 +17,12 @@ from kjump.errors import HostError, UsageError
 from kjump.gates import Gate
 from kjump.hibernate.after_jump import fresh_seed
 from kjump.hibernate.hooks import HOOK, environment
-from kjump.image.save import SaveResult, open_parked, save
+from kjump.image.save import Parked, SaveResult, open_parked, save
 from kjump.init import run_program
 from kjump.init.console import ProgressBar
 from kjump.init.jobs.faults import Fault
 from kjump.init.system import Role
+from kjump.init.unfinished import Unfinished, unfinished
 from kjump.init.watchdog import Guard
 from kjump.kexec import mailbox, syscalls
 from kjump.kexec.kimage import kept_head
@@ -59,21 +60,27 @@ def save_job(work: Work) -> dict[str, Any]:
         timeout = role.job["facts"]["hook_timeout"]
         run_program.require([str(HOOK), "save"], environment(), timeout=timeout, what="the hook")
     stamps["hooked"] = _core.time_stamp()
-    result = _save(work)
-    role.status.send("saved", **result.as_report())
-    if role.job["then"] == "back":
-        stamps["saved"] = _core.time_stamp()
-        return {"saved": result.as_report(), "stamps": stamps, "seed": fresh_seed()}
-    work.guard.disarm()
-    role.console.line(f"kjump: A is saved ({result.image_bytes / 1e6:.1f} MB on the target); switching off")
-    syscalls.power_off()
-    raise AssertionError("the machine went on after it was switched off")
-
-
-def _save(work: Work) -> SaveResult:
-    role, job = work.role, work.role.job
-    fault = Fault(job["fault"])
+    fault = Fault(role.job["fault"])
     parked = open_parked(work.head)
+    place = Place.from_json(role.job["target"])
+    target = find_target(bytes.fromhex(role.job["cookie"]), place, timeout=_TARGET_TIMEOUT)
+    with unfinished(target, work.guard) as made:
+        result = _save(work, parked, made, fault)
+        role.status.send("saved", **result.as_report())
+        if role.job["then"] == "back":
+            stamps["saved"] = _core.time_stamp()
+            done = {"saved": result.as_report(), "stamps": stamps, "seed": fresh_seed()}
+            made.keep()
+            return done
+        role.console.line(f"kjump: A is saved ({result.image_bytes / 1e6:.1f} MB on the target); switching off")
+        if not work.guard.disarm():
+            raise HostError("the time limit struck when the image was complete")
+        syscalls.power_off()
+        raise AssertionError("the machine went on after it was switched off")
+
+
+def _save(work: Work, parked: Parked, made: Unfinished, fault: Fault) -> SaveResult:
+    role, job = work.role, work.role.job
     role.status.send("save-begins")
     facts = job["facts"] | {
         "gate": _gate_facts(work.gate),
@@ -82,29 +89,28 @@ def _save(work: Work) -> SaveResult:
         "file_systems": filesystems.record(job["file_systems"]),
         "words": work.words,
     }
-    place = Place.from_json(job["target"])
-    with find_target(bytes.fromhex(job["cookie"]), place, timeout=_TARGET_TIMEOUT) as target:
-        bar = ProgressBar("saving", cancellable=True)
+    bar = ProgressBar("saving", cancellable=True)
 
-        def progress(done: int, total: int, written: int) -> bool:
-            fault.due(done / max(total, 1))
-            return bar(done, total, written)
+    def progress(done: int, total: int, written: int) -> bool:
+        fault.due(done / max(total, 1))
+        return bar(done, total, written)
 
-        fault.due(0.0)
-        try:
-            return save(
-                parked,
-                RangeSet(Range(*pair) for pair in job["ram"]),
-                facts,
-                target,
-                free_pages=job["free_pages"],
-                level=int(job["level"]),
-                dump_level=job.get("dump_level"),
-                threads=os.cpu_count() or 1,
-                progress=progress,
-            )
-        finally:
-            bar.close()
+    fault.due(0.0)
+    try:
+        return save(
+            parked,
+            RangeSet(Range(*pair) for pair in job["ram"]),
+            facts,
+            made.target,
+            free_pages=job["free_pages"],
+            level=int(job["level"]),
+            dump_level=job.get("dump_level"),
+            threads=os.cpu_count() or 1,
+            progress=progress,
+            finish=made.finish,
+        )
+    finally:
+        bar.close()
 
 
 def _gate_facts(gate: Gate) -> dict[str, Any]:

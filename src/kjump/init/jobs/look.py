@@ -18,9 +18,9 @@ from kjump.errors import HostError, KjumpError, UsageError
 from kjump.gates import GATE_SIZE, Gate
 from kjump.image.dump_source import ParkedSource
 from kjump.image.save import open_parked
-from kjump.init.system import read_physical
 from kjump.initramfs.contents import JOB_NAME
 from kjump.kexec import mailbox
+from kjump.kexec.physical import read_physical
 
 USAGE = """usage: kjump peer info [--json]
        kjump peer dump [--level 0-31] [--format image|kdump|elf] [--force] DST

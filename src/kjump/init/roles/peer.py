@@ -30,7 +30,8 @@ def run(role: Role) -> None:
     residence = Residence.here()
     order = residence.channel.order()
     try:
-        residence.open()
+        residence.load_door()
+        residence.cover_crash()
     except BaseException as error:
         residence.leave(Answer(*account_of(error)))
         return
@@ -104,15 +105,14 @@ class _Visit:
         with self._leaving:
             if self._left:
                 return  # the job ended while the clock struck
-            self._guard.stop_watchdog()
+            self._guard.end()
             self._residence.leave(Answer(mailbox.OUTCOME_FAILED, {"reason": reason}))
 
     def leave(self, answer: Answer) -> Parcel:
         """Go to A with `answer`; return the next order."""
         with self._leaving:
             self._left = True
-            self._guard.disarm()
-            self._guard.stop_watchdog()
+            self._guard.end()
             try:
                 return self._residence.away(answer)
             except KjumpError as error:

@@ -6,52 +6,53 @@ may be is in `kjump.init.jobs`.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Any
 
-from kjump.errors import KjumpError
-from kjump.gates import GATE_SIZE, Gate
+from kjump.errors import UsageError
 from kjump.host import procfs
 from kjump.image.save import SaveCancelled
 from kjump.init.jobs import JOBS, Work
-from kjump.init.system import Role, read_physical, uptime
+from kjump.init.leave import failure_of, gate_of
+from kjump.init.system import Role, uptime
 from kjump.init.watchdog import Guard
 from kjump.kexec import mailbox, syscalls
-from kjump.kexec.linux import crash_plan, way_back_plan
+from kjump.kexec.way_back import OPTION
 
 
 def run(role: Role) -> None:
     """Do the job; returns only when even the way back is closed."""
-    gate_at = int(role.job["gate"])
-    gate = Gate.unpack(read_physical(gate_at, GATE_SIZE))
-    way = _WayBack(role, mailbox.PeerMailbox.at_physical(gate.mailbox, gate.cookie))
+    way = _WayBack(role)
     try:
-        words = way.box.words
-        way.open(gate_at, gate)
-        done = JOBS[role.job["do"]](Work(role, gate, way.box.head, way.guard, words=words))
+        gate = gate_of(way.place)
+        way.box = box = mailbox.PeerMailbox.at_physical(gate.mailbox, gate.cookie)
+        words = box.words
+        way.watch(box)
+        done = JOBS[role.job["do"]](Work(role, gate, box.head, way.guard, words=words))
         way.leave(mailbox.OUTCOME_DONE, done)
     except BaseException as error:
         way.leave(*account_of(error))
 
 
 class _WayBack:
-    """The ways back to A: taken once, by the job's end or by its time limit."""
+    """The ways back to A, which are open: taken once, by the job's end or by its time limit."""
 
-    def __init__(self, role: Role, box: mailbox.PeerMailbox) -> None:
+    def __init__(self, role: Role) -> None:
+        if role.way_back is None:
+            raise UsageError(f"this kernel was not started by kjump (no {OPTION}= on its command line)")
+        self.place = role.way_back
         self.role = role
-        self.box = box
+        self.box: mailbox.PeerMailbox | None = None
         self.guard = Guard()
         self._report: dict[str, Any] = {"boot_seconds": uptime()}
         self._leaving = threading.Lock()
 
-    def open(self, gate_at: int, gate: Gate) -> None:
-        """Load the program that leads to A, into the crash slot too, and let the guard watch."""
-        syscalls.load(way_back_plan(gate_at, gate))
-        crash_kernel = procfs.crash_kernel()
-        if crash_kernel is not None:
+    def watch(self, box: mailbox.PeerMailbox) -> None:
+        """Let the guard watch over the job."""
+        if syscalls.is_loaded(on_crash=True):
             # Should we panic, nobody here can say why: A reads our log, and finds it by this.
-            self.box.report(mailbox.OUTCOME_NONE, self._report | {"vmcoreinfo": procfs.vmcoreinfo_place()})
-            syscalls.load(crash_plan(crash_kernel, gate))
+            box.report(mailbox.OUTCOME_NONE, self._report | {"vmcoreinfo": procfs.vmcoreinfo_place()})
             self.guard.start_watchdog(int(self.role.job["watchdog"]))
         limit = float(self.role.job["time_limit"])
         self.guard.limit(limit, lambda: self._expired(limit))
@@ -61,24 +62,33 @@ class _WayBack:
         self.leave(mailbox.OUTCOME_FAILED, {"reason": reason})
 
     def leave(self, outcome: int, report: dict[str, Any]) -> None:
-        """Go back to A with `report`; the second caller waits for what the first is doing."""
+        """Go back to A with `report`; the second caller waits for what the first is doing.
+
+        Nothing that fails on the way out keeps us here: A says that there was no report.
+        """
         with self._leaving:
-            self.guard.disarm()
-            self.guard.stop_watchdog()
-            self.box.report(outcome, self._report | report)
-            self.role.console.line("kjump: going back to A")
-            self.role.status.send("going-back")
+            with contextlib.suppress(Exception):
+                self.guard.end()
+            self._tell(outcome, self._report | report)
+            with contextlib.suppress(Exception):
+                self.role.console.line("kjump: going back to A")
+                self.role.status.send("going-back")
             syscalls.jump()
+
+    def _tell(self, outcome: int, report: dict[str, Any]) -> None:
+        """Leave `report` for A, or what kept it from being written; on the console when there is no mailbox."""
+        with contextlib.suppress(Exception):
+            if self.box is None:
+                self.role.console.line(f"kjump: {report.get('reason', 'the mailbox was not found')}")
+                return
+            try:
+                self.box.report(outcome, report)
+            except Exception as error:
+                self.box.report(mailbox.OUTCOME_FAILED, failure_of(error))
 
 
 def account_of(error: BaseException) -> tuple[int, dict[str, Any]]:
     """Return the outcome that A finds in the mailbox when a job raised `error`, and what to say of it."""
     if isinstance(error, SaveCancelled):
         return mailbox.OUTCOME_CANCELLED, {"reason": str(error)}
-    if isinstance(error, KjumpError):
-        return mailbox.OUTCOME_FAILED, {"reason": str(error)}
-    import traceback
-
-    where = "".join(traceback.format_exception(error)[-3:])
-    reason = f"unexpected {type(error).__name__} in the second kernel: {error}"
-    return mailbox.OUTCOME_FAILED, {"reason": reason, "traceback": where[-1500:]}
+    return mailbox.OUTCOME_FAILED, failure_of(error)

@@ -29,7 +29,8 @@ _ENVIRONMENT = {
 
 def main() -> None:
     """Set the system up and serve the status channel for ever."""
-    system.mount_kernel_file_systems()
+    system.mount_proc()
+    system.mount_sys_and_dev()
     for kind, where in (("tmpfs", "/run"), ("tmpfs", "/tmp"), ("devpts", "/dev/pts")):
         os.makedirs(where, exist_ok=True)  # noqa: PTH103
         system.mount(kind, where, kind)

@@ -5,14 +5,18 @@ Which kernel that is, and where it goes, is decided in `kernel_source`.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
+import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -200,13 +204,15 @@ def make_kernel(build: KernelBuild, folder: Path, report: Progress) -> None:
     """Build a kernel into `folder`, which must not exist; the caller holds its lock.
 
     A tree whose build failed is left, so that the command that failed can be tried by hand; the next build
-    removes it, as it removes what a killed one left.
+    removes it, as it removes what a killed one left. One that is interrupted, by a signal too, leaves nothing.
     """
     need_tools(*TOOLS)
     work = folder.with_name(f"{folder.name}.work")
     shutil.rmtree(work, ignore_errors=True)
+    _sweep(folder.parent)
     try:
-        _build_in(work, build, folder, report)
+        with _signals_raise():
+            _build_in(work, build, folder, report)
     except LabError:
         raise
     except BaseException:
@@ -214,6 +220,40 @@ def make_kernel(build: KernelBuild, folder: Path, report: Progress) -> None:
         raise
     shutil.rmtree(work)
     report(1.0, folder.name)
+
+
+def _sweep(kernels: Path) -> None:
+    """Remove the trees of builds that failed or were killed: those whose lock nobody holds."""
+    for tree in kernels.glob("*.work"):
+        with tree.with_suffix(".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            shutil.rmtree(tree, ignore_errors=True)
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Make SystemExit of the signals that would end this process at once, so that it can clean up.
+
+    Those that it ignores (nohup), or that somebody else handles, stay as they are.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    deadly = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
+    for number in deadly:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in deadly:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _build_in(work: Path, build: KernelBuild, folder: Path, report: Progress) -> None:

@@ -27,6 +27,10 @@ from kjump.lab.machine.kernel_make import BUILD_IDENTITY, KernelBuild, Progress,
 SOURCES = Path("/usr/src")
 
 
+class MissingSource(LabError):
+    """The source of a kernel is not installed here; this release of Debian may not have it."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """All that decides what a kernel will be; equal recipes make equal kernels."""
@@ -57,15 +61,21 @@ def available(sources: Path = SOURCES) -> tuple[str, ...]:
     return tuple(sorted(versions, key=lambda version: [int(part) for part in re.findall(r"\d+", version)]))
 
 
+def preferred(version: str, sources: Path = SOURCES) -> str:
+    """Return `version` if its source is installed or none is, else the newest whose source is."""
+    found = available(sources)
+    return found[-1] if found and version not in found else version
+
+
 def _tarball(version: str, sources: Path = SOURCES) -> Path:
-    """Return where the source of a version lies, or say how to get it (LabError)."""
+    """Return where the source of a version lies, or say how to get it (MissingSource)."""
     tarball = sources / f"linux-source-{version}.tar.xz"
     if tarball.is_file():
         return tarball
     have = " and ".join(available(sources)) or "none"
-    raise LabError(
+    raise MissingSource(
         f"the source of Linux {version} is not in {sources} (there: {have}): "
-        f"install it with `apt install linux-source-{version}`"
+        f"install it with `apt install linux-source-{version}`, if this release of Debian has it"
     )
 
 

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-int check_level(int level)
+int frame_check_level(int level)
 {
     if (level >= ZSTD_minCLevel() && level <= ZSTD_maxCLevel())
         return 0;
@@ -12,7 +12,7 @@ int check_level(int level)
     return -1;
 }
 
-ZSTD_CCtx *new_compressor(int level)
+ZSTD_CCtx *frame_compressor(int level)
 {
     ZSTD_CCtx *context = ZSTD_createCCtx();
     if (context != NULL && (ZSTD_isError(ZSTD_CCtx_setParameter(context, ZSTD_c_compressionLevel, level)) ||
@@ -23,7 +23,7 @@ ZSTD_CCtx *new_compressor(int level)
     return context;
 }
 
-const char *open_frame(ZSTD_DCtx *context, const uint8_t *data, size_t size, uint8_t *out, size_t out_size,
+const char *frame_open(ZSTD_DCtx *context, const uint8_t *data, size_t size, uint8_t *out, size_t out_size,
                        const uint32_t *checksum)
 {
     /* RFC 8878: magic number (4 bytes), frame header descriptor, whose bit 2 says there is a checksum. */
@@ -55,8 +55,8 @@ PyObject *core_compress_bytes(PyObject *Py_UNUSED(module), PyObject *args, PyObj
         return NULL;
     size_t bound = ZSTD_compressBound((size_t)data.len), size = 0;
     PyObject *result = NULL;
-    if (check_level(level) == 0) {
-        ZSTD_CCtx *context = new_compressor(level);
+    if (frame_check_level(level) == 0) {
+        ZSTD_CCtx *context = frame_compressor(level);
         char *out = malloc(bound);
         Py_BEGIN_ALLOW_THREADS;
         if (context != NULL && out != NULL)
@@ -95,7 +95,7 @@ PyObject *core_decompress_bytes(PyObject *Py_UNUSED(module), PyObject *args, PyO
     static char *names[] = {"data", "max_size", NULL};
     Py_buffer data;
     uint64_t most;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*O&:decompress_bytes", names, &data, to_u64, &most))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*O&:decompress_bytes", names, &data, shared_u64, &most))
         return NULL;
     PyObject *result = NULL;
     const char *wrong = NULL;
@@ -111,7 +111,7 @@ PyObject *core_decompress_bytes(PyObject *Py_UNUSED(module), PyObject *args, PyO
         wrong = inflate(stream, &in, &out);
         Py_END_ALLOW_THREADS;
         if (wrong != NULL)
-            PyErr_Format(Damaged, "zstd data of %zd bytes is damaged near byte %zu: %s", data.len, in.pos, wrong);
+            PyErr_Format(core_damaged, "zstd data of %zd bytes is damaged near byte %zu: %s", data.len, in.pos, wrong);
         else
             result = PyBytes_FromStringAndSize(out.dst, (Py_ssize_t)out.pos);
     }
@@ -127,9 +127,9 @@ PyObject *core_decompress_frame(PyObject *Py_UNUSED(module), PyObject *args, PyO
     Py_buffer data;
     PyObject *given = Py_None, *result = NULL;
     uint64_t size, expected = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*O&|O:decompress_frame", names, &data, to_u64, &size, &given))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*O&|O:decompress_frame", names, &data, shared_u64, &size, &given))
         return NULL;
-    if (given != Py_None && !to_u64(given, &expected)) {
+    if (given != Py_None && !shared_u64(given, &expected)) {
         PyBuffer_Release(&data);
         return NULL;
     }
@@ -145,10 +145,10 @@ PyObject *core_decompress_frame(PyObject *Py_UNUSED(module), PyObject *args, PyO
     if (result != NULL) {
         uint8_t *out = (uint8_t *)PyBytes_AsString(result);
         Py_BEGIN_ALLOW_THREADS;
-        wrong = open_frame(context, data.buf, (size_t)data.len, out, size, given == Py_None ? NULL : &checksum);
+        wrong = frame_open(context, data.buf, (size_t)data.len, out, size, given == Py_None ? NULL : &checksum);
         Py_END_ALLOW_THREADS;
         if (wrong != NULL) {
-            PyErr_Format(Damaged, "a frame of the stream is damaged: %s", wrong);
+            PyErr_Format(core_damaged, "a frame of the stream is damaged: %s", wrong);
             Py_CLEAR(result);
         }
     }

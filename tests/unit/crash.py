@@ -1,0 +1,488 @@
+"""A machine with one simulated disk, on which kjump's own code saves, boots and resumes, and anything may go wrong.
+
+What runs is the product's: `suspend.travel` in A, the role, its guard and its job in B, the boot role, the restore.
+What is put in its place lies below: the device's file (`Disk`, with a volatile cache), the jumps, /proc/vmcore, the
+memory that is restored to, and the digests of file systems, which here see nothing.
+
+Each kernel that A leaves for runs in threads of its own. A kernel that has been left runs no more: its threads stop
+for good at the next thing they do that others could see.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kjump.formats import notes, superblock
+from kjump.gates import Gate
+from kjump.hibernate import resume, suspend
+from kjump.image import layout as image_layout
+from kjump.image import restore
+from kjump.image import save as saving
+from kjump.image.save import Parked
+from kjump.init import finish_restore, jobs, peer_link, unfinished
+from kjump.init.roles import boot, peer, second
+from kjump.init.system import Role
+from kjump.kexec import mailbox
+from kjump.kexec.channel import SIZE, Channel
+from kjump.kexec.kimage import ParkedMemory, Shadow, ShadowRun
+from kjump.kexec.way_back import WayBack
+from kjump.memory import PAGE_SIZE, FileMemory, FilePiece
+from kjump.peers import lifecycle, standby
+from kjump.peers.registry import Ledger, Peer, State, boot_id
+from kjump.ranges import Range
+from kjump.target import device as targets
+from kjump.target.device import Place, Target
+
+DEVICE = "/dev/simulated"
+SECTOR = 512
+_SIZE = 1 << 20
+_PAGES = 48
+_SHADOW = Shadow([ShadowRun(16, 40, 4), ShadowRun(20, 20, 1), ShadowRun(21, 44, 3)])
+_NOTE = notes.Note("VMCOREINFO", 0, b"OSRELEASE=test\n").encode()
+_COOKIE = bytes(range(16))
+_TOO_LONG = 30.0
+
+Event = Callable[[str, str], None]
+"""Called with who runs ("A", "B", "boot") and what is done: "read", "write", "flush"; OSError makes it fail."""
+
+
+def nothing(who: str, what: str) -> None:
+    """Let all go well."""
+
+
+def failing(who: str, what: str, *, times: int, number: int = errno.EIO, after: int = 0) -> Event:
+    """Return an `Event` that lets so many operations of a kind fail, `after` so many that go well."""
+    done = 0
+
+    def event(runs: str, does: str) -> None:
+        nonlocal done
+        if (runs, does) == (who, what):
+            done += 1
+            if after < done <= after + times:
+                raise OSError(number, os.strerror(number))
+
+    return event
+
+
+class PowerLost(BaseException):
+    """The power goes: A's code runs no more."""
+
+
+class Disk:
+    """A disk with a volatile write cache: sectors that were written since the last flush may be lost with the power."""
+
+    def __init__(self) -> None:
+        """Make an empty one."""
+        self.fd = os.memfd_create("disk")
+        os.ftruncate(self.fd, _SIZE)
+        self._durable = bytearray(_SIZE)
+
+    def flush(self) -> None:
+        """Make durable what the cache holds."""
+        self._durable[:] = os.pread(self.fd, _SIZE, 0)
+
+    def lose_power(self, *, cache: bool) -> None:
+        """Keep what is durable, and with `cache` also what was only in the cache."""
+        if cache:
+            self.flush()
+        os.pwrite(self.fd, self._durable, 0)
+
+    def superblock(self) -> superblock.Superblock:
+        """Return what stands there now."""
+        return superblock.Superblock.unpack(os.pread(self.fd, 4096, 0))
+
+
+class Machine:
+    """One machine: `event` watches its disk, `power_off` and `came_back` are what happens at those moments.
+
+    `power_off` is called by B; a machine that is to go off calls `off`. `came_back` is called when A's jump returns,
+    before A does anything. `notes` is what A's command told its user.
+    """
+
+    def __init__(self) -> None:
+        """Make one whose disk is empty."""
+        self.disk = Disk()
+        self.event: Event = nothing
+        self.power_off: Callable[[], None] = self.off
+        self.came_back: Callable[[], None] = lambda: None
+        self.in_b: Callable[[str], None] = lambda line: None
+        self.time_limit = 1000.0
+        self.then = "power-off"
+        self.told: list[str] = []
+        self.lines: list[str] = []
+        self.page = bytearray(PAGE_SIZE)
+        self.channel = bytearray()
+        self._runs = "A"
+        self._left = threading.Event()
+        self._leaving = threading.Lock()
+        self._how = ""
+
+    # --- whose turn it is ---
+
+    def alive(self, who: str) -> None:
+        """Go on only if kernel `who` runs; a thread of one that was left stops here for good."""
+        if self._runs != who:
+            threading.Event().wait()
+
+    def leave(self, how: str) -> None:
+        """The kernel that runs is left for good; `how` is what its caller gets."""
+        with self._leaving:
+            if self._runs:
+                self._how, self._runs = how, ""
+                self._left.set()
+        threading.Event().wait()
+
+    def off(self) -> None:
+        """The machine switches off."""
+        self.leave("off")
+
+    def panic(self) -> None:
+        """B panics: A is back by way of the crash slot."""
+        self.report(mailbox.OUTCOME_PANIC, {})
+        self.leave("home")
+
+    def _run(self, who: str, function: Callable[[], None]) -> str:
+        """Run another kernel until it is left; return how."""
+        self._left.clear()
+        self._runs = who
+
+        def body() -> None:
+            function()
+            self.leave("ended")
+
+        threading.Thread(target=body, daemon=True).start()
+        assert self._left.wait(_TOO_LONG), f"{who} hangs"
+        return self._how
+
+    def power_goes(self) -> None:
+        """A has no power any more, and reaches its disk no more."""
+
+        def dead(who: str, what: str) -> None:
+            raise PowerLost
+
+        self.event = dead
+        raise PowerLost
+
+    # --- the disk ---
+
+    def open(self, path: str = DEVICE) -> Target:
+        """Open the disk as the kernel that runs."""
+        return Target(DEVICE, writable=True)
+
+    @property
+    def state(self) -> superblock.State:
+        """What the superblock says, as it is read now."""
+        return self.disk.superblock().state
+
+    # --- A ---
+
+    def request(self, **more: Any) -> suspend.Request:
+        """Return what the user asks for."""
+        return suspend.Request(DEVICE, None, None, **more)  # type: ignore[arg-type]
+
+    def travel(self, **more: Any) -> suspend.Trip:
+        """Leave A for B, and return what A's command makes of it."""
+        return suspend.travel(self.request(**more), self.told.append)
+
+    def travel_on_standby(self, folder: Path, **more: Any) -> suspend.Trip:
+        """The same by the kernel on standby; see `stand_by`."""
+        return standby.travel(self.request(**more), self.told.append, folder)
+
+    def prepare(self, request: Any, kcore: Any, target: Target, tell: Any) -> Any:
+        """Stand for `suspend._prepare`."""
+        self.cookie = target.arm().cookie
+        box = SimpleNamespace(post=self._post, wipe=lambda: None, read=self._read)
+        layout = SimpleNamespace(window=Range(0, 1 << 20))
+        return SimpleNamespace(box=box, layout=layout, cookie=self.cookie, file_systems=[], plan=None)
+
+    def _post(self, head: int, words: dict[str, Any]) -> None:
+        self.report(mailbox.OUTCOME_NONE, words)
+
+    def report(self, outcome: int, words: dict[str, Any]) -> None:
+        """Leave `outcome` and `words` in the mailbox."""
+        self.page[:] = mailbox.encode(_COOKIE, outcome, 0, words)
+
+    def _read(self) -> tuple[int, dict[str, Any]]:
+        _, outcome, _, report = mailbox.decode(bytes(self.page))
+        return outcome, report
+
+    def jump(self) -> None:
+        """Jump from A to B; returns when A is back, at once or after a boot that resumed it."""
+        how = self._run("B", self.b)
+        if how == "off":
+            self.disk.lose_power(cache=False)
+            how = self.boot()
+        self._runs = "A"
+        assert how in ("home", "resumed"), how
+        self.came_back()
+
+    # --- B ---
+
+    def job(self) -> dict[str, Any]:
+        """Return what B is to do."""
+        return {
+            "do": "save",
+            "gate": 0,
+            "watchdog": 0,
+            "time_limit": self.time_limit,
+            "then": self.then,
+            "fault": "",
+            "target": Place(DEVICE).as_json(),
+            "cookie": self.cookie.hex(),
+            "facts": {"window": [16 * PAGE_SIZE, 24 * PAGE_SIZE], "low": [0, 0], "kind": self.kind},
+            "file_systems": [],
+            "ram": [(0, _PAGES * PAGE_SIZE)],
+            "free_pages": "poison",
+            "level": 1,
+        }
+
+    @property
+    def kind(self) -> str:
+        """The kind of image."""
+        return "hibernation" if self.then == "power-off" else "snapshot"
+
+    def role(self, options: dict[str, str], job: dict[str, Any]) -> Role:
+        """Return the role of a kernel whose console and status channel are `lines` and `in_b`."""
+
+        def line(text: str) -> None:
+            self.lines.append(text)
+            self.in_b(text)
+
+        console, status = SimpleNamespace(line=line), SimpleNamespace(send=lambda e, **_: self.in_b(e), close=list)
+        way_back = WayBack(gate=PAGE_SIZE, tables=2 * PAGE_SIZE)
+        return Role(options, job, console, status, way_back=way_back)  # type: ignore[arg-type]
+
+    def b(self) -> None:
+        """Run the second role."""
+        second.run(self.role({}, self.job()))
+
+    def go_home(self) -> None:
+        """Jump from B to A."""
+        self.alive("B")
+        self.leave("home")
+
+    def parked(self, head: int) -> Parked:
+        """Return A as B sees it."""
+        fd = os.memfd_create("vmcore")
+        os.write(fd, random.Random(1).randbytes(_PAGES * PAGE_SIZE))
+        raw = FileMemory(fd, [FilePiece(0, _PAGES * PAGE_SIZE, 0)])
+        return Parked(raw, ParkedMemory(raw, _SHADOW), _SHADOW, _NOTE, None)  # type: ignore[arg-type]
+
+    # --- a boot ---
+
+    def boot_after_power_loss(self, *, cache: bool = False) -> str:
+        """Lose the power, and boot; return as `boot` does."""
+        self.event = nothing
+        self.disk.lose_power(cache=cache)
+        return self.boot()
+
+    def boot(self, **options: str) -> str:
+        """Boot; return "ordinary", or "resumed" when the image ran."""
+        return self._run("boot", lambda: self._boot({"kjump.resume": DEVICE} | options))
+
+    def _boot(self, options: dict[str, str]) -> None:
+        boot._try_to_resume(self.role(options, {}), DEVICE)
+        self.leave("ordinary")
+
+
+class _Landing:
+    """Memory that is restored to."""
+
+    def __init__(self, machine: Machine, contents: image_layout.ImageContents) -> None:
+        self.fd = os.memfd_create("ram")
+        os.ftruncate(self.fd, _PAGES * PAGE_SIZE)
+        self.spans = contents.spans_to_restore
+        self._machine = machine
+
+    def way_back(self, gate: Any) -> None:
+        return None
+
+    def mailbox(self, gate: Any) -> Any:
+        return SimpleNamespace(report=self._machine.report)
+
+    def __enter__(self) -> _Landing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+
+class _Os:
+    """The module `os` as `kjump.target.device` sees it."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._owner: dict[int, str] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def open(self, path: str, flags: int) -> int:
+        assert path == DEVICE
+        fd = os.dup(self._machine.disk.fd)
+        self._owner[fd] = self._machine._runs
+        return fd
+
+    def _event(self, fd: int, what: str) -> None:
+        who = self._owner[fd]
+        self._machine.alive(who)
+        self._machine.event(who, what)
+        self._machine.alive(who)
+
+    def preadv(self, fd: int, buffers: list[Any], at: int) -> int:
+        self._event(fd, "read")
+        return os.preadv(fd, buffers, at)
+
+    def pwritev(self, fd: int, buffers: list[Any], at: int) -> int:
+        self._event(fd, "write")
+        return os.pwritev(fd, buffers, at)
+
+    def fsync(self, fd: int) -> None:
+        self._event(fd, "flush")
+        self._machine.disk.flush()
+
+
+class _Residence:
+    """A resident kernel's place beside A, on plain memory."""
+
+    def __init__(self, made: Machine, channel: Channel) -> None:
+        self._machine, self.channel = made, channel
+
+    def look_again(self) -> Gate:
+        return Gate()
+
+    def cover_crash(self) -> bool:
+        return False
+
+    def away(self, answer: peer_link.Answer) -> None:
+        self._machine.alive("B")
+        peer_link.Residence._report(self, answer, {"resident": True})  # type: ignore[arg-type]
+        self._machine.go_home()
+
+    def leave(self, answer: peer_link.Answer) -> None:
+        self._machine.alive("B")
+        peer_link.Residence._report(self, answer, {})  # type: ignore[arg-type]
+        self._machine.go_home()
+
+
+class _Bar:
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __call__(self, *_: int) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def machine() -> Iterator[Machine]:
+    """Have a machine: what the product calls below itself leads there meanwhile."""
+    made = Machine()
+    with pytest.MonkeyPatch.context() as patch:
+        _patch_disk(patch, made)
+        _patch_a(patch, made)
+        _patch_b(patch, made)
+        _patch_boot(patch, made)
+        yield made
+
+
+def stand_by(made: Machine, patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let the machine have a kernel on standby, remembered in `folder`: `travel_on_standby` goes there."""
+    memory = bytearray(SIZE)
+    channel = Channel(memory, _COOKIE)
+
+    def report(outcome: int, words: dict[str, Any]) -> None:
+        channel.note(words, outcome)
+
+    def b() -> None:
+        visit = peer._Visit(made.role({}, {}), _Residence(made, channel), channel.order())  # type: ignore[arg-type]
+        visit.leave(visit.work())
+
+    def words(request: Any, kcore: Any, around: Any, layout: Any, target: Target, tell: Any) -> dict[str, Any]:
+        made.cookie = target.arm().cookie
+        return made.job()
+
+    made.b, made.report, made.channel = b, report, memory  # type: ignore[method-assign]
+    page = SimpleNamespace(memory=memory, address=0x200000, close=lambda: None)
+    kernel = {"load": lambda plan: None, "unload": lambda flags: None, "is_loaded": lambda: True, "jump": made.jump}
+    patch.setattr(lifecycle, "syscalls", SimpleNamespace(**kernel))
+    patch.setattr(lifecycle.hugetlbfs, "StandingPage", lambda path: page)
+    patch.setattr(lifecycle.hugetlbfs, "remove", lambda path: None)
+    patch.setattr(lifecycle, "_is_other_image", lambda state: False)
+    patch.setattr(lifecycle.kernel_memory, "_known", {})
+    patch.setattr(lifecycle, "_last_words", lambda words: {"panic": "Kernel panic"})
+    kcore = SimpleNamespace(vmcoreinfo_note=lambda: b"")
+    patch.setattr(standby, "kernel_memory", SimpleNamespace(Kcore=lambda: contextlib.nullcontext(kcore)))
+    patch.setattr(standby.described, "describe_machine", lambda gate, **_: None)
+    patch.setattr(standby, "layout_of", lambda *_: SimpleNamespace(window=Range(0, 1 << 20)))
+    patch.setattr(suspend, "save_job", words)
+    patch.setattr(standby, "_again", lambda tell, folder: None)
+    place = Peer(standby.NAME, "k", ["i"], "", (16 << 20, 17 << 20), (4096, 8192), 16 << 20)
+    with Ledger(folder) as ledger:
+        ledger.write(State(boot_id(), _COOKIE.hex(), page.address, 0x5002, {"kexec_image": 0xFFFF}, peers=[place]))
+
+
+def _patch_disk(patch: pytest.MonkeyPatch, made: Machine) -> None:
+    shim = _Os(made)
+    patch.setattr(targets, "os", shim)
+    patch.setattr(targets, "_device_size", lambda fd, path: _SIZE)
+    patch.setattr(targets, "block_devices", lambda: iter([DEVICE]))
+    patch.setattr(targets, "_PAUSES", (0.0,) * 5)
+    patch.setattr(saving, "os", shim)
+
+
+def _patch_a(patch: pytest.MonkeyPatch, made: Machine) -> None:
+    patch.setattr(suspend, "_prepare", made.prepare)
+    patch.setattr(suspend, "claim", lambda request: made.open())
+    patch.setattr(suspend, "open_for_image", made.open)
+    calls = SimpleNamespace(load=lambda plan: None, jump=made.jump, unload=lambda flags: None)
+    patch.setattr(suspend, "syscalls", calls)
+    kernel = SimpleNamespace(Kcore=contextlib.nullcontext, image_list_head=lambda kcore: 0)
+    patch.setattr(suspend, "kernel_memory", kernel)
+    patch.setattr(suspend, "take_leave", lambda items, pace: pace.settle() or {})
+    patch.setattr(suspend.after_jump, "settle", lambda *_: 0.0)
+    patch.setattr(suspend.post_mortem, "last_words", lambda kcore, report: {"panic": "Kernel panic"})
+
+
+def _patch_b(patch: pytest.MonkeyPatch, made: Machine) -> None:
+    def power_off() -> None:
+        made.alive("B")
+        made.power_off()
+
+    page = SimpleNamespace(words={}, head=0, report=lambda *words: (made.alive("B"), made.report(*words)))
+    patch.setattr(second, "gate_of", lambda way: Gate())
+    patch.setattr(second.mailbox, "PeerMailbox", SimpleNamespace(at_physical=lambda address, cookie: page))
+    patch.setattr(second, "syscalls", SimpleNamespace(is_loaded=lambda **_: False, jump=made.go_home))
+    patch.setattr(second, "uptime", lambda: 1.0)
+    patch.setattr(jobs, "syscalls", SimpleNamespace(power_off=power_off))
+    patch.setattr(jobs, "open_parked", made.parked)
+    patch.setattr(jobs, "kept_head", lambda *_: 0)
+    patch.setattr(jobs, "ProgressBar", _Bar)
+    patch.setattr(unfinished, "_PATIENCE", 2.0)
+
+
+def _patch_boot(patch: pytest.MonkeyPatch, made: Machine) -> None:
+    def jump() -> None:
+        made.alive("boot")
+        made.leave("resumed")
+
+    patch.setattr(boot, "wait_for_device", lambda path, timeout: True)
+    patch.setattr(boot, "_land_aside", lambda role, opened: _Landing(made, opened.contents))
+    patch.setattr(boot, "uptime", lambda: 1.0)
+    patch.setattr(resume, "_check_this_machine", lambda opened: None)
+    patch.setattr(finish_restore, "syscalls", SimpleNamespace(load=lambda plan: None, jump=jump))
+    patch.setattr(finish_restore, "restore", restore.restore)
+    patch.setattr(finish_restore, "_gate_for_a", lambda facts: None)
+    patch.setattr(finish_restore, "ProgressBar", _Bar)
