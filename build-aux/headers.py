@@ -37,7 +37,7 @@ def native() -> str:
             comment("kjump.formats.seekable"),
             Numbers("SEEKABLE", ("MOST_FRAMES", seekable.MOST_FRAMES, "")),
             comment("kjump.kexec.kimage: flags of an entry of the kernel's indirection list; a run of pages in bytes."),
-            Numbers("IND", *((name, getattr(shadow, f"IND_{name}"), "") for name in list_entries)),
+            Numbers("IND", *((name, getattr(kimage, f"IND_{name}"), "") for name in list_entries)),
             Numbers("SHADOW", ("RUN_SIZE", kimage.RUN.size, "")),
         ),
     )

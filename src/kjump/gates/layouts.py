@@ -95,7 +95,7 @@ DOOR = Layout(
     "DOOR",
     Field("cr3_4level", "roots of the gate's page tables"),
     Field("cr3_5level"),
-    Field("gate", "address of GATE_SWITCH"),
+    Field("gate", "address of the entry: SWITCH, WAY_BACK or CRASH"),
     Field("gdt_base", "for GATE_B_GDT_BASE, in R8"),
     Field("gdt_limit", "for GATE_B_GDT_LIMIT, in R9; the door's own address is in R10"),
     start=0x40,
