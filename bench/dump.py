@@ -26,7 +26,8 @@ from pathlib import Path
 
 from kjump.dump import pages
 from kjump.dump.sources import open_source
-from kjump.lab.machine.kernel import build, cache_root
+from kjump.lab.machine.cache import cache_root
+from kjump.lab.machine.kernel_source import build
 
 MEMORY, FILL = 4 << 30, 1400 << 20
 SWITCHES = {"zstd": "-z", "zlib": "-c", "lzo": "-l", "snappy": "-p", "none": ""}

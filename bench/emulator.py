@@ -72,11 +72,11 @@ def call_times(kernel: str) -> list[float]:
 
 def on_a_kernel(version: str) -> None:
     """Print the round trip of a jump on a real kernel in a virtual machine."""
-    from kjump.lab import call
-    from kjump.lab.machine.scene import Hardware
+    from kjump.lab import calling
+    from kjump.lab.machine.installation import Hardware
 
     with tempfile.TemporaryDirectory(prefix="kjump-bench-") as folder:
-        demo = call.run(Path(folder), version=version, hardware=Hardware(512 << 20, 2), calls=50)
+        demo = calling.run(Path(folder), version=version, hardware=Hardware(512 << 20, 2), calls=50)
     whole, ours = demo.latency["median"], demo.latency["ours_median"]
     print(f"jump round trip, Linux {demo.kernel}, median of 50      {whole * 1e3:9.1f} ms")
     print(f"  gate, shim and function                       {ours * 1e3:9.3f} ms")

@@ -30,9 +30,10 @@ from core import make_sample
 from kjump.lab import hibernation, swsusp
 from kjump.lab.big_image import fill, make_random
 from kjump.lab.guest.workload import digest
-from kjump.lab.machine import kernel as kernels
-from kjump.lab.machine.qemu import Machine
-from kjump.lab.machine.scene import Hardware, Scene, make_disk
+from kjump.lab.machine import kernel_source as kernels
+from kjump.lab.machine.disks import make_disk
+from kjump.lab.machine.installation import Hardware, Installation
+from kjump.lab.machine.qemu import VirtualMachine
 
 MIB = 1 << 20
 SWAP_DEVICE = "/dev/vdd"
@@ -54,7 +55,7 @@ def make_programs(path: Path, size: int) -> str:
 CONTENTS: dict[str, Callable[[Path, int], str]] = {"random": make_random, "programs": make_programs}
 
 
-class Story:
+class Contest:
     """One machine, saved and brought back by one contestant after the other."""
 
     def __init__(self, folder: Path, version: str, kind: str, size: int, names: list[str], options: list[str]) -> None:
@@ -69,7 +70,7 @@ class Story:
         self.size, self.expected = size, CONTENTS[kind](source, size)
         make_disk(swap, hardware.memory)
         self.disks = (source, swap)
-        self.scene = Scene(folder, kernel, hardware, hardware.memory + 64 * MIB).prepare()
+        self.installation = Installation(folder, kernel, hardware, hardware.memory + 64 * MIB).prepare()
         self.numbers: dict[str, list[Numbers]] = {name: [] for name in names}
         self.options = options
 
@@ -84,16 +85,16 @@ class Story:
                 print(f"    {name}", file=sys.stderr, flush=True)
                 turn = self._swsusp if name in SWSUSP else self._kjump
                 machine = turn(name, machine, stack)
-            checks = hibernation.verify_workload(machine.guest)["checks"]
-            if not all(checks.values()):
-                raise SystemExit(f"the machine came back damaged: {checks}")
+            account = hibernation.verify_workload(machine.guest)
+            if not account.ok:
+                raise SystemExit(f"the machine came back damaged: {', '.join(account.failed)}")
         return self.numbers
 
-    def _machine(self) -> Machine:
-        machine = self.scene.machine(more_disks=self.disks)
-        return Machine(replace(machine.config, preallocate=True), log=machine.log)
+    def _machine(self) -> VirtualMachine:
+        machine = self.installation.machine(more_disks=self.disks)
+        return VirtualMachine(replace(machine.config, preallocate=True), log=machine.log)
 
-    def _kjump(self, name: str, machine: Machine, stack: contextlib.ExitStack) -> Machine:
+    def _kjump(self, name: str, machine: VirtualMachine, stack: contextlib.ExitStack) -> VirtualMachine:
         standing_by = STANDING_BY.get(name)
         if standing_by:
             machine.guest.run(*standing_by, timeout=120)
@@ -111,14 +112,14 @@ class Story:
             {
                 "save": saved.off - saved.asked,
                 "back": resumed.reply.time - machine.started - phases["again"],
-                "disk": details["image_bytes"],
-                "memory": details["kept_bytes"],
+                "disk": details.integer("image_bytes"),
+                "memory": details.integer("kept_bytes"),
                 **{f"phase {n}": seconds for n, seconds in phases.items()},
             }
         )
         return machine
 
-    def _swsusp(self, name: str, machine: Machine, stack: contextlib.ExitStack) -> Machine:
+    def _swsusp(self, name: str, machine: VirtualMachine, stack: contextlib.ExitStack) -> VirtualMachine:
         swsusp.prepare(machine.guest, SWAP_DEVICE, name.split()[1])
         saved = swsusp.suspend(machine)
         stack.pop_all().close()
@@ -190,8 +191,8 @@ def main() -> None:
             title = f"{size} MiB of {kind} in use"
             print(f"  {title}", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(prefix="kjump-bench-") as folder:
-                story = Story(Path(folder), options.kernel, kind, size * MIB, names, options.options.split())
-                numbers = story.play(options.rounds)
+                contest = Contest(Path(folder), options.kernel, kind, size * MIB, names, options.options.split())
+                numbers = contest.play(options.rounds)
             show(title, {name: medians(rounds) for name, rounds in numbers.items()})
 
 

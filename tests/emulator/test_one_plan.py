@@ -1,12 +1,15 @@
 """A Plan made for another machine runs on the emulated one as it is."""
 
+import json
+
 from emulated import example
 
 from kjump.call.machine import CallMailbox
 from kjump.call.program import Preserve, Surface, lay_out, plan_call
 from kjump.emulator.linux import KERNELS, Setup
 from kjump.emulator.machine import EmulatedMachine
-from kjump.lab.same_plan import KernelRun, replay
+from kjump.formats.record import Record
+from kjump.lab.plan_replay import KernelRun, replay
 from kjump.ranges import Range, RangeSet
 
 MIB = 1 << 20
@@ -21,5 +24,5 @@ def test_a_plan_for_a_machine_with_larger_pages_and_other_tables() -> None:
     box = CallMailbox(there, RangeSet([Range(MIB, 16 * MIB)]))
     plan = plan_call(placed, layout, surface, mailbox=box.address, cookie=box.cookie, preserve=Preserve.DESCRIPTORS)
     run = KernelRun(plan, box.addresses, box.cookie, (b"text",), 4, b"TEXT")
-    result = replay(KernelRun.decode(run.encode()), 32 * MIB)
+    result = replay(KernelRun.from_json(Record.parse(json.dumps(run.to_json()), "the run")), 32 * MIB)
     assert (result.value, result.output) == (run.value, run.output)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kjump.lab.machine.kernel import MissingSource
+from kjump.lab.machine.installation import Hardware, Installation
+from kjump.lab.machine.kernel_source import MissingSource
 from kjump.lab.machine.qemu import QEMU
-from kjump.lab.machine.scene import Hardware, Scene
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,7 +40,7 @@ def pytest_runtest_call() -> Iterator[None]:
 
 @pytest.fixture
 def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A folder for a scene; after a failure the console log is printed, and the disks always go."""
+    """A folder for an installation; after a failure the console log is printed, and the disks always go."""
     yield tmp_path
     log = tmp_path / "console.log"
     if log.exists():
@@ -50,9 +50,9 @@ def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
 
 
 @pytest.fixture
-def scene(folder: Path) -> Scene:
+def installation(folder: Path) -> Installation:
     """A machine with Linux 6.12, ready to boot."""
-    from kjump.lab.machine import kernel as kernels
+    from kjump.lab.machine import kernel_source as kernels
 
     hardware = Hardware(memory=640 << 20, cpus=2)
-    return Scene(folder, kernels.build("6.12"), hardware, target_size=512 << 20).prepare()
+    return Installation(folder, kernels.build("6.12"), hardware, target_size=512 << 20).prepare()

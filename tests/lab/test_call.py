@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from kjump.lab import call
-from kjump.lab.machine.scene import Hardware
+from kjump.lab import calling
+from kjump.lab.machine.installation import Hardware
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from kjump.lab.machine.scene import Hardware
     ids=["6.12", "6.1"],
 )
 def test_functions_code_in_memory_and_the_bios_are_called(folder: Path, version: str, hardware: Hardware) -> None:
-    demo = call.run(folder, version=version, hardware=hardware, calls=12)
+    demo = calling.run(folder, version=version, hardware=hardware, calls=12)
     assert demo.ok, demo.failed
     assert {
         "same_add",

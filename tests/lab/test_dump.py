@@ -21,7 +21,7 @@ from kjump.dump import pages
 from kjump.dump.job import Format, Request, dump
 from kjump.dump.sources import Source, open_source
 from kjump.formats.kdump import Method
-from kjump.lab.machine import kernel as kernels
+from kjump.lab.machine import kernel_source as kernels
 from kjump.lab.machine import vmcore
 
 MAKEDUMPFILE = os.environ.get("KJUMP_MAKEDUMPFILE") or shutil.which("makedumpfile")

@@ -19,10 +19,11 @@ from kjump.dump.job import Format, Request, dump
 from kjump.dump.sources import open_source
 from kjump.formats import cpio
 from kjump.formats.kdump import Method
-from kjump.lab.machine import kernel as kernels
+from kjump.lab.machine import kernel_source as kernels
 from kjump.lab.machine import vmcore
-from kjump.lab.machine.qemu import Machine, MachineConfig
-from kjump.lab.machine.scene import make_disk
+from kjump.lab.machine.disks import make_disk
+from kjump.lab.machine.qemu import VirtualMachine
+from kjump.lab.machine.qemu_config import VirtualMachineConfig
 from kjump.ranges import RangeSet
 
 MEMORY = 1100 << 20
@@ -67,7 +68,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judged]:
     core, data, flags = folder / "vmcore", folder / "data.img", folder / "flags.img"
     vmcore.write_data(data, 24 << 20)
     make_disk(flags, 16 << 20)
-    config = MachineConfig(
+    config = VirtualMachineConfig(
         kernel=kernel.image,
         initrd=initramfs(folder),
         command_line="console=ttyS0 panic=-1 loglevel=4",
@@ -75,7 +76,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judged]:
         disks=(data, flags),
         extra=("-device", "vmcoreinfo"),
     )
-    with Machine(config, log=folder / "console.log") as machine:
+    with VirtualMachine(config, log=folder / "console.log") as machine:
         machine.guest.event("filled", timeout=120)
         machine.execute("stop")
         machine.execute("dump-guest-memory", paging=False, protocol=f"file:{core}")

@@ -13,9 +13,10 @@ from pathlib import Path
 from kjump.dump import dmesg
 from kjump.dump.pages import runs
 from kjump.dump.sources import open_source
-from kjump.lab.machine import kernel as kernels
-from kjump.lab.machine.qemu import PORT_NAME, Guest, Machine
-from kjump.lab.machine.scene import ROOT_DEVICE, TARGET_DEVICE, Hardware, Scene
+from kjump.lab.machine import kernel_source as kernels
+from kjump.lab.machine.guest_channel import PORT_NAME, GuestChannel
+from kjump.lab.machine.installation import ROOT_DEVICE, TARGET_DEVICE, Hardware, Installation
+from kjump.lab.machine.qemu import VirtualMachine
 
 MEMORY = 640 << 20
 # A static key turns one such instruction, a jump or a no-op, into the other; how many a running kernel has turned
@@ -23,14 +24,14 @@ MEMORY = 640 << 20
 JUMP_BYTES = 5
 
 
-def dump(guest: Guest, source: str, level: int) -> dict[str, object]:
+def dump(guest: GuestChannel, source: str, level: int) -> dict[str, object]:
     """Dump `source` in the guest to the target disk, an ELF core from its first byte on."""
     command = f"kjump dump {source} - --format elf --level {level} --json > {TARGET_DEVICE}"
     report: dict[str, object] = json.loads(guest.run("sh", "-c", f"{command}; sync").stderr)
     return report
 
 
-def memory_of(machine: Machine, folder: Path) -> bytes:
+def memory_of(machine: VirtualMachine, folder: Path) -> bytes:
     """Stop the machine and return its physical memory."""
     path = folder / "memory"
     machine.execute("stop")
@@ -40,7 +41,7 @@ def memory_of(machine: Machine, folder: Path) -> bytes:
     return data
 
 
-def where(guest: Guest, what: str) -> range:
+def where(guest: GuestChannel, what: str) -> range:
     """Return where in memory /proc/iomem has `what`, in whole pages."""
     (line,) = (x for x in guest.run("cat", "/proc/iomem").stdout.splitlines() if x.endswith(f": {what}"))
     first, last = (int(word, 16) for word in line.split(" : ")[0].split("-"))
@@ -55,21 +56,21 @@ def longest_run(addresses: set[int]) -> int:
 
 def test_a_running_kernel(folder: Path) -> None:
     hardware = Hardware(memory=MEMORY, cpus=2)
-    scene = Scene(folder, kernels.build("6.12"), hardware, target_size=700 << 20).prepare()
-    with scene.machine() as machine:
+    installation = Installation(folder, kernels.build("6.12"), hardware, target_size=700 << 20).prepare()
+    with installation.machine() as machine:
         machine.guest.event("ready")
-        check_kcore(machine, scene)
+        check_kcore(machine, installation)
 
 
-def check_kcore(machine: Machine, scene: Scene) -> None:
+def check_kcore(machine: VirtualMachine, installation: Installation) -> None:
     """A dump of a running kernel says that it is not consistent; what does not change in it is right."""
     code = where(machine.guest, "Kernel code")
     report = dump(machine.guest, "/proc/kcore", 31)
     assert report["consistent"] is False and report["complete"] is True
     left_out = report["left_out"]
     assert isinstance(left_out, dict) and left_out["free"] > 10_000 and left_out["cache"] > 1000
-    outside = memory_of(machine, scene.folder)
-    with open_source(scene.target_disk) as source:
+    outside = memory_of(machine, installation.folder)
+    with open_source(installation.target_disk) as source:
         assert len(code) > 4 << 20
         patched = set()
         for page in range(code.start, code.stop, 4096):
@@ -84,13 +85,15 @@ def check_kcore(machine: Machine, scene: Scene) -> None:
 def test_a_panicked_kernel(folder: Path) -> None:
     """As kdump does it: the crash kernel, started by the panic, dumps the one that panicked."""
     hardware = Hardware(memory=MEMORY, cpus=2)
-    scene = Scene(folder, kernels.build("6.12"), hardware, target_size=700 << 20, options="crashkernel=192M").prepare()
+    installation = Installation(
+        folder, kernels.build("6.12"), hardware, target_size=700 << 20, options="crashkernel=192M"
+    ).prepare()
     line = f"console=ttyS0 quiet root={ROOT_DEVICE} rootfstype=ext4 kjump.status={PORT_NAME} nr_cpus=1 reset_devices"
-    with scene.machine() as machine:
+    with installation.machine() as machine:
         guest = machine.guest
         guest.event("ready")
         crash_kernel = where(guest, "Crash kernel")
-        kernel, initrd = f"/boot/vmlinuz-{scene.kernel.release}", "/boot/kjump-initramfs.img"
+        kernel, initrd = f"/boot/vmlinuz-{installation.kernel.release}", "/boot/kjump-initramfs.img"
         assert "bzImage" in guest.run("kjump", "load", "--on-crash", initrd, check=False).stderr
         steps = (
             (("load", "--on-crash", kernel), "yes"),
@@ -108,8 +111,8 @@ def test_a_panicked_kernel(folder: Path) -> None:
         # Level 1, because an ELF core has zeros for a few pages left out between others.
         report = dump(guest, "/proc/vmcore", 1)
         assert report["consistent"] is True and report["complete"] is True
-        outside = memory_of(machine, scene.folder)
-    with open_source(scene.target_disk) as source:
+        outside = memory_of(machine, installation.folder)
+    with open_source(installation.target_disk) as source:
         kept = [page for run in runs(source.present, len(source.present) * 8) for page in range(run.start, run.end)]
         assert len(kept) > 10_000
         differ = [page for page in kept if source.read(page << 12, 4096) != outside[page << 12 : page + 1 << 12]]

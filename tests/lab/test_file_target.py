@@ -3,33 +3,34 @@
 from pathlib import Path
 
 import pytest
-from test_failures import assert_unharmed, mark
+from test_failures import assert_unharmed
 
 from kjump.lab import hibernation
+from kjump.lab.campaign.provocations import mark
 from kjump.lab.hibernation import TARGET_FILE
-from kjump.lab.machine import kernel as kernels
+from kjump.lab.machine import kernel_source as kernels
 from kjump.lab.machine import rootfs
-from kjump.lab.machine.qemu import Machine
-from kjump.lab.machine.scene import Hardware, Scene
+from kjump.lab.machine.installation import Hardware, Installation
+from kjump.lab.machine.qemu import VirtualMachine
 
 MIB = 1 << 20
 
 
 @pytest.fixture
-def roomy(folder: Path) -> Scene:
+def roomy(folder: Path) -> Installation:
     """A machine whose root file system has room for an image."""
     hardware = Hardware(memory=640 * MIB, cpus=2)
     kernel = kernels.build("6.12")
-    return Scene(folder, kernel, hardware, target_size=MIB, root_size=rootfs.SIZE + 512 * MIB).prepare()
+    return Installation(folder, kernel, hardware, target_size=MIB, root_size=rootfs.SIZE + 512 * MIB).prepare()
 
 
-def refused(machine: Machine, words: str, *command: str) -> None:
+def refused(machine: VirtualMachine, words: str, *command: str) -> None:
     reply = machine.guest.run("kjump", *command, check=False)
     assert reply.status == 1 and words in reply.stderr, reply.stderr
     assert reply.stderr.count("\n") == 1, reply.stderr
 
 
-def test_a_file_as_target(roomy: Scene) -> None:
+def test_a_file_as_target(roomy: Installation) -> None:
     with roomy.machine() as machine:
         guest = machine.guest
         guest.event("ready")
@@ -62,10 +63,9 @@ def test_a_file_as_target(roomy: Scene) -> None:
         assert again.command != suspended.command
 
     with roomy.machine(f"{options} kjump.noresume") as machine:
-        assert "told not to resume" in machine.guest.event("not-resumed").details["reason"]
+        assert "told not to resume" in machine.guest.event("not-resumed").details.text("reason")
         machine.guest.event("ready")
         assert "told not to resume" in machine.guest.run("kjump", "target", "show", TARGET_FILE).stdout
         machine.guest.run("rm", TARGET_FILE)
-        machine.guest.start("python3", "-c", "from kjump.lab.guest.agent import power_off; power_off()")
-        machine.wait_off()
+        machine.power_off()
     assert roomy.check_root_disk()[0]

@@ -1,6 +1,7 @@
 """The main job on real kernels, and the image as other tools see it."""
 
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
 from kjump.image.restore import open_image
 from kjump.kexec.kimage import walk
 from kjump.lab import hibernation
-from kjump.lab.campaign.bit_flips import DiskImage
-from kjump.lab.campaign.provocations import NO_DIRECT, read_superblock, write_superblock
+from kjump.lab.campaign.provocations import NO_DIRECT
 from kjump.lab.guest.workload import PATTERN
-from kjump.lab.machine.qemu import CPU, Machine
-from kjump.lab.machine.scene import Hardware, Scene
+from kjump.lab.hibernation import HibernationOptions
+from kjump.lab.machine.disks import DiskImage, read_superblock, write_superblock
+from kjump.lab.machine.installation import Hardware, Installation
+from kjump.lab.machine.qemu import VirtualMachine
+from kjump.lab.machine.qemu_config import CPU
 from kjump.ranges import Range, align_down
 
 MIB = 1 << 20
@@ -41,7 +44,9 @@ PAGE = 4096
 def test_a_linux_at_work_is_saved_and_comes_back(
     folder: Path, version: str, hardware: Hardware, rounds: int, options: str
 ) -> None:
-    demo = hibernation.run(folder, version=version, hardware=hardware, rounds=rounds, options=options)
+    demo = hibernation.run(
+        folder, version=version, hardware=hardware, how=HibernationOptions(rounds=rounds, kernel_options=options)
+    )
     assert demo.ok, demo.failed
     assert (demo.phases["boot_c"] > 0) == (options == NO_DIRECT)
     assert set(demo.phases) == set(hibernation.PHASES)
@@ -57,7 +62,8 @@ def test_a_linux_at_work_is_saved_and_comes_back(
 
 def test_four_levels_in_a_and_five_in_the_cpu_and_free_pages_trusted_to_be_zero(folder: Path) -> None:
     hardware = Hardware(memory=640 * MIB, cpus=2)
-    demo = hibernation.run(folder, version="6.12", hardware=hardware, options="no5lvl init_on_free=1")
+    how = HibernationOptions(kernel_options="no5lvl init_on_free=1")
+    demo = hibernation.run(folder, version="6.12", hardware=hardware, how=how)
     assert demo.ok, demo.failed
 
 
@@ -72,7 +78,7 @@ SETTINGS = {"/proc/sys/vm/percpu_pagelist_high_fraction": 16, "/sys/kernel/rcu_e
 """What is changed on the way into a jump, and must be as it was afterwards."""
 
 
-def window_with_pattern(machine: Machine, frames: list[int]) -> tuple[str, int]:
+def window_with_pattern(machine: VirtualMachine, frames: Sequence[int]) -> tuple[str, int]:
     """Return a window option that covers a page of the pattern, and that page's index in the pattern."""
     iomem = machine.guest.run("cat", "/proc/iomem").stdout
     kernel = [
@@ -91,28 +97,28 @@ def window_with_pattern(machine: Machine, frames: list[int]) -> tuple[str, int]:
 
 
 @pytest.fixture
-def saved(scene: Scene) -> dict[str, Any]:
+def saved(installation: Installation) -> dict[str, Any]:
     """A saved machine whose window covers a page of known contents, and where that page is."""
-    with scene.machine() as machine:
+    with installation.machine() as machine:
         machine.guest.event("ready")
         account = hibernation.start_workload(machine.guest, 0)
-        window, index = window_with_pattern(machine, account["pages"])
+        window, index = window_with_pattern(machine, account.pages)
         for path, value in SETTINGS.items():
             machine.guest.run("sh", "-c", f"echo {value} > {path}")
         suspended = hibernation.suspend(machine, "--window", window)
     start, _, _ = window.partition(",")
     return {
-        "scene": scene,
+        "installation": installation,
         "command": suspended.command,
         "page": index,
-        "address": account["pages"][index] * PAGE,
+        "address": account.pages[index] * PAGE,
         "window": Range.of_size(int(start, 0), 128 * MIB),
     }
 
 
 def test_the_image_is_a_standard_vmcore(saved: dict[str, Any], folder: Path) -> None:
-    scene: Scene = saved["scene"]
-    with scene.target_disk.open("rb") as disk:
+    installation: Installation = saved["installation"]
+    with installation.target_disk.open("rb") as disk:
         superblock = Superblock.unpack(disk.read(SUPERBLOCK_SIZE))
         compressed = disk.read(superblock.image_length)
     assert superblock.state is State.COMPLETE
@@ -129,24 +135,24 @@ def test_the_image_is_a_standard_vmcore(saved: dict[str, Any], folder: Path) -> 
     assert "VMCOREINFO" in notes.stdout and "KJUMP" in notes.stdout
     dmesg = folder / "dmesg"
     subprocess.run(["makedumpfile", "--dump-dmesg", str(core), str(dmesg)], check=True, capture_output=True)
-    assert f"Linux version {scene.kernel.release}" in dmesg.read_text(errors="replace")
+    assert f"Linux version {installation.kernel.release}" in dmesg.read_text(errors="replace")
 
     assert saved["address"] in saved["window"]
     expected = (PATTERN + b"%08d " % saved["page"]).ljust(PAGE, b".")
     assert page_at(core, saved["address"]) == expected
 
     # The kernel keeps its list where the image says, and it is the list of the image.
-    with DiskImage(scene.target_disk) as target:
+    with DiskImage(installation.target_disk) as target:
         contents = open_image(target, states=(State.COMPLETE,)).contents
     offset = contents.kept_head % PAGE
     head = int.from_bytes(page_at(core, contents.kept_head - offset)[offset : offset + 8], "little")
     assert tuple(sorted(walk(lambda address, _: page_at(core, address), head))) == contents.shadow.runs
 
     # A reader was here, and nothing was harmed: the machine still comes back.
-    with scene.machine() as machine:
+    with installation.machine() as machine:
         resumed = hibernation.resume(machine, saved["command"])
         assert resumed.reply.status == 0
-        assert all(hibernation.verify_workload(machine.guest)["checks"].values())
+        assert hibernation.verify_workload(machine.guest).ok
         for path, value in SETTINGS.items():
             assert machine.guest.run("cat", path).stdout == f"{value}\n"
 

@@ -9,16 +9,16 @@ import time
 
 from kjump.initramfs.build import build
 from kjump.lab import hibernation
-from kjump.lab.machine.scene import TARGET_DEVICE, Scene
+from kjump.lab.machine.installation import TARGET_DEVICE, Installation
 
 
-def test_the_initramfs_is_small(scene: Scene) -> None:
-    assert len(build(scene.kernel.image, level=19)) <= 12_000_000
+def test_the_initramfs_is_small(installation: Installation) -> None:
+    assert len(build(installation.kernel.image, level=19)) <= 12_000_000
 
 
-def test_load_status_unload_and_what_is_refused(scene: Scene) -> None:
-    kernel = f"/boot/vmlinuz-{scene.kernel.release}"
-    with scene.machine() as machine:
+def test_load_status_unload_and_what_is_refused(installation: Installation) -> None:
+    kernel = f"/boot/vmlinuz-{installation.kernel.release}"
+    with installation.machine() as machine:
         guest = machine.guest
         guest.event("ready")
 
@@ -54,20 +54,20 @@ def test_load_status_unload_and_what_is_refused(scene: Scene) -> None:
             assert "Traceback" not in reply.stderr
 
 
-def test_a_resume_by_hand_from_another_system(scene: Scene) -> None:
+def test_a_resume_by_hand_from_another_system(installation: Installation) -> None:
     """A rescue system finds the image, says whether it can be resumed, and does it."""
-    rescue = scene.folder / "rescue.img"
-    subprocess.run(["cp", "--sparse=always", str(scene.root_disk), str(rescue)], check=True)
+    rescue = installation.folder / "rescue.img"
+    subprocess.run(["cp", "--sparse=always", str(installation.root_disk), str(rescue)], check=True)
     extra = (
         *("-drive", f"file={rescue},format=raw,if=none,id=rescue,cache=none"),
         *("-device", "virtio-blk-pci,drive=rescue,addr=0x10"),
     )
     # The disk is there from the beginning: one device more and QEMU's firmware makes another memory map.
-    with scene.machine(extra=extra) as machine:
+    with installation.machine(extra=extra) as machine:
         machine.guest.event("ready")
         machine.guest.run("sh", "-c", "echo alive > /run/marker")
         suspended = hibernation.suspend(machine)
-    with scene.machine("root=/dev/vdc kjump.resume=", extra=extra) as machine:
+    with installation.machine("root=/dev/vdc kjump.resume=", extra=extra) as machine:
         guest = machine.guest
         guest.event("ready")
         assert guest.run("cat", "/run/marker", check=False).status
@@ -85,15 +85,16 @@ def test_a_resume_by_hand_from_another_system(scene: Scene) -> None:
 _STARTS_A_MACHINE = """
 import sys, time
 from pathlib import Path
-from kjump.lab.machine.qemu import Machine, MachineConfig
-with Machine(MachineConfig(Path(sys.argv[1]), None, "panic=0")) as machine:
+from kjump.lab.machine.qemu import VirtualMachine
+from kjump.lab.machine.qemu_config import VirtualMachineConfig
+with VirtualMachine(VirtualMachineConfig(Path(sys.argv[1]), None, "panic=0")) as machine:
     print(machine._process.pid, flush=True)
     time.sleep(600)
 """
 
 
-def test_a_machine_dies_with_whoever_started_it(scene: Scene) -> None:
-    command = [sys.executable, "-c", _STARTS_A_MACHINE, str(scene.kernel.image)]
+def test_a_machine_dies_with_whoever_started_it(installation: Installation) -> None:
+    command = [sys.executable, "-c", _STARTS_A_MACHINE, str(installation.kernel.image)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         pid = int(owner.stdout.readline())

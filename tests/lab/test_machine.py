@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from kjump.lab.machine.scene import Scene
+from kjump.lab.machine.installation import Installation
 
 
-def test_a_machine_that_is_given_up_leaves_its_registers(scene: Scene) -> None:
-    with pytest.raises(RuntimeError), scene.machine() as machine:
+def test_a_machine_that_is_given_up_leaves_its_registers(installation: Installation) -> None:
+    with pytest.raises(RuntimeError), installation.machine() as machine:
         machine.guest.event("ready")
         raise RuntimeError("it hangs")
     assert machine.log is not None

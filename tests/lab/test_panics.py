@@ -1,11 +1,12 @@
 """B fails in ways that no program of it can catch: A is back, unharmed, and says why."""
 
 import pytest
-from test_failures import assert_unharmed, mark
+from test_failures import assert_unharmed
 
-from kjump.lab.machine import kernel as kernels
-from kjump.lab.machine.qemu import WATCHDOG
-from kjump.lab.machine.scene import TARGET_DEVICE, Hardware, Scene
+from kjump.lab.campaign.provocations import mark
+from kjump.lab.machine import kernel_source as kernels
+from kjump.lab.machine.installation import TARGET_DEVICE, Hardware, Installation
+from kjump.lab.machine.qemu_config import WATCHDOG
 
 PANICKED = "the second kernel panicked: Kernel panic - not syncing: sysrq triggered crash"
 HUNG = "the second kernel hung, and was ended by the watchdog"
@@ -22,8 +23,8 @@ CASES = {
 }
 
 
-def provoke(scene: Scene, faults: list[str], *more: str) -> None:
-    with scene.machine(extra=WATCHDOG) as machine:
+def provoke(installation: Installation, faults: list[str], *more: str) -> None:
+    with installation.machine(extra=WATCHDOG) as machine:
         machine.guest.event("ready")
         mark(machine)
         for fault in faults:
@@ -35,15 +36,18 @@ def provoke(scene: Scene, faults: list[str], *more: str) -> None:
             assert_unharmed(machine)
 
 
-def test_panics_and_hangs_of_b_bring_a_back(scene: Scene) -> None:
-    provoke(scene, [fault for fault in CASES if fault not in ("panic:2", "exception")])
+def test_panics_and_hangs_of_b_bring_a_back(installation: Installation) -> None:
+    provoke(installation, [fault for fault in CASES if fault not in ("panic:2", "exception")])
 
 
-def test_a_second_kernel_with_fewer_levels_of_paging(scene: Scene) -> None:
-    provoke(scene, ["exception", "panic:1"], "--append", "no5lvl")
+def test_a_second_kernel_with_fewer_levels_of_paging(installation: Installation) -> None:
+    provoke(installation, ["exception", "panic:1"], "--append", "no5lvl")
 
 
 @pytest.mark.parametrize("cpu", ["max,la57=off", "Skylake-Client"])
-def test_a_panic_on_another_cpu(scene: Scene, cpu: str) -> None:
-    hardware = Hardware(scene.hardware.memory, cpus=3, cpu=cpu)
-    provoke(Scene(scene.folder, kernels.build("6.1"), hardware, scene.target_size).prepare(), ["panic:2"])
+def test_a_panic_on_another_cpu(installation: Installation, cpu: str) -> None:
+    hardware = Hardware(installation.hardware.memory, cpus=3, cpu=cpu)
+    provoke(
+        Installation(installation.folder, kernels.build("6.1"), hardware, installation.target_size).prepare(),
+        ["panic:2"],
+    )

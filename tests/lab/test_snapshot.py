@@ -11,9 +11,10 @@ from kjump.errors import LabError
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
 from kjump.initramfs.build import build
 from kjump.lab import rollback, snapshot
-from kjump.lab.machine import kernel as kernels
-from kjump.lab.machine.qemu import Machine
-from kjump.lab.machine.scene import TARGET_DEVICE, Hardware, Scene, make_disk
+from kjump.lab.machine import kernel_source as kernels
+from kjump.lab.machine.disks import make_disk
+from kjump.lab.machine.installation import TARGET_DEVICE, Hardware, Installation
+from kjump.lab.machine.qemu import VirtualMachine
 
 MIB = 1 << 20
 QUIET = "mkdir -p /mnt/ram && mount -o remount,ro / && echo alive > /run/marker"
@@ -29,22 +30,22 @@ def test_each_snapshot_shows_its_moment(folder: Path) -> None:
     if kernels.cached("6.1", debug_info=True) is None:
         pytest.skip("no debugging information: run `kjump lab kernel build --version 6.1 --debug-info` to force this")
     demo = snapshot.run(folder, version="6.1", hardware=Hardware(memory=640 * MIB), count=2)
-    assert demo.ok, (demo.failed, demo.as_json())
+    assert demo.ok, (demo.failed, demo.to_json())
     assert len(demo.snapshots) == 2 and all(s.pause > 0 for s in demo.snapshots)
     assert demo.snapshots[0].values[0] < demo.snapshots[1].values[0]
 
 
 def test_everything_destroyed_is_there_again_and_changed_disks_are_refused(folder: Path) -> None:
     demo = rollback.run(folder, version="6.12", hardware=Hardware(memory=640 * MIB))
-    assert demo.ok, (demo.failed, demo.as_json())
+    assert demo.ok, (demo.failed, demo.to_json())
 
 
-def marker(machine: Machine) -> str:
+def marker(machine: VirtualMachine) -> str:
     return machine.guest.run("cat", "/run/marker", check=False).stdout.strip()
 
 
-def test_a_snapshot_without_a_hook_while_nobody_writes(scene: Scene) -> None:
-    with scene.machine() as machine:
+def test_a_snapshot_without_a_hook_while_nobody_writes(installation: Installation) -> None:
+    with installation.machine() as machine:
         guest = machine.guest
         guest.event("ready")
         guest.run("sh", "-ec", QUIET)
@@ -67,19 +68,19 @@ def test_a_snapshot_without_a_hook_while_nobody_writes(scene: Scene) -> None:
 HOOK = "#!/usr/bin/python3 -IS\nimport sys\nprint('I cannot', sys.argv[1])\nsys.exit(sys.argv[1] == 'restore')\n"
 
 
-def test_a_hook_that_fails_on_the_way_back_ends_in_an_ordinary_boot(scene: Scene) -> None:
-    with scene.machine() as machine:
+def test_a_hook_that_fails_on_the_way_back_ends_in_an_ordinary_boot(installation: Installation) -> None:
+    with installation.machine() as machine:
         guest = machine.guest
         guest.event("ready")
         guest.run("python3", "-c", f"open('/run/hook', 'w').write({HOOK!r})")
         snapshot.take(guest, TARGET_DEVICE, "--hook", "/run/hook")
         guest.start("kjump", "rollback", "--from", TARGET_DEVICE)
         assert machine.wait_off(120) == "guest-reset"
-    with scene.machine() as machine:
-        reason = machine.guest.event("not-resumed", "resuming").details["reason"]
+    with installation.machine() as machine:
+        reason = machine.guest.event("not-resumed", "resuming").details.text("reason")
         assert "failed: the hook ended with exit status 1; its last words: I cannot restore" in reason
         machine.guest.event("ready")
-    assert state(scene.target_disk) is State.SNAPSHOT
+    assert state(installation.target_disk) is State.SNAPSHOT
 
 
 STOP_EVERYONE = """
@@ -100,8 +101,8 @@ assert size() > before, "nobody goes on"
 """
 
 
-def test_everyone_is_stopped_and_those_go_on_that_went_before(scene: Scene) -> None:
-    with scene.machine() as machine:
+def test_everyone_is_stopped_and_those_go_on_that_went_before(installation: Installation) -> None:
+    with installation.machine() as machine:
         guest = machine.guest
         guest.event("ready")
         guest.run("sh", "-c", "while :; do echo tick >> /run/ticks; sleep 0.05; done >/dev/null 2>&1 &")
@@ -111,41 +112,41 @@ def test_everyone_is_stopped_and_those_go_on_that_went_before(scene: Scene) -> N
         assert guest.run("sh", "-c", "cut -d' ' -f3 /proc/$(cat /run/pid)/stat").stdout == "T\n"
 
 
-def test_a_cold_roll_back_and_boots_that_leave_a_snapshot_alone(scene: Scene) -> None:
-    with scene.machine() as machine:
+def test_a_cold_roll_back_and_boots_that_leave_a_snapshot_alone(installation: Installation) -> None:
+    with installation.machine() as machine:
         machine.guest.event("ready")
         machine.guest.run("sh", "-ec", QUIET)
         command = machine.guest.start("kjump", "snapshot", "--to", TARGET_DEVICE, "--json")
         machine.guest.reply(command)
         machine.kill()
-    with scene.machine(f"kjump.rollback={TARGET_DEVICE}") as machine:
+    with installation.machine(f"kjump.rollback={TARGET_DEVICE}") as machine:
         machine.guest.event("resuming", "not-rolled-back")
         report = json.loads(machine.guest.reply(command).stdout)
         assert (report["rolled_back"], report["count"]) == (True, 1)
         assert marker(machine) == "alive"
-    with scene.machine() as machine:
+    with installation.machine() as machine:
         refusal = machine.guest.event("not-resumed", "resuming")
-        assert refusal.name == "not-resumed" and "holds a snapshot" in refusal.details["reason"]
+        assert refusal.name == "not-resumed" and "holds a snapshot" in refusal.details.text("reason")
         machine.guest.event("ready")  # it has mounted its root file system, so the snapshot's is gone
-    assert state(scene.target_disk) is State.SNAPSHOT
-    with scene.machine(f"kjump.rollback={TARGET_DEVICE}") as machine:
+    assert state(installation.target_disk) is State.SNAPSHOT
+    with installation.machine(f"kjump.rollback={TARGET_DEVICE}") as machine:
         refusal = machine.guest.event("not-rolled-back", "resuming")
-        assert refusal.name == "not-rolled-back" and "ext4 file system on /dev/vda" in refusal.details["reason"]
+        assert refusal.name == "not-rolled-back" and "ext4 file system on /dev/vda" in refusal.details.text("reason")
         machine.guest.event("ready")
-    assert state(scene.target_disk) is State.SNAPSHOT
+    assert state(installation.target_disk) is State.SNAPSHOT
 
 
-def test_dumps_hooks_that_fail_and_looks_from_the_second_kernel(scene: Scene) -> None:
-    target, initrd = scene.folder / "second.img", scene.folder / "with-dump.img"
+def test_dumps_hooks_that_fail_and_looks_from_the_second_kernel(installation: Installation) -> None:
+    target, initrd = installation.folder / "second.img", installation.folder / "with-dump.img"
     make_disk(target, 512 * MIB)
-    data = build(scene.kernel.image, level=3, with_dump=True)
+    data = build(installation.kernel.image, level=3, with_dump=True)
     initrd.write_bytes(data + bytes(-len(data) % 4096))
-    with scene.machine(more_disks=(target, initrd)) as machine:
+    with installation.machine(more_disks=(target, initrd)) as machine:
         guest = machine.guest
         guest.event("ready")
         guest.run("mkdir", "/snaps")
         for number in (1, 2):
-            assert snapshot.take(guest, "/snaps", "--level", "31")["target"] == f"/snaps/snapshot-{number}.img"
+            assert snapshot.take(guest, "/snaps", "--level", "31").target == f"/snaps/snapshot-{number}.img"
         refused = guest.run("kjump", "rollback", "--from", "/snaps/snapshot-1.img", check=False)
         assert refused.status == 1 and "debugging dump" in refused.stderr
         guest.run("sh", "-ec", QUIET)
@@ -156,26 +157,26 @@ def test_dumps_hooks_that_fail_and_looks_from_the_second_kernel(scene: Scene) ->
             check=False,
         )
         assert failed.status == 1 and "the hook ended with exit status 3; its last words: no disk" in failed.stderr
-        assert state(scene.target_disk) is not State.SNAPSHOT
+        assert state(installation.target_disk) is not State.SNAPSHOT
 
         taken = snapshot.take(guest, TARGET_DEVICE, "--level", "31")
-        assert taken["kind"] == "dump"
+        assert taken.kind == "dump" and taken.saved is not None
         refused = guest.run("kjump", "rollback", "--from", TARGET_DEVICE, check=False)
         assert refused.status == 1 and "debugging dump" in refused.stderr and "Traceback" not in refused.stderr
 
         found = json.loads(guest.run("kjump", "peer", "info", "--json").stdout)
-        assert found["kind"] == "parked system" and found["release"] == scene.kernel.release
+        assert found["kind"] == "parked system" and found["release"] == installation.kernel.release
         assert found["trouble"] is None and sum(found["classes"].values()) == found["pages"]
         no_drgn = guest.run("kjump", "peer", "drgn", check=False)
         assert no_drgn.status == 1 and "drgn is not in this initramfs" in no_drgn.stderr
         written = guest.run("kjump", "peer", "--initrd", INITRD, "dump", "--format", "kdump", "--force", SECOND_TARGET)
         assert f"bytes in {SECOND_TARGET}" in written.stdout
         assert marker(machine) == "alive"
-    assert state(scene.target_disk) is State.DUMP
-    with open_source(scene.target_disk) as dump, open_source(target) as looked:
+    assert state(installation.target_disk) is State.DUMP
+    with open_source(installation.target_disk) as dump, open_source(target) as looked:
         assert dump.info.text == looked.info.text
         assert nothing_but_the_kernels(dump) and nothing_but_the_kernels(looked)
-        assert taken["report"]["saved"]["kept_bytes"] <= pages.count(dump.present) * 4096
+        assert taken.saved.kept <= pages.count(dump.present) * 4096
 
 
 def nothing_but_the_kernels(source: Source) -> bool:

@@ -5,13 +5,18 @@ import time
 from pathlib import Path
 
 import pytest
-from test_failures import assert_unharmed, mark
+from test_failures import assert_unharmed
 
 from kjump.hibernate import snapshot
 from kjump.image.compression import LEVELS
 from kjump.lab import hibernation, switching
-from kjump.lab.machine.qemu import WATCHDOG, Guest, Machine, Reply, without_kernel_lines
-from kjump.lab.machine.scene import TARGET_DEVICE, Hardware, Scene
+from kjump.lab.campaign.provocations import mark
+from kjump.lab.machine.console import without_kernel_lines
+from kjump.lab.machine.guest_channel import CommandReply, GuestChannel
+from kjump.lab.machine.installation import TARGET_DEVICE, Hardware, Installation
+from kjump.lab.machine.qemu import VirtualMachine
+from kjump.lab.machine.qemu_config import WATCHDOG
+from kjump.lab.switching import SwitchingOptions
 
 MIB = 1 << 20
 
@@ -28,25 +33,24 @@ MIB = 1 << 20
 def test_two_and_three_kernels_take_turns(
     folder: Path, version: str, peer_version: str, hardware: Hardware, rounds: int
 ) -> None:
-    demo = switching.run(
-        folder, version=version, peer_version=peer_version, hardware=hardware, rounds=rounds, rounds_of_three=3
-    )
+    how = SwitchingOptions(rounds, rounds_of_three=3, peer_version=peer_version)
+    demo = switching.run(folder, version=version, hardware=hardware, how=how)
     assert demo.ok, (demo.failed, demo.given_back_bytes)
     assert demo.times["one_peer"]["later"] == rounds - 1
 
 
-def kjump(guest: Guest, *words: str, status: int = 0) -> Reply:
+def kjump(guest: GuestChannel, *words: str, status: int = 0) -> CommandReply:
     reply = guest.run("kjump", *words, check=False, timeout=300)
     assert reply.status == status, (words, reply)
     return reply
 
 
-def states(guest: Guest) -> dict[str, str]:
+def states(guest: GuestChannel) -> dict[str, str]:
     peers = json.loads(guest.run("kjump", "status", "--json", check=False).stdout)["peers"]
     return {p["name"]: p["state"] for p in peers}
 
 
-def on_console(machine: Machine, text: str, since: int) -> None:
+def on_console(machine: VirtualMachine, text: str, since: int) -> None:
     """Wait until `text` comes out of the serial console, behind the first `since` characters."""
     deadline = time.monotonic() + 60
     while text not in without_kernel_lines(machine.console()[since:]):
@@ -57,8 +61,8 @@ def on_console(machine: Machine, text: str, since: int) -> None:
 DECLARATION = '[[peer]]\nname = "left"\nwindow_size = 100663296\n[[peer]]\nname = "right"\nwindow_size = 100663296\n'
 
 
-def test_jobs_messages_and_what_goes_wrong(scene: Scene) -> None:
-    with scene.machine() as machine:
+def test_jobs_messages_and_what_goes_wrong(installation: Installation) -> None:
+    with installation.machine() as machine:
         guest = machine.guest
         guest.event("ready")
         kjump(guest, "switch", status=2)
@@ -67,7 +71,7 @@ def test_jobs_messages_and_what_goes_wrong(scene: Scene) -> None:
         assert states(guest) == {"left": "resident", "right": "resident"}
         assert "name one of left, right" in kjump(guest, "switch", status=2).stderr
         assert "resident" in kjump(guest, "boot-peer", status=2).stderr
-        assert "`kjump drop`" in kjump(guest, "load", f"/boot/vmlinuz-{scene.kernel.release}", status=2).stderr
+        assert "`kjump drop`" in kjump(guest, "load", f"/boot/vmlinuz-{installation.kernel.release}", status=2).stderr
         assert "\n|" in kjump(guest, "inspect", "--plan").stdout
 
         # Bytes go both ways; a command's output and its exit status come back.
@@ -105,8 +109,8 @@ def test_jobs_messages_and_what_goes_wrong(scene: Scene) -> None:
         assert states(guest) == {}
 
 
-def test_a_kernel_on_standby_saves_the_boot_of_a_second_kernel(scene: Scene) -> None:
-    with scene.machine() as machine:
+def test_a_kernel_on_standby_saves_the_boot_of_a_second_kernel(installation: Installation) -> None:
+    with installation.machine() as machine:
         guest = machine.guest
         guest.event("ready")
         hibernation.start_workload(guest, 0)
@@ -117,23 +121,23 @@ def test_a_kernel_on_standby_saves_the_boot_of_a_second_kernel(scene: Scene) -> 
         assert states(guest) == {"standby": "resident"}
         command = guest.start("kjump", "hibernate", "--to", TARGET_DEVICE, "--level", "auto", "--json")
         guest.event("save-begins", timeout=120, since=asked)
-        assert guest.event("saved", timeout=120, since=asked).details["level"] in LEVELS
+        assert guest.event("saved", timeout=120, since=asked).details.integer("level") in LEVELS
         assert not [e for e in guest.events if e.name == "role" and e.time > asked], "nobody boots"
         assert machine.wait_off(300) == "guest-shutdown"
-    with scene.machine() as machine:
+    with installation.machine() as machine:
         resumed = hibernation.resume(machine, command)
         assert resumed.reply.status == 0, resumed.reply
         assert json.loads(resumed.reply.stdout)["resumed"]
-        assert all(hibernation.verify_workload(machine.guest)["checks"].values())
+        assert hibernation.verify_workload(machine.guest).ok
         assert states(machine.guest) == {"standby": "resident"}
         kjump(machine.guest, "standby", "--off")
         assert states(machine.guest) == {}
 
 
-def test_a_kernel_on_standby_waits_on_disk(scene: Scene) -> None:
+def test_a_kernel_on_standby_waits_on_disk(installation: Installation) -> None:
     """It saves once and once more, from the same file, and needs no memory between."""
     saved, file = ("kjump", "hibernate", "--to", TARGET_DEVICE, "--json"), "/standby"
-    with scene.machine() as machine:
+    with installation.machine() as machine:
         guest = machine.guest
         guest.event("ready")
         kjump(guest, "standby", "--on-disk", "/etc/passwd", status=2)
@@ -150,12 +154,12 @@ def test_a_kernel_on_standby_waits_on_disk(scene: Scene) -> None:
         assert machine.wait_off(300) == "guest-shutdown"
         assert not [e for e in guest.events if e.name == "role" and e.time > asked], "nobody boots"
     for last in (False, True):
-        with scene.machine() as machine:
+        with installation.machine() as machine:
             guest = machine.guest
             resumed = hibernation.resume(machine, command)
             assert resumed.reply.status == 0, resumed.reply
             assert json.loads(resumed.reply.stdout)["resumed"]
-            assert all(hibernation.verify_workload(guest)["checks"].values())
+            assert hibernation.verify_workload(guest).ok
             assert states(guest) == {"standby": "on disk"}
             if not last:
                 command = guest.start(*saved)
@@ -169,8 +173,8 @@ def test_a_kernel_on_standby_waits_on_disk(scene: Scene) -> None:
             assert guest.run("ls", file, check=False).status
 
 
-def test_a_shell_in_a_peer_is_left_with_its_status(scene: Scene) -> None:
-    with scene.machine() as machine:
+def test_a_shell_in_a_peer_is_left_with_its_status(installation: Installation) -> None:
+    with installation.machine() as machine:
         guest = machine.guest
         guest.event("ready")
         kjump(guest, "boot-peer")
@@ -180,15 +184,15 @@ def test_a_shell_in_a_peer_is_left_with_its_status(scene: Scene) -> None:
             command = guest.start("kjump", "switch", "--job", "shell")
             on_console(machine, "a shell of the second kernel", before)
             machine.type(b"import os; print(os.uname().release, 6 * 7)\r")
-            on_console(machine, f"{scene.kernel.release} 42", before)
+            on_console(machine, f"{installation.kernel.release} 42", before)
             machine.type(f"raise SystemExit({status})\r".encode())
             reply = guest.reply(command, 60)
             assert reply.status == status, reply
         assert states(guest) == {"B": "resident"}
 
 
-def test_a_resident_peer_that_hangs_is_ended_by_the_watchdog(scene: Scene) -> None:
-    with scene.machine(extra=WATCHDOG) as machine:
+def test_a_resident_peer_that_hangs_is_ended_by_the_watchdog(installation: Installation) -> None:
+    with installation.machine(extra=WATCHDOG) as machine:
         guest = machine.guest
         guest.event("ready")
         mark(machine)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kjump.lab.machine.kernel import TOOLS
+from kjump.lab.machine.kernel_make import TOOLS
 
 TOP = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(TOP / "build-aux"))

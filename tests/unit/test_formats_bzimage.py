@@ -10,7 +10,7 @@ from mutations import damaged, survives
 
 from kjump.errors import FormatError
 from kjump.formats import bzimage
-from kjump.lab.machine import kernel as kernels
+from kjump.lab.machine import kernel_source as kernels
 from kjump.ranges import Range
 
 KERNEL = os.environ.get("KJUMP_TEST_BZIMAGE", "")

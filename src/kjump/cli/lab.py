@@ -10,13 +10,14 @@ from pathlib import Path
 
 import click
 
-from kjump.cli.demo import demo
+from kjump.cli.demo import demo, kernel_option
 from kjump.cli.options import SIZE, human
+from kjump.lab import requirements
 
 
 @click.group()
 def lab_command() -> None:
-    """The laboratory: kernels from source, QEMU machines, demonstrations."""
+    """The laboratory: kernels from source, virtual machines, demonstrations."""
 
 
 lab_command.add_command(demo)
@@ -33,10 +34,10 @@ def kernel() -> None:
 @click.option("--debug-info", is_flag=True, help="Keep a vmlinux with DWARF, for crash and drgn.")
 def kernel_build(version: str, arch: str, debug_info: bool) -> None:
     """Build a kernel, or say where the cached one is."""
-    from kjump.lab.machine import kernel as kernels
+    from kjump.lab.machine import kernel_source as kernels
 
-    with _progress(f"linux {version}") as report:
-        built = kernels.build(version, arch=arch, debug_info=debug_info, progress=report)
+    with _progress(f"linux {version}") as progress:
+        built = kernels.build(version, arch=arch, debug_info=debug_info, progress=progress)
     click.echo(f"{built.image} (Linux {built.release}, {human(built.image.stat().st_size)})")
 
 
@@ -79,7 +80,7 @@ class _Lines:
 @lab_command.command("vmcore")
 @click.option("--memory", type=SIZE, default="512M", show_default=True, help="RAM of the machine.")
 @click.option("--fill", type=SIZE, default="128M", show_default=True, help="How much of it to use.")
-@click.option("--kernel", "version", default="6.12", show_default=True, help="Of Debian's linux-source-VERSION.")
+@kernel_option(why="Of Debian's linux-source-VERSION.")
 @click.option("--cpu", default="max", show_default=True, help="QEMU CPU model; max,la57=off has 4 levels of paging.")
 @click.option("--options", default="", help="More options for the kernel.")
 @click.option("--debug-info", is_flag=True, help="Take a kernel with DWARF, for crash and drgn.")
@@ -89,7 +90,8 @@ def vmcore_command(
     memory: int, fill: int, version: str, cpu: str, options: str, debug_info: bool, crash: bool, out: Path
 ) -> None:
     """Boot a kernel, fill its memory, and write its ELF vmcore to OUT."""
-    from kjump.lab.machine import kernel as kernels
+    requirements.check()
+    from kjump.lab.machine import kernel_source as kernels
     from kjump.lab.machine import vmcore
 
     built = kernels.build(version, debug_info=debug_info)

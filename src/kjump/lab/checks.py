@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from kjump.formats.record import JsonObject
+
+Tell = Callable[[str], None]
+"""What is given one line for each step of a demonstration."""
+
+
+def silent(_: str) -> None:
+    """Tell nobody."""
 
 
 class Checked:
     """A base of results, which are dataclasses: `checks` maps each check's name to whether it held."""
 
-    checks: dict[str, bool]
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    checks: Mapping[str, bool]
 
     @property
     def ok(self) -> bool:
-        """Whether every check holds."""
+        """Whether there are checks, and every one of them holds."""
         return bool(self.checks) and not self.failed
 
     @property
@@ -20,6 +32,6 @@ class Checked:
         """The names of the checks that do not hold."""
         return [name for name, good in self.checks.items() if not good]
 
-    def as_json(self) -> dict[str, Any]:
-        """Return it as one JSON object."""
-        return {"ok": self.ok, **vars(self)}
+    def to_json(self) -> JsonObject:
+        """Return it as one JSON object: `ok`, and all fields."""
+        return {"ok": self.ok, **dataclasses.asdict(self)}

@@ -1,20 +1,21 @@
-"""The main job, tried for real: a Linux at work is saved from a second kernel, switched off, and alive again."""
+"""Hibernation: a system at work is saved from a second kernel, switched off, and works on after the next boot."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kjump.errors import LabError
-from kjump.lab.checks import Checked
-from kjump.lab.machine import kernel as kernels
+from kjump.lab.checks import Checked, Tell, silent
+from kjump.lab.guest.activity import WorkloadAccount
+from kjump.lab.machine import kernel_source as kernels
 from kjump.lab.machine import rootfs
-from kjump.lab.machine.qemu import Event, Guest, Machine, Reply
-from kjump.lab.machine.scene import TARGET_DEVICE, Hardware, Scene
+from kjump.lab.machine.guest_channel import CommandReply, GuestChannel, GuestEvent
+from kjump.lab.machine.installation import TARGET_DEVICE, Hardware, Installation
+from kjump.lab.machine.qemu import VirtualMachine
+from kjump.lab.reports import HibernateReport
 
 TARGET_FILE = "/var/hibernate.img"
 STANDBY_FILE = "/var/standby"
@@ -23,17 +24,17 @@ STANDING_BY = {"memory": ("kjump", "standby"), "disk": ("kjump", "standby", "--o
 PHASES = ("prepare", "jump", "boot_b", "save", "off", "boot", "boot_c", "restore", "back", "again")
 
 
-@dataclass
-class Demo(Checked):
-    """What a hibernation in the lab came to; sizes in bytes, `phases` in seconds."""
+@dataclass(frozen=True)
+class HibernationDemo(Checked):
+    """What hibernations in the lab came to; sizes in bytes and `phases` in seconds are those of the last one."""
 
     kernel: str
     memory_bytes: int
-    window_bytes: int = 0
-    image_bytes: int = 0
-    saved_bytes: int = 0
-    phases: dict[str, float] = field(default_factory=dict)
-    checks: dict[str, bool] = field(default_factory=dict)
+    window_bytes: int
+    image_bytes: int
+    saved_bytes: int
+    phases: dict[str, float]
+    checks: dict[str, bool]
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,14 @@ class Suspended:
 
     command: int
     asked: float
-    role: Event | None
-    begun: Event
-    saved: Event
+    role: GuestEvent | None
+    begun: GuestEvent
+    saved: GuestEvent
     off: float
 
 
 def suspend(
-    machine: Machine, *options: str, target: str = TARGET_DEVICE, standby: bool = False, timeout: float = 300
+    machine: VirtualMachine, *options: str, target: str = TARGET_DEVICE, standby: bool = False, timeout: float = 300
 ) -> Suspended:
     """Hibernate the running `machine` to `target` and wait until it is off; LabError when it comes back instead.
 
@@ -62,7 +63,7 @@ def suspend(
     asked = time.monotonic()
     command = guest.start("kjump", "hibernate", "--to", target, "--json", *options)
 
-    def sign(name: str) -> Event:
+    def sign(name: str) -> GuestEvent:
         return _sign_of_life(guest, lambda: guest.seen(name, since=asked), f"event {name}", command, timeout)
 
     role = (
@@ -77,21 +78,29 @@ def suspend(
     return Suspended(command, asked, role, begun, saved, time.monotonic())
 
 
-def _sign_of_life(guest: Guest, look: Callable[[], Event | None], what: str, command: int, timeout: float) -> Event:
-    """Return the event that `look` finds; LabError when the command ends before, refused or brought back by B."""
-    result = guest.wait(lambda: look() or guest.finished(command), what, timeout)
-    if isinstance(result, Reply):
-        raise LabError(f"kjump hibernate ended before {what}: {_failure(result)}")
-    assert isinstance(result, Event)
-    return result
+def _sign_of_life(
+    guest: GuestChannel, look: Callable[[], GuestEvent | None], what: str, command: int, timeout: float
+) -> GuestEvent:
+    """Return the event that `look` finds; LabError when the command ends before: refused, or the save failed."""
+
+    def found() -> GuestEvent | None:
+        event = look()
+        reply = None if event else guest.finished(command)
+        if reply:
+            raise LabError(f"kjump hibernate ended before {what}: {failure(reply)}")
+        return event
+
+    return guest.wait(found, what, timeout)
 
 
-def _role(guest: Guest, name: str, since: float = 0.0) -> Event | None:
+def _role(guest: GuestChannel, name: str, since: float = 0.0) -> GuestEvent | None:
     """Return the first sign of life of the kernel in role `name`, if there was one."""
-    return next((e for e in guest.events if e.name == "role" and e.details["name"] == name and e.time >= since), None)
+    roles = (e for e in guest.events if e.name == "role" and e.time >= since)
+    return next((e for e in roles if e.details.text("name") == name), None)
 
 
-def _failure(reply: Reply) -> str:
+def failure(reply: CommandReply) -> str:
+    """Return how a command that failed ended, for a message."""
     return f"exit {reply.status}: {reply.stderr.strip()}"
 
 
@@ -99,34 +108,41 @@ def _failure(reply: Reply) -> str:
 class Resumed:
     """A machine that is back: its command's reply, and when things happened.
 
-    `role` is C's first sign of life, None when the boot kernel did the work.
+    `role` is the first sign of life of the kernel that restores, None when the boot kernel did the work.
     """
 
-    reply: Reply
-    resuming: Event
-    role: Event | None
-    going_back: Event
+    reply: CommandReply
+    resuming: GuestEvent
+    role: GuestEvent | None
+    going_back: GuestEvent
+
+    @property
+    def report(self) -> HibernateReport:
+        """What the command said; LabError when it failed, FormatError when it said something else."""
+        if self.reply.status:
+            raise LabError(f"kjump hibernate came back with {failure(self.reply)}")
+        return HibernateReport.from_json(self.reply.record("kjump hibernate"))
 
 
-def resume(machine: Machine, command: int, timeout: float = 300) -> Resumed:
+def resume(machine: VirtualMachine, command: int, timeout: float = 300) -> Resumed:
     """Wait until the freshly booted `machine` has resumed and `command` has replied; LabError when it does not."""
     guest = machine.guest
     first = guest.event("resuming", "not-resumed", timeout=timeout)
     if first.name == "not-resumed":
-        raise LabError(f"the machine did not resume: {first.details['reason']}")
+        raise LabError(f"the machine did not resume: {first.details.text('reason')}")
     going_back = guest.event("going-back", timeout=timeout)
     return Resumed(guest.reply(command, timeout), first, _role(guest, "restorer"), going_back)
 
 
-def phases(suspended: Suspended, machine: Machine, resumed: Resumed) -> dict[str, float]:
+def phases(suspended: Suspended, machine: VirtualMachine, resumed: Resumed) -> dict[str, float]:
     """Return the seconds of each phase in PHASES, as seen from outside."""
-    report = json.loads(resumed.reply.stdout)
-    prepared = suspended.asked + report["phases"]["prepare"]
+    report = resumed.report
+    prepared = suspended.asked + report.prepare
     role = suspended.role
-    b_started = role.time - role.details["uptime"] if role else suspended.begun.time
+    b_started = role.time - role.details.number("uptime", low=0) if role else suspended.begun.time
     c_started = resumed.role.time if resumed.role else resumed.resuming.time
     seconds = {
-        "prepare": report["phases"]["prepare"],
+        "prepare": report.prepare,
         "jump": b_started - prepared,
         "boot_b": suspended.begun.time - b_started,
         "save": suspended.saved.time - suspended.begun.time,
@@ -134,25 +150,39 @@ def phases(suspended: Suspended, machine: Machine, resumed: Resumed) -> dict[str
         "boot": resumed.resuming.time - machine.started,
         "boot_c": c_started - resumed.resuming.time,
         "restore": resumed.going_back.time - c_started,
-        "back": resumed.reply.time - resumed.going_back.time - report["phases"]["again"],
-        "again": report["phases"]["again"],
+        "back": resumed.reply.time - resumed.going_back.time - report.again,
+        "again": report.again,
     }
     return {name: round(seconds[name], 3) for name in PHASES}
 
 
-def start_workload(guest: Guest, fill: int, *options: str) -> dict[str, Any]:
+def start_workload(guest: GuestChannel, fill: int, *options: str) -> WorkloadAccount:
     """Start the workload in the guest, check that it works, and return its first account of itself."""
     guest.run("python3", "-m", "kjump.lab.guest.workload", "start", "--fill", str(fill), *options, timeout=600)
     return verify_workload(guest)
 
 
-def verify_workload(guest: Guest) -> dict[str, Any]:
-    """Return the workload's account: {"checks", "values", "pages"}."""
+def verify_workload(guest: GuestChannel) -> WorkloadAccount:
+    """Return what the workload says of itself; LabError when it does not answer."""
     reply = guest.run("python3", "-m", "kjump.lab.guest.workload", "verify", check=False, timeout=600)
     if not reply.stdout:
         raise LabError(f"the workload does not answer: {reply.stderr.strip()}")
-    answer: dict[str, Any] = json.loads(reply.stdout)
-    return answer
+    return WorkloadAccount.from_json(reply.record("the workload"))
+
+
+@dataclass(frozen=True)
+class HibernationOptions:
+    """How to hibernate: `fill` bytes of random memory more than the usual workload, `rounds` times with one machine.
+
+    `kernel_options` are for the system that is saved. With `to_file` the image goes to a file on its root file system;
+    with `standby`, a key of STANDING_BY, a second kernel stands by.
+    """
+
+    fill: int = 0
+    rounds: int = 1
+    kernel_options: str = ""
+    to_file: bool = False
+    standby: str = ""
 
 
 def run(
@@ -160,81 +190,73 @@ def run(
     *,
     version: str,
     hardware: Hardware,
-    fill: int = 0,
-    rounds: int = 1,
-    options: str = "",
-    to_file: bool = False,
-    standby: str = "",
-    tell: Callable[[str], None] = lambda _: None,
-) -> Demo:
-    """Play the whole story in `folder`, `rounds` times with one machine; LabError when a step cannot be done.
-
-    `fill` bytes of random memory are added to the workload; `options` are kernel options for A. With `to_file` the
-    image goes to a file on A's root file system; with `standby`, a key of STANDING_BY, a second kernel stands by.
-    """
+    how: HibernationOptions = HibernationOptions(),  # frozen
+    tell: Tell = silent,
+) -> HibernationDemo:
+    """Hibernate and resume in `folder` as `how` says; LabError when a step cannot be done."""
     kernel = kernels.build(version)
     tell("making the disks")
     target_size = hardware.memory + (64 << 20)
-    root_size = rootfs.SIZE + (target_size if to_file else 0)
-    scene = Scene(folder, kernel, hardware, target_size, options=options, root_size=root_size).prepare()
-    demo = Demo(kernel.release, hardware.memory)
-    tell("starting Linux A")
-    machine = scene.machine()
-    with machine:
-        machine.guest.event("ready", timeout=120)
-        tell("starting its work")
-        demo.checks["workload_before"] = all(start_workload(machine.guest, fill)["checks"].values())
-        target, boot_options = TARGET_DEVICE, ""
-        if to_file:
-            tell("making the target file")
-            target, boot_options = TARGET_FILE, make_target_file(machine.guest, target_size)
-        if standby:
-            tell("booting a second kernel, to stand by")
-            machine.guest.run(*STANDING_BY[standby], timeout=120)
+    root_size = rootfs.SIZE + (target_size if how.to_file else 0)
+    options = how.kernel_options
+    system = Installation(folder, kernel, hardware, target_size, options=options, root_size=root_size).prepare()
+    target = TARGET_FILE if how.to_file else TARGET_DEVICE
+    checks: dict[str, bool] = {}
+    with system.machine() as machine:
+        boot_options = _set_up(machine, how, target_size, checks, tell)
         tell("hibernating")
-        suspended = suspend(machine, target=target, standby=bool(standby))
-    for round_number in range(1, rounds + 1):
+        suspended = suspend(machine, target=target, standby=bool(how.standby))
+    for number in range(1, how.rounds + 1):
         tell("off; starting the machine again")
-        with scene.machine(boot_options) as machine:
+        with system.machine(boot_options) as machine:
             resumed = resume(machine, suspended.command)
-            tell("resumed; looking at its work")
-            _account(demo, suspended, machine, resumed, round_number, rounds)
-            if round_number < rounds:
-                suspended = suspend(machine, target=target, standby=bool(standby))
+            tell("resumed; checking its workload")
+            suffix = f"_{number}" if how.rounds > 1 else ""
+            checks[f"exit_status{suffix}"] = resumed.reply.status == 0
+            report, seconds = resumed.report, phases(suspended, machine, resumed)
+            checks |= {f"{name}{suffix}": good for name, good in verify_workload(machine.guest).checks.items()}
+            if number < how.rounds:
+                suspended = suspend(machine, target=target, standby=bool(how.standby))
                 continue
-            if to_file:
-                demo.checks |= _check_target_file(machine.guest)
-            machine.guest.start("python3", "-c", "from kjump.lab.guest.agent import power_off; power_off()")
-            demo.checks["powered_off"] = machine.wait_off() == "guest-shutdown"
-    demo.checks["disk"] = scene.check_root_disk()[0]
-    return demo
+            if how.to_file:
+                checks["target_consumed"] = _consumed_and_removed(machine.guest)
+            checks["powered_off"] = machine.power_off() == "guest-shutdown"
+    checks["disk"] = system.check_root_disk()[0]
+    saved = report.saved
+    if saved is None:
+        raise LabError("kjump hibernate does not say what was saved")
+    return HibernationDemo(
+        kernel.release, hardware.memory, report.window_bytes, saved.image, saved.kept, seconds, checks
+    )
 
 
-def make_target_file(guest: Guest, size: int) -> str:
+def _set_up(
+    machine: VirtualMachine, how: HibernationOptions, target_size: int, checks: dict[str, bool], tell: Tell
+) -> str:
+    """Bring the machine to where it can be hibernated; return kernel options by which its boots find the image."""
+    tell("booting")
+    guest = machine.guest
+    guest.event("ready", timeout=120)
+    tell("starting the workload")
+    checks["workload_before"] = start_workload(guest, how.fill).ok
+    boot_options = ""
+    if how.to_file:
+        tell("making the target file")
+        boot_options = make_target_file(guest, target_size)
+    if how.standby:
+        tell("booting a second kernel, to stand by")
+        guest.run(*STANDING_BY[how.standby], timeout=120)
+    return boot_options
+
+
+def make_target_file(guest: GuestChannel, size: int) -> str:
     """Make TARGET_FILE of `size` bytes in the guest; return the kernel options that find it."""
     reply = guest.run("kjump", "target", "create", "--json", TARGET_FILE, str(size), timeout=300)
-    return str(json.loads(reply.stdout)["options"])
+    return reply.record("kjump target create").text("options")
 
 
-def _check_target_file(guest: Guest) -> dict[str, bool]:
-    """Look at the file after its image has been run, and take it away, as anyone may."""
-    shown = json.loads(guest.run("kjump", "target", "show", "--json", TARGET_FILE).stdout)
+def _consumed_and_removed(guest: GuestChannel) -> bool:
+    """Remove the target file, whose image has been resumed; return whether it said that it was."""
+    shown = guest.run("kjump", "target", "show", "--json", TARGET_FILE).record("kjump target show")
     guest.run("rm", TARGET_FILE)
-    return {"target_consumed": shown["state"] == "consumed"}
-
-
-def _account(
-    demo: Demo, suspended: Suspended, machine: Machine, resumed: Resumed, round_number: int, rounds: int
-) -> None:
-    """Add what one hibernation came to; the sizes and phases of the last one stay."""
-    suffix = f"_{round_number}" if rounds > 1 else ""
-    demo.checks[f"exit_status{suffix}"] = resumed.reply.status == 0
-    if resumed.reply.status:
-        raise LabError(f"kjump hibernate came back with {_failure(resumed.reply)}")
-    report = json.loads(resumed.reply.stdout)
-    demo.window_bytes = report["window_bytes"]
-    demo.image_bytes = report["report"]["saved"]["image_bytes"]
-    demo.saved_bytes = report["report"]["saved"]["kept_bytes"]
-    demo.phases = phases(suspended, machine, resumed)
-    for name, good in verify_workload(machine.guest)["checks"].items():
-        demo.checks[f"{name}{suffix}"] = good
+    return shown.text("state") == "consumed"

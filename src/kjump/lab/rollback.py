@@ -1,26 +1,26 @@
-"""Roll-back for real: a machine is destroyed from within, and is there again, disks and all.
+"""Roll-back: a system is destroyed from within, and is as it was again, disks included.
 
-The machine's root file system is mounted read-only, and what it writes goes to a small ext4 disk at /var, of which the
-snapshot's hook keeps a copy on another disk. Second story: without a hook, and then something is written.
+Its root file system is mounted read-only, and what it writes goes to a small ext4 disk at /var, of which the
+snapshot's hook keeps a copy on another disk. Then the same without a hook: the roll-back must be refused.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from kjump.errors import LabError
-from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
+from kjump.formats.record import Record
+from kjump.formats.superblock import State
 from kjump.lab import hibernation
-from kjump.lab.checks import Checked
-from kjump.lab.machine import kernel as kernels
-from kjump.lab.machine import rootfs
-from kjump.lab.machine.qemu import Guest, Machine, Reply
-from kjump.lab.machine.scene import TARGET_DEVICE, Hardware, Scene, make_disk
+from kjump.lab.checks import Checked, Tell, silent
+from kjump.lab.machine import kernel_source as kernels
+from kjump.lab.machine.disks import make_disk, make_file_system, read_superblock
+from kjump.lab.machine.guest_channel import CommandReply, GuestChannel
+from kjump.lab.machine.installation import TARGET_DEVICE, Hardware, Installation
+from kjump.lab.machine.qemu import VirtualMachine
+from kjump.lab.reports import SnapshotReport
 
 DATA_DEVICE, COPY_DEVICE, PLAIN_TARGET = "/dev/vdc", "/dev/vdd", "/dev/vde"
 _DATA_SIZE = 32 << 20
@@ -57,8 +57,8 @@ sync
 """
 
 
-@dataclass
-class Demo(Checked):
+@dataclass(frozen=True)
+class RollbackDemo(Checked):
     """What the demonstration came to.
 
     `refusal` is the sentence of the roll-back that was refused; `pause` the snapshot's. For each roll-back there are
@@ -67,53 +67,65 @@ class Demo(Checked):
 
     kernel: str
     memory_bytes: int
-    refusal: str = ""
+    refusal: str
+    pause: float
+    seconds: list[float]
+    clock_errors: list[float]
+    checks: dict[str, bool]
+
+
+@dataclass
+class _RollBacks:
+    """What the roll-backs with a hook came to so far."""
+
     pause: float = 0.0
     seconds: list[float] = field(default_factory=list)
     clock_errors: list[float] = field(default_factory=list)
     checks: dict[str, bool] = field(default_factory=dict)
 
 
-def prepare(folder: Path, version: str, hardware: Hardware) -> Scene:
-    """Return a scene with a data disk (ext4), a disk for its copy, and a second target."""
+def prepare(folder: Path, version: str, hardware: Hardware) -> Installation:
+    """Return a system with a data disk (ext4), a disk for its copy, and a second target."""
     kernel = kernels.build(version)
     size = hardware.memory + (64 << 20)
     data, copy, plain = more_disks(folder)
-    rootfs.make_file_system(data, None, _DATA_SIZE)
+    make_file_system(data, None, _DATA_SIZE)
     make_disk(copy, _DATA_SIZE)
     make_disk(plain, size)
-    return Scene(folder, kernel, hardware, target_size=size).prepare()
+    return Installation(folder, kernel, hardware, target_size=size).prepare()
 
 
 def more_disks(folder: Path) -> tuple[Path, ...]:
-    """Return the disks that this scene has besides: data, its copy, the second target."""
+    """Return the disks that this system has besides: data, its copy, the second target."""
     return folder / "data.img", folder / "copy.img", folder / "plain.img"
 
 
-def run(folder: Path, *, version: str, hardware: Hardware, tell: Callable[[str], None] = lambda _: None) -> Demo:
-    """Play both stories in `folder`; LabError when a step cannot be done."""
+def run(folder: Path, *, version: str, hardware: Hardware, tell: Tell = silent) -> RollbackDemo:
+    """Roll back with a hook, and try to without one, in `folder`; LabError when a step cannot be done."""
     tell("making the disks")
-    scene = prepare(folder, version, hardware)
-    demo = Demo(scene.kernel.release, hardware.memory)
-    tell("starting Linux A")
-    with scene.machine(more_disks=more_disks(folder)) as machine:
+    system = prepare(folder, version, hardware)
+    tell("booting")
+    with system.machine(more_disks=more_disks(folder)) as machine:
         guest = machine.guest
         guest.event("ready", timeout=120)
         guest.run("sh", "-ec", _SET_UP)
-        tell("starting its work")
-        demo.checks["workload_before"] = all(hibernation.start_workload(guest, 0)["checks"].values())
-        with_a_hook(machine, demo, tell)
-        without_a_hook(guest, demo, tell)
-        guest.start("python3", "-c", "from kjump.lab.guest.agent import power_off; power_off()")
-        machine.wait_off()
-    with scene.target_disk.open("rb") as disk:
-        superblock = Superblock.unpack(disk.read(SUPERBLOCK_SIZE))
-    demo.checks["still_a_snapshot"] = superblock.state is State.SNAPSHOT
-    demo.checks["counted"] = superblock.details["rolled_back"] == 2
-    return demo
+        tell("starting the workload")
+        checks = {"workload_before": hibernation.start_workload(guest, 0).ok}
+        done = with_a_hook(machine, tell)
+        checks |= done.checks
+        refusal = without_a_hook(guest, tell)
+        checks["refused"] = f"{DATA_DEVICE} (mounted at /var)" in refusal
+        checks["unharmed"] = _works(guest)
+        machine.power_off()
+    superblock = read_superblock(system.target_disk)
+    checks["still_a_snapshot"] = superblock.state is State.SNAPSHOT
+    checks["counted"] = Record(superblock.details, "the superblock").integer("rolled_back") == 2
+    return RollbackDemo(
+        system.kernel.release, hardware.memory, refusal, done.pause, done.seconds, done.clock_errors, checks
+    )
 
 
-def with_a_hook(machine: Machine, demo: Demo, tell: Callable[[str], None]) -> None:
+def with_a_hook(machine: VirtualMachine, tell: Tell) -> _RollBacks:
     """Take a snapshot, destroy what there is, roll back, look; twice."""
     guest = machine.guest
     command = guest.start(
@@ -122,49 +134,60 @@ def with_a_hook(machine: Machine, demo: Demo, tell: Callable[[str], None]) -> No
         f"kjump snapshot --to {TARGET_DEVICE} --hook /run/hook --hook-tool /usr/bin/busybox --json; "
         "head -c 16 /dev/urandom | base64; python3 -c 'import time; print(time.time())'",
     )
-    taken, random, ahead = _parts(guest.reply(command, timeout=300))
-    demo.checks["taken"] = taken["taken"] and not taken["rolled_back"]
-    demo.pause = taken["phases"]["pause"]
-    tell(f"snapshot taken; paused for {demo.pause:.2f} s")
-    randoms = {random}
+    first = _came_back(guest.reply(command, timeout=300))
+    done = _RollBacks(pause=first.report.phases["pause"])
+    done.checks["taken"] = first.report.taken and not first.report.rolled_back
+    tell(f"snapshot taken; paused for {done.pause:.2f} s")
+    randoms = {first.random}
     for number, shift in ((1, 0), (2, _SHIFT)):
         guest.run("sh", "-c", _DESTROY)
         guest.run("python3", "-c", f"import time; time.clock_settime(time.CLOCK_REALTIME, time.time() + {shift})")
-        demo.checks[f"destroyed_{number}"] = not _works(guest)
+        done.checks[f"destroyed_{number}"] = not _works(guest)
         tell("everything destroyed; rolling back")
         asked = time.monotonic()
         reply = roll_back(guest, command, TARGET_DEVICE)
-        demo.seconds.append(round(reply.time - asked, 3))
-        tell(f"back after {demo.seconds[-1]:.1f} s")
-        report, random, ahead_now = _parts(reply)
-        randoms.add(random)
-        demo.clock_errors.append(round(ahead_now - ahead - shift, 3))
-        demo.checks[f"rolled_back_{number}"] = report["rolled_back"] and report["count"] == number
-        for name, good in hibernation.verify_workload(guest)["checks"].items():
-            demo.checks[f"{name}_{number}"] = good
-        demo.checks[f"no_rubbish_{number}"] = guest.run("ls", "/var/rubbish", check=False).status != 0
-    demo.checks["other_random_numbers"] = len(randoms) == 3
-    demo.checks["wall_clock"] = all(abs(error) < _CLOCK_ERROR for error in demo.clock_errors)
+        done.seconds.append(round(reply.time - asked, 3))
+        tell(f"back after {done.seconds[-1]:.1f} s")
+        again = _came_back(reply)
+        randoms.add(again.random)
+        done.clock_errors.append(round(again.ahead - first.ahead - shift, 3))
+        done.checks[f"rolled_back_{number}"] = again.report.rolled_back and again.report.count == number
+        account = hibernation.verify_workload(guest)
+        done.checks |= {f"{name}_{number}": good for name, good in account.checks.items()}
+        done.checks[f"no_rubbish_{number}"] = guest.run("ls", "/var/rubbish", check=False).status != 0
+    done.checks["other_random_numbers"] = len(randoms) == 3
+    done.checks["wall_clock"] = all(abs(error) < _CLOCK_ERROR for error in done.clock_errors)
+    return done
 
 
-def _parts(reply: Reply) -> tuple[dict[str, Any], str, float]:
-    """Return what the snapshot's command said, a random number, and how far the guest's clock is ahead of ours."""
-    if reply.status:
+@dataclass(frozen=True)
+class _CameBack:
+    """A return of the snapshot's command: its report, a random number, seconds by which the guest's clock is ahead."""
+
+    report: SnapshotReport
+    random: str
+    ahead: float
+
+
+def _came_back(reply: CommandReply) -> _CameBack:
+    """Read what the snapshot's command printed, and the commands behind it."""
+    lines = reply.stdout.splitlines()
+    if reply.status or len(lines) != 3:
         raise LabError(f"kjump snapshot failed: {reply.stderr.strip()}")
-    report, random, clock = reply.stdout.splitlines()
+    report, random, clock = lines
     then = time.time() - (time.monotonic() - reply.time)
-    return json.loads(report), random, float(clock) - then
+    return _CameBack(SnapshotReport.from_json(Record.parse(report, "kjump snapshot")), random, float(clock) - then)
 
 
-def _works(guest: Guest) -> bool:
+def _works(guest: GuestChannel) -> bool:
     """Tell whether the workload still answers, and finds all in order."""
     try:
-        return all(hibernation.verify_workload(guest)["checks"].values())
+        return hibernation.verify_workload(guest).ok
     except LabError:
         return False
 
 
-def roll_back(guest: Guest, command: int, target: str) -> Reply:
+def roll_back(guest: GuestChannel, command: int, target: str) -> CommandReply:
     """Roll back to the snapshot that `command` took; return its reply when it comes once more.
 
     LabError when `kjump rollback` refuses.
@@ -172,21 +195,24 @@ def roll_back(guest: Guest, command: int, target: str) -> Reply:
     asked = time.monotonic()
     number = guest.start("kjump", "rollback", "--from", target)
 
-    def found() -> Reply | None:
+    def found() -> CommandReply | None:
         reply = guest.finished(command)
         return reply if reply and reply.time > asked else guest.finished(number)
 
-    reply: Reply = guest.wait(found, "the roll-back", 300)
+    reply = guest.wait(found, "the roll-back", 300)
     if guest.finished(number):
         raise LabError(f"kjump rollback refused: {reply.stderr.strip()}")
     return reply
 
 
-def without_a_hook(guest: Guest, demo: Demo, tell: Callable[[str], None]) -> None:
-    """Take a snapshot of a machine that writes on, and be refused by `kjump rollback`."""
+def without_a_hook(guest: GuestChannel, tell: Tell) -> str:
+    """Take a snapshot of a machine that writes on; return the sentence by which `kjump rollback` refuses.
+
+    LabError when it does not.
+    """
     guest.run("kjump", "snapshot", "--to", PLAIN_TARGET, timeout=300)
     tell("snapshot without a hook taken; trying to roll back")
     refused = guest.run("kjump", "rollback", "--from", PLAIN_TARGET, check=False)
-    demo.refusal = refused.stderr.strip()
-    demo.checks["refused"] = refused.status == 1 and f"{DATA_DEVICE} (mounted at /var)" in demo.refusal
-    demo.checks["unharmed"] = _works(guest)
+    if refused.status != 1:
+        raise LabError(f"kjump rollback exited {refused.status}: {refused.stderr.strip()}")
+    return refused.stderr.strip()

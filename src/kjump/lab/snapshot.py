@@ -1,4 +1,4 @@
-"""Snapshots of a machine at work: each must show the very moment it was taken at, and the machine must not notice.
+"""Snapshots of a system at work: each must show the moment it was taken at, and the system must not notice.
 
 A process counts in a page of its own (`kjump.lab.guest.ticker`). What the page holds in a snapshot is read in up to
 three ways: by kjump, by drgn through the process' page tables, and by crash; it must be what the process itself found
@@ -9,27 +9,30 @@ struct pid ends in an array without a length), whoever made the vmcore.
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from kjump.dump.job import Format, Request, dump
 from kjump.dump.sources import open_source
 from kjump.errors import LabError
-from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
+from kjump.formats.record import JsonObject
+from kjump.formats.superblock import State
 from kjump.lab import hibernation
-from kjump.lab.checks import Checked
+from kjump.lab.checks import Checked, Tell, silent
 from kjump.lab.guest import ticker
-from kjump.lab.machine import kernel as kernels
+from kjump.lab.guest.ticker import Pause, Ticker
+from kjump.lab.machine import kernel_source as kernels
+from kjump.lab.machine.disks import make_disk, read_superblock
+from kjump.lab.machine.guest_channel import GuestChannel
+from kjump.lab.machine.installation import Hardware, Installation
 from kjump.lab.machine.kernel import LabKernel
-from kjump.lab.machine.qemu import Guest, Machine
-from kjump.lab.machine.scene import Hardware, Scene, make_disk
+from kjump.lab.machine.qemu import VirtualMachine
+from kjump.lab.reports import SnapshotReport
 from kjump.memory import PAGE_SIZE
 
 _DRGN = """
@@ -41,8 +44,8 @@ print(int.from_bytes(access_process_vm(task, int(sys.argv[2]), 8), "little"))
 """
 
 
-@dataclass
-class Taken:
+@dataclass(frozen=True)
+class TakenSnapshot:
     """A snapshot: its pause and phases (seconds), sizes (bytes), and what the counter's value is said to be by whom.
 
     `values` are what the process found (two when it cannot be sure), `seen` what each reader of the image found.
@@ -54,7 +57,7 @@ class Taken:
     phases: dict[str, float]
     image_bytes: int
     kept_bytes: int
-    values: list[int] = field(default_factory=list)
+    values: tuple[int, ...]
     seen: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -63,113 +66,111 @@ class Taken:
         return len(set(self.seen.values())) == 1 and next(iter(self.seen.values())) in self.values
 
 
-@dataclass
-class Demo(Checked):
-    """What the demonstration came to."""
+@dataclass(frozen=True)
+class SnapshotDemo(Checked):
+    """What the demonstration came to; `left_out` says which readers of images were not tried, and why."""
 
     kernel: str
     memory_bytes: int
-    snapshots: list[Taken] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-    checks: dict[str, bool] = field(default_factory=dict)
+    snapshots: list[TakenSnapshot]
+    left_out: list[str]
+    checks: dict[str, bool]
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return it as one JSON object."""
-        return super().as_json() | {"snapshots": [vars(s) | {"exact": s.exact} for s in self.snapshots]}
+        return super().to_json() | {"snapshots": [asdict(s) | {"exact": s.exact} for s in self.snapshots]}
 
 
-def run(
-    folder: Path,
-    *,
-    version: str,
-    hardware: Hardware,
-    count: int = 5,
-    tell: Callable[[str], None] = lambda _: None,
-) -> Demo:
+def run(folder: Path, *, version: str, hardware: Hardware, count: int = 5, tell: Tell = silent) -> SnapshotDemo:
     """Take `count` snapshots in `folder`, each to a disk of its own; LabError when a step cannot be done."""
     kernel = kernels.build(version, debug_info=True)
     tell("making the disks")
     disks = tuple(folder / f"snapshot{number}.img" for number in range(count))
     for disk in disks:
         make_disk(disk, hardware.memory + (64 << 20))
-    scene = Scene(folder, kernel, hardware, target_size=64 << 20).prepare()
-    demo = Demo(kernel.release, hardware.memory)
-    tell("starting Linux A")
-    with scene.machine(more_disks=disks) as machine:
-        place = _take_all(machine, demo, count, tell)
-    demo.checks["disk"] = scene.check_root_disk()[0]
-    for number, (disk, taken) in enumerate(zip(disks, demo.snapshots, strict=True), 1):
+    system = Installation(folder, kernel, hardware, target_size=64 << 20).prepare()
+    checks: dict[str, bool] = {}
+    tell("booting")
+    with system.machine(more_disks=disks) as machine:
+        process, taken = _take_all(machine, count, checks, tell)
+    checks["disk"] = system.check_root_disk()[0]
+    left_out = _readers_left_out(kernel)
+    seen = []
+    for number, (disk, snapshot) in enumerate(zip(disks, taken, strict=True), 1):
         tell(f"opening snapshot {number}")
-        with disk.open("rb") as file:
-            demo.checks[f"complete_{number}"] = Superblock.unpack(file.read(SUPERBLOCK_SIZE)).state is State.SNAPSHOT
-        taken.seen = _look(disk, kernel, place, demo.left_out)
-        demo.checks[f"exact_{number}"] = taken.exact
-    return demo
+        checks[f"complete_{number}"] = read_superblock(disk).state is State.SNAPSHOT
+        seen.append(replace(snapshot, seen=_values_in(disk, kernel, process, left_out)))
+        checks[f"exact_{number}"] = seen[-1].exact
+    return SnapshotDemo(kernel.release, hardware.memory, seen, list(left_out.values()), checks)
 
 
-def _take_all(machine: Machine, demo: Demo, count: int, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Take the snapshots, and check the machine's work; return where the counting process has its page."""
+def _take_all(
+    machine: VirtualMachine, count: int, checks: dict[str, bool], tell: Tell
+) -> tuple[Ticker, list[TakenSnapshot]]:
+    """Take the snapshots, and check the workload; return the counting process, and what is known of each snapshot."""
     guest = machine.guest
     guest.event("ready", timeout=120)
-    tell("starting its work")
-    demo.checks["workload_before"] = all(hibernation.start_workload(guest, 0)["checks"].values())
-    place: dict[str, Any] = json.loads(guest.run("python3", "-m", "kjump.lab.guest.ticker", "start").stdout)
+    tell("starting the workload")
+    checks["workload_before"] = hibernation.start_workload(guest, 0).ok
+    started = guest.run("python3", "-m", "kjump.lab.guest.ticker", "start")
+    process = Ticker.from_json(started.record("the counting process"))
     reports = []
     for number in range(count):
         reports.append(take(guest, f"/dev/vd{chr(ord('c') + number)}"))
-        tell(f"snapshot {number + 1} taken; paused for {reports[-1]['phases']['pause']:.2f} s")
-    pauses = json.loads(guest.run("python3", "-m", "kjump.lab.guest.ticker", "pauses").stdout)
-    demo.snapshots = [_account(report, pauses, place["rate"]) for report in reports]
-    for name, good in hibernation.verify_workload(guest)["checks"].items():
-        demo.checks[name] = good
-    guest.start("python3", "-c", "from kjump.lab.guest.agent import power_off; power_off()")
-    demo.checks["powered_off"] = machine.wait_off() == "guest-shutdown"
-    return place
+        tell(f"snapshot {number + 1} taken; paused for {reports[-1].phases['pause']:.2f} s")
+    noted = guest.run("python3", "-m", "kjump.lab.guest.ticker", "pauses").record("the counting process")
+    pauses = [Pause.from_json(record) for record in noted.items("pauses")]
+    checks |= hibernation.verify_workload(guest).checks
+    checks["powered_off"] = machine.power_off() == "guest-shutdown"
+    return process, [_account(report, pauses, process.rate) for report in reports]
 
 
-def take(guest: Guest, device: str, *options: str) -> dict[str, Any]:
+def take(guest: GuestChannel, device: str, *options: str) -> SnapshotReport:
     """Take a snapshot to `device` and return what the command says; LabError when it fails."""
     reply = guest.run("kjump", "snapshot", "--to", device, "--json", *options, timeout=300)
-    result: dict[str, Any] = json.loads(reply.stdout)
-    return result
+    return SnapshotReport.from_json(reply.record("kjump snapshot"))
 
 
-def _account(report: dict[str, Any], pauses: list[dict[str, Any]], rate: float) -> Taken:
+def _account(report: SnapshotReport, pauses: list[Pause], rate: float) -> TakenSnapshot:
     """Join what the command says and what the process saw: the one pause that the jump lies in."""
-    entered = report["stamps"]["entered"]
-    found = [pause for pause in pauses if pause["begun"] < entered < pause["ended"]]
+    found = [pause for pause in pauses if pause.begun < report.entered < pause.ended]
     if len(found) != 1:
         raise LabError(f"the counting process saw {len(found)} pauses at the time of one snapshot")
-    saved = report["report"]["saved"]
-    return Taken(
-        pause=report["phases"]["pause"],
-        process_pause=round((found[0]["ended"] - found[0]["begun"]) / rate, 3),
-        phases=report["phases"],
-        image_bytes=saved["image_bytes"],
-        kept_bytes=saved["kept_bytes"],
-        values=found[0]["values"],
+    if report.saved is None:
+        raise LabError("kjump snapshot does not say what was saved")
+    return TakenSnapshot(
+        pause=report.phases["pause"],
+        process_pause=round((found[0].ended - found[0].begun) / rate, 3),
+        phases=report.phases,
+        image_bytes=report.saved.image,
+        kept_bytes=report.saved.kept,
+        values=found[0].values,
     )
 
 
-def _look(disk: Path, kernel: LabKernel, place: dict[str, Any], left_out: list[str]) -> dict[str, int]:
-    """Return the counter's value as each way to look at an image finds it; say in `left_out` what is not here."""
-    with open_source(disk) as source:
-        page = source.read(place["frame"] * PAGE_SIZE, 16)
-    if not page.startswith(ticker.MAGIC):
-        raise LabError(f"frame {place['frame']:#x} in the snapshot is not the counting process' page")
-    seen = {"kjump": int.from_bytes(page[ticker.VALUE_OFFSET :], "little")}
-    if importlib.util.find_spec("drgn"):
-        seen["drgn"] = by_drgn(disk, kernel, place["pid"], place["address"] + ticker.VALUE_OFFSET)
-    elif "drgn" not in left_out:
-        left_out.append("drgn: it is not installed (pip install drgn)")
+def _readers_left_out(kernel: LabKernel) -> dict[str, str]:
+    """Return the tools that cannot look at snapshots of `kernel` here: name -> why, with the name."""
+    left_out = {}
+    if not importlib.util.find_spec("drgn"):
+        left_out["drgn"] = "drgn: it is not installed (pip install drgn)"
     if not shutil.which("crash"):
-        why = "crash: it is not installed (apt install crash)"
+        left_out["crash"] = "crash: it is not installed (apt install crash)"
     elif not kernel.release.startswith("6.1."):
-        why = f"crash: Debian's is older than Linux {kernel.release}"
-    else:
-        seen["crash"] = by_crash(disk, kernel, place["frame"] * PAGE_SIZE + ticker.VALUE_OFFSET)
-        return seen
-    left_out += [why] if why not in left_out else []
+        left_out["crash"] = f"crash: Debian's is older than Linux {kernel.release}"
+    return left_out
+
+
+def _values_in(disk: Path, kernel: LabKernel, process: Ticker, left_out: Collection[str]) -> dict[str, int]:
+    """Return the counter's value as each way to look at an image finds it, but for those that are left out."""
+    with open_source(disk) as source:
+        page = source.read(process.frame * PAGE_SIZE, 16)
+    if not page.startswith(ticker.MAGIC):
+        raise LabError(f"frame {process.frame:#x} in the snapshot is not the counting process' page")
+    seen = {"kjump": int.from_bytes(page[ticker.VALUE_OFFSET :], "little")}
+    if "drgn" not in left_out:
+        seen["drgn"] = by_drgn(disk, kernel, process.pid, process.address + ticker.VALUE_OFFSET)
+    if "crash" not in left_out:
+        seen["crash"] = by_crash(disk, kernel, process.frame * PAGE_SIZE + ticker.VALUE_OFFSET)
     return seen
 
 

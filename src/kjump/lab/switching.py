@@ -1,43 +1,59 @@
-"""Switching, tried for real: A and its peers at work, and many switches between them, nothing lost on any side."""
+"""Switching: a system and its resident peers at work, many switches between them, nothing lost on any side."""
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from kjump.errors import LabError
+from kjump.formats.record import Record
 from kjump.initramfs.build import overlay
-from kjump.lab.checks import Checked
-from kjump.lab.machine import kernel as kernels
-from kjump.lab.machine.qemu import Guest
-from kjump.lab.machine.scene import Hardware, Scene
+from kjump.lab.checks import Checked, Tell, silent
+from kjump.lab.guest.activity import WorkloadAccount
+from kjump.lab.guest.memory_digest import MemoryDigests
+from kjump.lab.guest.switch_rounds import SwitchRounds
+from kjump.lab.machine import kernel_source as kernels
+from kjump.lab.machine.guest_channel import GuestChannel
+from kjump.lab.machine.installation import Hardware, Installation
+from kjump.lab.reports import BootedPeer
 
 TOOLS = "/boot/peer-tools.img"
 OTHER_KERNEL = "/boot/vmlinuz-other"
-_STEADY = ("python3", "-ISc", "from kjump.lab.guest.steady_work import main; main()")
+_WORKLOAD = ("python3", "-ISc", "from kjump.lab.guest.switching_workload import main; main()")
+_DIGEST = ("python3", "-ISc", "from kjump.lab.guest.memory_digest import main; main()")
 PICTURE = "switching.svg"
-"""Drawn by `kjump inspect --plan` while two peers are there, in the scene's folder."""
+"""Drawn by `kjump inspect --plan` while two peers are there, in the demonstration's folder."""
 _TIMEOUT = 1800.0
 _PAGE = 4096
 _SETTLED = 50
 """Switches after which memory should neither grow nor shrink any more."""
 
 
-@dataclass
-class Demo(Checked):
+@dataclass(frozen=True)
+class SwitchingDemo(Checked):
     """What switching in the lab came to; times in seconds, `checks` name -> whether it held.
 
     `times` has, for one peer and for two, the first switch after the boot, and min, median and p95 of the later ones.
-    `free_slope` is the change of A's free memory with each jump (bytes), once it has settled.
+    `free_slope` is the change of the first kernel's free memory with each jump (bytes), once it has settled.
     """
 
     kernel: str
     peer_kernel: str
     memory_bytes: int
+    boot_seconds: float
+    digested_bytes: int
+    given_back_bytes: int
+    free_slope: float | None
+    times: dict[str, dict[str, float]]
+    checks: dict[str, bool]
+
+
+@dataclass
+class _Findings:
+    """What the parts of the demonstration came to so far; fields as in `SwitchingDemo`."""
+
     boot_seconds: float = 0.0
     digested_bytes: int = 0
     given_back_bytes: int = 0
@@ -64,12 +80,12 @@ def slope(values: Sequence[float]) -> float:
     return statistics.linear_regression(range(len(values)), values).slope
 
 
-class _Story:
-    """The scene, step by step."""
+class _Switching:
+    """A running machine and what is done with its peers; `found` is what came of it."""
 
-    def __init__(self, guest: Guest, demo: Demo) -> None:
+    def __init__(self, guest: GuestChannel) -> None:
         self.guest = guest
-        self.demo = demo
+        self.found = _Findings()
 
     def kjump(self, *words: str) -> str:
         """Run kjump in the guest; return what it prints. LabError with all of that when it fails."""
@@ -78,127 +94,147 @@ class _Story:
             raise LabError(f"`kjump {' '.join(words)}` exited {reply.status}: {reply.stdout}{reply.stderr}".strip())
         return reply.stdout
 
-    def command(self, peer: str, *words: str) -> Any:
-        """Run a command in a peer; its output, as JSON."""
-        return json.loads(json.loads(self.kjump("switch", "--json", peer, "--", *words))["message"])
+    def command(self, peer: str, *words: str) -> Record:
+        """Run a command in a peer; return the JSON object that it prints."""
+        report = Record.parse(self.kjump("switch", "--json", peer, "--", *words), "kjump switch")
+        return Record.parse(report.text("message"), f"the command in peer {peer}")
 
-    def boot(self, *words: str) -> list[dict[str, Any]]:
-        """Start peers; what came of their first jobs."""
-        return [json.loads(line) for line in self.kjump("boot-peer", "--json", *words).splitlines()]
+    def boot(self, *words: str) -> list[BootedPeer]:
+        """Start peers; return what is known of them."""
+        lines = self.kjump("boot-peer", "--json", *words).splitlines()
+        return [BootedPeer.from_json(Record.parse(line, "kjump boot-peer")) for line in lines]
 
     def start_work(self, *peers: str) -> None:
-        """Let everybody work; A too."""
-        self.guest.run(*_STEADY, "start")
+        """Start the workload in the first kernel and in `peers`."""
+        self.guest.run(*_WORKLOAD, "start")
         for peer in peers:
-            self.kjump("switch", peer, "--", *_STEADY, "start")
+            self.kjump("switch", peer, "--", *_WORKLOAD, "start")
 
     def verify(self, when: str, *peers: str) -> None:
-        """See that everybody's work goes on as if nothing had happened."""
-        answers = {"A": json.loads(self.guest.run(*_STEADY, "verify", check=False).stdout)}
-        answers |= {peer: self.command(peer, *_STEADY, "verify") for peer in peers}
-        for side, answer in answers.items():
-            for name, good in answer["checks"].items():
-                self.demo.checks[f"{side}_{name}_{when}"] = good
+        """Check that the workload goes on everywhere as if nothing had happened; A is the first kernel."""
+        reply = self.guest.run(*_WORKLOAD, "verify", check=False)
+        accounts = {"A": WorkloadAccount.from_json(reply.record("the workload"))}
+        accounts |= {peer: WorkloadAccount.from_json(self.command(peer, *_WORKLOAD, "verify")) for peer in peers}
+        for side, account in accounts.items():
+            self.found.checks |= {f"{side}_{name}_{when}": good for name, good in account.checks.items()}
 
-    def rounds(self, label: str, peers: Sequence[str], count: int, *options: str) -> dict[str, Any]:
+    def rounds(self, label: str, peers: Sequence[str], count: int, *options: str) -> SwitchRounds:
         """Switch `count` times to each peer."""
         reply = self.guest.run(
             "python3", "-m", "kjump.lab.guest.switch_rounds", ",".join(peers), str(count), *options, timeout=_TIMEOUT
         )
-        answer: dict[str, Any] = json.loads(reply.stdout)
-        self.demo.times[label] = summary(answer["seconds"])
-        self.demo.checks[f"{label}_messages"] = answer["wrong"] == 0 and len(answer["seconds"]) == count * len(peers)
-        return answer
+        done = SwitchRounds.from_json(reply.record("the switches"))
+        self.found.times[label] = summary(done.seconds)
+        self.found.checks[f"{label}_messages"] = done.wrong == 0 and len(done.seconds) == count * len(peers)
+        return done
 
-    def digest(self) -> None:
-        """See that the peer leaves all of A's memory as it found it."""
-        found = self.command("B", "python3", "-ISc", "from kjump.lab.guest.memory_digest import main; main()")
-        self.demo.digested_bytes = found["bytes"]
-        self.demo.checks["memory_untouched"] = found["entering"] == found["leaving"]
-        self.demo.checks["digest_sees_change"] = found["control"] != found["entering"]
-        self.demo.checks["digest_of_all"] = found["bytes"] > 0.6 * self.demo.memory_bytes
+    def digest(self, memory: int) -> None:
+        """Check that the peer leaves all of the first kernel's memory, most of `memory` bytes, as it found it."""
+        digests = MemoryDigests.from_json(self.command("B", *_DIGEST))
+        self.found.digested_bytes = digests.size
+        self.found.checks["memory_untouched"] = digests.entering == digests.leaving
+        self.found.checks["digest_sees_change"] = digests.control != digests.entering
+        self.found.checks["digest_of_all"] = digests.size > 0.6 * memory
+
+    def free_memory(self) -> int:
+        """Return the bytes of free memory of the first kernel."""
+        code = "from kjump.lab.guest.switch_rounds import free_memory; print(free_memory())"
+        return int(self.guest.run("python3", "-c", code).stdout)
+
+
+@dataclass(frozen=True)
+class SwitchingOptions:
+    """How often: round trips with one peer, rounds with two (`rounds_of_three` kernels), jumps of the search for leaks.
+
+    Each part is left out when its number is 0. `kernel_options` are for the first kernel; `peer_version` is the version
+    of the peer's kernel, the first one's unless given.
+    """
+
+    rounds: int = 50
+    rounds_of_three: int = 20
+    jumps: int = 0
+    kernel_options: str = ""
+    peer_version: str | None = None
 
 
 def run(
     folder: Path,
     *,
     version: str,
-    peer_version: str | None = None,
     hardware: Hardware,
-    rounds: int = 50,
-    rounds_of_three: int = 20,
-    jumps: int = 0,
-    options: str = "",
-    tell: Callable[[str], None] = lambda _: None,
-) -> Demo:
-    """Play it in `folder`: one peer (of `peer_version`), then two (`rounds_of_three`), then `jumps` for the leak test.
+    how: SwitchingOptions = SwitchingOptions(),  # frozen
+    tell: Tell = silent,
+) -> SwitchingDemo:
+    """Switch in `folder` as `how` says: with one peer, then with two, then looking for leaks.
 
-    Each part is left out when its number is 0. `options` are kernel options for A. LabError when a step fails.
+    LabError when a step cannot be done.
     """
-    kernel, other = kernels.build(version), kernels.build(peer_version or version)
+    kernel, other = kernels.build(version), kernels.build(how.peer_version or version)
     files = {
-        TOOLS: overlay(["kjump.lab.guest.steady_work", "kjump.lab.guest.memory_digest"]),
+        TOOLS: overlay(["kjump.lab.guest.switching_workload", "kjump.lab.guest.memory_digest"]),
         OTHER_KERNEL: other.image.read_bytes(),
     }
     tell("making the disks")
-    scene = Scene(folder, kernel, hardware, target_size=1 << 20, options=options, files=files).prepare()
-    demo = Demo(kernel.release, other.release, hardware.memory)
-    tell("starting Linux A")
-    with scene.machine() as machine:
+    options = how.kernel_options
+    system = Installation(folder, kernel, hardware, target_size=1 << 20, options=options, files=files).prepare()
+    tell("booting")
+    with system.machine() as machine:
         machine.guest.event("ready", timeout=120)
-        story = _Story(machine.guest, demo)
-        if rounds:
-            tell("starting Linux B beside it")
-            _one_peer(story, rounds, tell)
-        if rounds_of_three:
-            tell("starting two peers")
-            _two_peers(story, rounds_of_three, folder / PICTURE, tell)
-        if jumps:
-            tell(f"{jumps} jumps, looking for lost memory")
-            _leaks(story, jumps)
-        machine.guest.start("python3", "-c", "from kjump.lab.guest.agent import power_off; power_off()")
-        demo.checks["powered_off"] = machine.wait_off() == "guest-shutdown"
-    demo.checks["disk"] = scene.check_root_disk()[0]
-    return demo
+        switching = _Switching(machine.guest)
+        found = switching.found
+        if how.rounds:
+            tell("booting a second kernel beside it")
+            release = _one_peer(switching, how.rounds, hardware.memory, tell)
+            found.checks["peer_release"] = release == other.release
+        if how.rounds_of_three:
+            tell("booting two peers")
+            _two_peers(switching, how.rounds_of_three, folder / PICTURE, tell)
+        if how.jumps:
+            tell(f"{how.jumps} jumps, looking for lost memory")
+            _leaks(switching, how.jumps)
+        found.checks["powered_off"] = machine.power_off() == "guest-shutdown"
+    found.checks["disk"] = system.check_root_disk()[0]
+    return SwitchingDemo(kernel.release, other.release, hardware.memory, **vars(found))
 
 
 def _initrds() -> tuple[str, ...]:
     return ("--initrd", "/boot/kjump-initramfs.img", "--initrd", TOOLS)
 
 
-def _one_peer(story: _Story, rounds: int, tell: Callable[[str], None]) -> None:
-    demo = story.demo
-    (booted,) = story.boot(OTHER_KERNEL, *_initrds())
-    demo.boot_seconds = booted["report"]["boot_seconds"]
-    demo.checks["peer_release"] = booted["report"]["release"] == demo.peer_kernel
-    story.start_work("B")
-    story.verify("before", "B")
+def _one_peer(switching: _Switching, rounds: int, memory: int, tell: Tell) -> str:
+    """Switch between two kernels; return the release that the peer says it is."""
+    found = switching.found
+    (booted,) = switching.boot(OTHER_KERNEL, *_initrds())
+    found.boot_seconds = booted.boot_seconds
+    switching.start_work("B")
+    switching.verify("before", "B")
     tell(f"{rounds} round trips")
-    story.rounds("one_peer", ["B"], rounds)
-    story.verify("after", "B")
-    tell("a digest of all of A's memory")
-    story.digest()
-    story.verify("at_the_end", "B")
-    free = _free(story)
-    story.kjump("drop")
+    switching.rounds("one_peer", ["B"], rounds)
+    switching.verify("after", "B")
+    tell("a digest of all of the first kernel's memory")
+    switching.digest(memory)
+    switching.verify("at_the_end", "B")
+    free = switching.free_memory()
+    switching.kjump("drop")
     # The window and the low memory, less what this command itself takes.
-    demo.given_back_bytes = _free(story) - free
-    demo.checks["memory_given_back"] = demo.given_back_bytes > 120 << 20
+    found.given_back_bytes = switching.free_memory() - free
+    found.checks["memory_given_back"] = found.given_back_bytes > 120 << 20
+    return booted.release
 
 
-def _two_peers(story: _Story, rounds: int, picture: Path, tell: Callable[[str], None]) -> None:
-    story.guest.run("sh", "-c", f"cat > /tmp/peers.toml <<'END'\n{_DECLARATION}END")
-    booted = story.boot("--declared", "/tmp/peers.toml")
-    story.demo.checks["two_peers"] = [b["peer"] for b in booted] == ["left", "right"]
+def _two_peers(switching: _Switching, rounds: int, picture: Path, tell: Tell) -> None:
+    switching.guest.run("sh", "-c", f"cat > /tmp/peers.toml <<'END'\n{_DECLARATION}END")
+    booted = switching.boot("--declared", "/tmp/peers.toml")
+    switching.found.checks["two_peers"] = [peer.name for peer in booted] == ["left", "right"]
     for peer in ("left", "right"):
-        story.kjump("switch", peer, "--", *_STEADY, "start")
+        switching.kjump("switch", peer, "--", *_WORKLOAD, "start")
     tell(f"{rounds} rounds among three kernels")
-    answer = story.rounds("two_peers", ["left", "right"], rounds)
-    story.demo.checks["two_peers_counted"] = answer["switches"] == dict.fromkeys(("left", "right"), rounds + 2)
-    story.verify("of_three", "left", "right")
-    story.kjump("inspect", "--plan", "--svg", "/tmp/picture.svg")
-    picture.write_text(story.guest.run("cat", "/tmp/picture.svg").stdout)
-    story.kjump("drop")
+    done = switching.rounds("two_peers", ["left", "right"], rounds)
+    switching.found.checks["two_peers_counted"] = done.switches == dict.fromkeys(("left", "right"), rounds + 2)
+    switching.verify("of_three", "left", "right")
+    switching.kjump("inspect", "--plan", "--svg", "/tmp/picture.svg")
+    picture.write_text(switching.guest.run("cat", "/tmp/picture.svg").stdout)
+    switching.kjump("drop")
 
 
 _DECLARATION = f"""
@@ -215,16 +251,12 @@ window_size = {96 << 20}
 """
 
 
-def _leaks(story: _Story, jumps: int) -> None:
-    story.boot(OTHER_KERNEL, *_initrds())
-    answer = story.rounds("leak_test", ["B"], jumps, "--memory")
+def _leaks(switching: _Switching, jumps: int) -> None:
+    switching.boot(OTHER_KERNEL, *_initrds())
+    done = switching.rounds("leak_test", ["B"], jumps, "--memory")
     settled = min(_SETTLED, jumps // 4)
-    story.demo.free_slope = round(slope(answer["free"][settled:]), 1)
+    lost = round(slope(done.free[settled:]), 1)
+    switching.found.free_slope = lost
     # The least that a kernel can lose with every jump is a page.
-    story.demo.checks["no_leak"] = abs(story.demo.free_slope) < _PAGE
-    story.kjump("drop")
-
-
-def _free(story: _Story) -> int:
-    code = "from kjump.lab.guest.switch_rounds import free_memory; print(free_memory())"
-    return int(story.guest.run("python3", "-c", code).stdout)
+    switching.found.checks["no_leak"] = abs(lost) < _PAGE
+    switching.kjump("drop")

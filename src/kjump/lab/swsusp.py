@@ -6,15 +6,15 @@ resumes before it starts a program. Its own words on the console say what it wro
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from dataclasses import dataclass, replace
-from typing import Any
 
 from kjump.errors import LabError
-from kjump.lab.machine.qemu import Guest, Machine, Reply
-from kjump.lab.machine.scene import ROOT_DEVICE
+from kjump.formats.record import Record
+from kjump.lab.machine.guest_channel import CommandReply, GuestChannel
+from kjump.lab.machine.installation import ROOT_DEVICE
+from kjump.lab.machine.qemu import VirtualMachine
 
 _PREPARE = """
 import subprocess, sys
@@ -41,23 +41,37 @@ print(json.dumps({{"errno": errno.errorcode.get(number, str(number)), "log": lin
 """
 
 
-def prepare(guest: Guest, device: str, compressor: str = "") -> None:
+def prepare(guest: GuestChannel, device: str, compressor: str = "") -> None:
     """Make swap space on `device` and use it; `compressor` is the kernel's own (lzo) unless given."""
     guest.run("python3", "-c", _PREPARE, device, compressor)
 
 
-def finish(guest: Guest, device: str) -> None:
+def finish(guest: GuestChannel, device: str) -> None:
     """Take the swap space out of use."""
     guest.run("swapoff", device)
 
 
-def refusal(guest: Guest) -> dict[str, Any]:
-    """Ask for a hibernation that is refused; return {"errno": its name, "log": the kernel's lines about it}.
+@dataclass(frozen=True)
+class SwsuspRefusal:
+    """That swsusp did not save the machine: the name of the error, and the kernel's lines about it."""
+
+    errno: str
+    log: tuple[str, ...]
+
+    @classmethod
+    def from_json(cls, record: Record) -> SwsuspRefusal:
+        """Read what the guest printed; FormatError."""
+        return cls(record.text("errno"), record.texts("log"))
+
+
+def refusal(guest: GuestChannel) -> SwsuspRefusal:
+    """Ask for a hibernation that is refused; return how.
 
     LabError when it was not refused: the machine is then off, or came back.
     """
-    answer: dict[str, Any] = json.loads(guest.run("python3", "-c", _TRY, timeout=600).stdout)
-    if answer["errno"] == "0":
+    reply = guest.run("python3", "-c", _TRY, timeout=600)
+    answer = SwsuspRefusal.from_json(reply.record("the attempt to hibernate with swsusp"))
+    if answer.errno == "0":
         raise LabError("swsusp saved the machine and came back: it was not full enough to show anything")
     return answer
 
@@ -73,7 +87,7 @@ class SwsuspSaved:
     memory_bytes: int
 
 
-def suspend(machine: Machine, timeout: float = 300) -> SwsuspSaved:
+def suspend(machine: VirtualMachine, timeout: float = 300) -> SwsuspSaved:
     """Let swsusp save the running `machine`, and wait until it is off; LabError when it comes back instead."""
     asked = time.monotonic()
     command = machine.guest.start("python3", "-c", _ASK)
@@ -93,18 +107,18 @@ def suspend(machine: Machine, timeout: float = 300) -> SwsuspSaved:
 class SwsuspResumed:
     """A machine that is back: the reply, seconds from its start, and how long it read the image."""
 
-    reply: Reply
+    reply: CommandReply
     seconds: float
     read_seconds: float
 
 
-def resuming_machine(machine: Machine, device: str) -> Machine:
+def resuming_machine(machine: VirtualMachine, device: str) -> VirtualMachine:
     """Return `machine`, not yet started, as one whose kernel resumes from `device`, without initramfs."""
     line = f"console=ttyS0 panic=-1 root={ROOT_DEVICE} rootfstype=ext4 ro resume={device}"
-    return Machine(replace(machine.config, initrd=None, command_line=line), log=machine.log)
+    return VirtualMachine(replace(machine.config, initrd=None, command_line=line), log=machine.log)
 
 
-def resume(machine: Machine, command: int, timeout: float = 300) -> SwsuspResumed:
+def resume(machine: VirtualMachine, command: int, timeout: float = 300) -> SwsuspResumed:
     """Wait until the freshly started `machine` is back and `command` has replied."""
     reply = machine.guest.reply(command, timeout)
     _, read_seconds = _speed("Read", machine.console())

@@ -1,8 +1,8 @@
-"""Single bits of an image turned over, and what the code that would resume it makes of that.
+"""Single bits of an image inverted, and what the code that would resume it makes of that.
 
-Booting a machine for each would take hours, so most are tried here: the same code that boot kernel and C run opens and
-restores the image, into a file that stands for the machine's memory. What it takes for good must have restored the
-very same memory; then the bit did not matter.
+Booting a machine for each would take hours, so most are tried on this host: the same code that a boot kernel and a
+restoring kernel run opens and restores the image, into a file that stands for the machine's memory. What it takes for
+good must have restored the very same memory; then the bit did not matter.
 """
 
 from __future__ import annotations
@@ -14,43 +14,45 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kjump.errors import KjumpError, LabError, TargetError
+from kjump.errors import KjumpError, LabError
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State
 from kjump.image.destination import InPlace
 from kjump.image.restore import open_image, restore
-from kjump.lab.campaign import provocations
+from kjump.lab.machine.disks import DiskImage, read_superblock
 from kjump.ranges import Range, RangeSet
-from kjump.target.device import Place, Target
 
-
-class DiskImage(Target):
-    """A target disk of a machine that is off, seen from the host as a file."""
-
-    def __init__(self, path: Path) -> None:
-        """Open it for reading; TargetError when that is impossible."""
-        self.path = str(path)
-        self.extents = ()
-        self.place = Place(self.path)
-        try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise TargetError(f"{path} cannot be opened: {error.strerror}") from None
-        self.capacity = os.fstat(self.fd).st_size
+NO_DIFFERENCE = "no difference"
+"""What is said of an image that is taken for good and restores the very same memory."""
 
 
 @dataclass(frozen=True)
-class Flip:
-    """A bit to turn over: it belongs to `part` of the image."""
+class BitFlip:
+    """A bit to invert: it belongs to `part` of the image."""
 
     part: str
     offset: int
     bit: int
 
 
-def choose(disk: Path, count: int, generator: random.Random) -> list[Flip]:
+@dataclass(frozen=True)
+class BitTrial:
+    """What came of an inverted bit of `part`, tried `by` "code" (the resume's own, on this host) or by a "boot".
+
+    It is `ok` when the image was refused, or the bit made no difference.
+    """
+
+    by: str
+    part: str
+    byte: int
+    bit: int
+    seen: str
+    ok: bool
+
+
+def choose(disk: Path, count: int, generator: random.Random) -> list[BitFlip]:
     """Return `count` bits: an eighth in the superblock, a quarter in the seek table, an eighth in the headers, the rest
     spread over the whole image."""
-    superblock = provocations.read_superblock(disk)
+    superblock = read_superblock(disk)
     image = superblock.image_offset
     with DiskImage(disk) as target:
         opened = open_image(target, states=(State.COMPLETE,))
@@ -66,7 +68,7 @@ def choose(disk: Path, count: int, generator: random.Random) -> list[Flip]:
     }
     rest = count - sum(number for _, number in parts.values())
     parts["pages"] = (Range(image + headers, image + superblock.seek_table_offset), rest)
-    return [Flip(part, *bit) for part, (where, number) in parts.items() for bit in _spread(where, number, generator)]
+    return [BitFlip(part, *bit) for part, (where, number) in parts.items() for bit in _spread(where, number, generator)]
 
 
 def _spread(where: Range, count: int, generator: random.Random) -> Iterator[tuple[int, int]]:
@@ -76,8 +78,8 @@ def _spread(where: Range, count: int, generator: random.Random) -> Iterator[tupl
         yield generator.randrange(first, max(last, first + 1)), generator.randrange(8)
 
 
-class Judge:
-    """Tries images as boot kernel and C would; `memory` bytes stand for the machine's RAM."""
+class RestoreTrial:
+    """Tries images as a boot kernel and a restoring kernel would; `memory` bytes stand for the machine's RAM."""
 
     def __init__(self, disk: Path, memory: int) -> None:
         """Restore the good image on `disk` once, to know what must come of it."""
@@ -85,7 +87,7 @@ class Judge:
         self._good = self._restored(disk)
 
     def verdict(self, disk: Path) -> str:
-        """Return why the image on `disk` is refused, or "no difference".
+        """Return why the image on `disk` is refused, or NO_DIFFERENCE.
 
         LabError when it is taken although it gives another memory.
         """
@@ -94,8 +96,8 @@ class Judge:
         except KjumpError as error:
             return str(error)
         if found != self._good:
-            raise LabError("the image was taken for good and gave a memory that is not A's")
-        return "no difference"
+            raise LabError("the image was taken for good and gave other memory than was saved")
+        return NO_DIFFERENCE
 
     def _restored(self, disk: Path) -> str:
         fd = os.memfd_create("kjump-memory")

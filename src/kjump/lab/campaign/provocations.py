@@ -9,46 +9,29 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kjump.errors import FormatError, LabError
-from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
+from kjump.formats.superblock import SUPERBLOCK_SIZE, State
 from kjump.lab.hibernation import STANDBY_FILE, STANDING_BY
-from kjump.lab.machine.qemu import IoError, Machine, Reply, without_kernel_lines
-from kjump.lab.machine.scene import TARGET_DEVICE, Hardware, Scene
+from kjump.lab.machine.console import without_kernel_lines
+from kjump.lab.machine.disks import read_superblock
+from kjump.lab.machine.guest_channel import CommandReply
+from kjump.lab.machine.installation import TARGET_DEVICE, Hardware, Installation
+from kjump.lab.machine.qemu import VirtualMachine
+from kjump.lab.machine.qemu_config import BadBlock
 
 NO_DIRECT = "kjump.nodirect"
-"""The option by which a boot restores by way of C in any case."""
+"""The option by which a boot restores by way of a third kernel in any case."""
 
-_BOOT = 180.0
-"""Seconds in which any machine of ours has booted, on a busy host too."""
-
-
-def read_superblock(disk: Path) -> Superblock:
-    """Return the superblock on a target disk; FormatError when there is none."""
-    with disk.open("rb") as file:
-        return Superblock.unpack(file.read(SUPERBLOCK_SIZE))
+PATIENCE = 180.0
+"""Seconds in which any machine of the lab has booted, on a busy host too."""
 
 
-def write_superblock(disk: Path, superblock: Superblock) -> None:
-    """Write `superblock` to a target disk of a machine that is off."""
-    with disk.open("r+b") as file:
-        file.write(superblock.pack())
-
-
-def flip(disk: Path, offset: int, bit: int = 4) -> None:
-    """Turn one bit of the byte at `offset` over."""
-    with disk.open("r+b") as file:
-        file.seek(offset)
-        (byte,) = file.read(1)
-        file.seek(offset)
-        file.write(bytes([byte ^ (1 << bit)]))
-
-
-def mark(machine: Machine) -> None:
-    """Leave something in A's memory that only this A can have."""
+def mark(machine: VirtualMachine) -> None:
+    """Leave something in the memory of the running system that no other can have."""
     machine.guest.run("sh", "-c", "echo alive > /run/marker; sleep 100000 >/dev/null 2>&1 & echo $! > /run/pid")
 
 
-def harm(machine: Machine) -> str:
-    """Return what is wrong with an A that was marked; empty when it goes on as before."""
+def harm(machine: VirtualMachine) -> str:
+    """Return what is wrong with a system that was marked; empty when it goes on as before."""
     guest = machine.guest
     reply = guest.run("sh", "-c", "cat /run/marker; kill -0 $(cat /run/pid) && kjump status --json", check=False)
     if not reply.stdout.startswith("alive\n"):
@@ -60,22 +43,22 @@ def harm(machine: Machine) -> str:
     return "its disk cannot be read" if guest.run("sh", "-c", command, check=False).status else ""
 
 
-def try_to_hibernate(machine: Machine, *options: str, target: str = TARGET_DEVICE) -> Reply:
-    """Let a marked A hibernate when something is in the way; return the reply of an A that went on unharmed.
+def try_to_hibernate(machine: VirtualMachine, *options: str, target: str = TARGET_DEVICE) -> CommandReply:
+    """Let a marked system hibernate when something is in the way; return the reply when it went on unharmed.
 
-    LabError when it succeeds, or A is harmed.
+    LabError when it succeeds, or the system is harmed.
     """
     reply = machine.guest.run("kjump", "hibernate", "--to", target, *options, check=False, timeout=300)
     if reply.status != 1:
         raise LabError(f"kjump hibernate exited {reply.status}: {reply.stderr.strip()}")
     wrong = harm(machine)
     if wrong:
-        raise LabError(f"Linux A was harmed: {wrong}")
+        raise LabError(f"the system was harmed: {wrong}")
     return reply
 
 
-def panic_while_b_boots(machine: Machine) -> None:
-    """Let A hibernate with a B that finds no init, and panics before it knows the way back.
+def panic_while_second_kernel_boots(machine: VirtualMachine) -> None:
+    """Let the system hibernate with a second kernel that finds no init, and panics before it knows the way back.
 
     LabError when that does not end in a restart of the machine.
     """
@@ -84,13 +67,13 @@ def panic_while_b_boots(machine: Machine) -> None:
 
 
 @contextmanager
-def standing_by_on_disk(machine: Machine) -> Iterator[str]:
+def standing_by_on_disk(machine: VirtualMachine) -> Iterator[str]:
     """While this is open a second kernel waits on a disk of the running `machine`; give the file's path there.
 
     LabError when none waits there any more at the end.
     """
     guest = machine.guest
-    guest.run(*STANDING_BY["disk"], timeout=_BOOT)
+    guest.run(*STANDING_BY["disk"], timeout=PATIENCE)
     yield STANDBY_FILE
     said = guest.run("kjump", "status", "--json", check=False).stdout
     if '"state": "on disk"' not in said:
@@ -100,9 +83,9 @@ def standing_by_on_disk(machine: Machine) -> Iterator[str]:
 
 @contextmanager
 def disk_exchanged_when_armed(disk: Path) -> Iterator[None]:
-    """While this is open: as soon as A has armed `disk` anew, put an empty one in its place.
+    """While this is open: as soon as the system has armed `disk` anew, put an empty one in its place.
 
-    LabError at the end when A never did.
+    LabError at the end when it never did.
     """
     before = _cookie(disk)
     done, stop = threading.Event(), threading.Event()
@@ -134,8 +117,8 @@ def _cookie(disk: Path, state: State | None = None) -> bytes:
     return superblock.cookie if state in (None, superblock.state) else b""
 
 
-def cancel_by_key(machine: Machine) -> Reply:
-    """Press Esc while B of a marked A saves; return the reply of an A that went on unharmed."""
+def cancel_by_key(machine: VirtualMachine) -> CommandReply:
+    """Press Esc while the second kernel saves a marked system; return the reply when that went on unharmed."""
     before = len(machine.console())
     typed = threading.Thread(target=_press_escape, args=(machine, before))
     typed.start()
@@ -145,24 +128,24 @@ def cancel_by_key(machine: Machine) -> Reply:
         typed.join()
 
 
-def _press_escape(machine: Machine, since: int) -> None:
+def _press_escape(machine: VirtualMachine, since: int) -> None:
     deadline = time.monotonic() + 120
     while "saving [" not in machine.console()[since:] and time.monotonic() < deadline:
         time.sleep(0.05)
     machine.type(b"\x1b")
 
 
-def refusal_at_boot(scene: Scene, options: str = "", *, hardware: Hardware | None = None) -> str:
-    """Boot a machine that must not resume; return the reason it gives. Linux A has booted as usual then.
+def refusal_at_boot(installation: Installation, options: str = "", *, hardware: Hardware | None = None) -> str:
+    """Boot a machine that must not resume; return the reason it gives. It has booted as usual then.
 
-    LabError when it tries to resume, or Linux A has the memory of the saved one.
+    LabError when it tries to resume, or has the memory of the saved system.
     """
-    with scene.machine(options, hardware=hardware) as machine:
-        first = machine.guest.event("not-resumed", "resuming", timeout=_BOOT)
+    with installation.machine(options, hardware=hardware) as machine:
+        first = machine.guest.event("not-resumed", "resuming", timeout=PATIENCE)
         if first.name == "resuming":
             raise LabError("the boot took the image for good")
-        reason = str(first.details["reason"])
-        machine.guest.event("ready", timeout=_BOOT)
+        reason = first.details.text("reason")
+        machine.guest.event("ready", timeout=PATIENCE)
         said = without_kernel_lines(machine.console())
         if f"kjump: not resumed: {reason}" not in said and "cannot resume" not in said:
             raise LabError(f"the reason ({reason}) is not on the console: {said[-1000:]}")
@@ -171,39 +154,33 @@ def refusal_at_boot(scene: Scene, options: str = "", *, hardware: Hardware | Non
         return reason
 
 
-def failing_restore(scene: Scene, *io_errors: IoError) -> str:
+def failing_restore(installation: Installation, *bad_blocks: BadBlock) -> str:
     """Boot a machine whose image proves bad only while it is restored; return the reason the boot after that gives.
 
     That very boot goes on as usual. LabError when it resumes.
     """
-    with scene.machine(io_errors=io_errors) as machine:
-        machine.guest.event("restore-begins", timeout=_BOOT)
-        ended = machine.guest.event("not-resumed", "going-back", timeout=_BOOT)
+    with installation.machine(bad_blocks=bad_blocks) as machine:
+        machine.guest.event("restore-begins", timeout=PATIENCE)
+        ended = machine.guest.event("not-resumed", "going-back", timeout=PATIENCE)
         if ended.name == "going-back":
             raise LabError("a bad image was restored")
-        machine.guest.event("ready", timeout=_BOOT)
-        power_off(machine)
-    return refusal_at_boot(scene)
+        machine.guest.event("ready", timeout=PATIENCE)
+        machine.power_off()
+    return refusal_at_boot(installation)
 
 
-def failing_restore_in_c(scene: Scene) -> str:
-    """Let C restore an image that proves bad only then; return the reason the boot after that gives.
+def failing_restore_in_third_kernel(installation: Installation) -> str:
+    """Let a third kernel restore an image that proves bad only then; return the reason the boot after that gives.
 
     LabError when the machine does not restart by itself, or resumes.
     """
-    with scene.machine(NO_DIRECT) as machine:
-        machine.guest.event("restore-begins", timeout=_BOOT)
+    with installation.machine(NO_DIRECT) as machine:
+        machine.guest.event("restore-begins", timeout=PATIENCE)
         _require_restart(machine)
-    return refusal_at_boot(scene)
+    return refusal_at_boot(installation)
 
 
-def _require_restart(machine: Machine) -> None:
-    ended = machine.wait_off(_BOOT)
+def _require_restart(machine: VirtualMachine) -> None:
+    ended = machine.wait_off(PATIENCE)
     if ended != "guest-reset":
         raise LabError(f"the machine ended with {ended}, it did not restart")
-
-
-def power_off(machine: Machine) -> None:
-    """Switch a Linux A off in good order."""
-    machine.guest.start("python3", "-c", "from kjump.lab.guest.agent import power_off; power_off()")
-    machine.wait_off(_BOOT)

@@ -1,7 +1,6 @@
-"""PID 1 of the laboratory's Linux A: runs commands that come on the status channel, and says how they end.
+"""PID 1 of the lab's systems: runs commands that come on the status channel, and says how they end.
 
-One JSON object a line: {"id": N, "run": [argv...]} comes in, {"id": N, "status": S, "stdout": ..., "stderr": ...}
-goes out. Commands run side by side.
+What goes over the channel is in `messages`. Commands run side by side.
 """
 
 from __future__ import annotations
@@ -12,11 +11,13 @@ import subprocess
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
+from kjump.errors import FormatError
+from kjump.formats.record import JsonObject, Record
 from kjump.init import system
 from kjump.init.status import find_port
 from kjump.kexec import syscalls
+from kjump.lab.guest.messages import CommandEnd, CommandRequest
 
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/usr/sbin:/bin:/sbin",
@@ -39,7 +40,7 @@ def main() -> None:
     options = system.kernel_options()
     path = _wait_for_port(options.get("kjump.status", "kjump.status"))
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    _Agent(fd).serve()
+    Agent(fd).serve()
 
 
 def _wait_for_port(name: str) -> str:
@@ -50,18 +51,22 @@ def _wait_for_port(name: str) -> str:
         time.sleep(0.05)
 
 
-class _Agent:
+class Agent:
+    """Serves the status channel."""
+
     def __init__(self, fd: int) -> None:
+        """Serve the channel that is open as `fd`."""
         self._fd = fd
         self._lock = threading.Lock()
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, message: JsonObject) -> None:
         data = json.dumps(message).encode() + b"\n"
         with self._lock:
             while data:
                 data = data[os.write(self._fd, data) :]
 
     def serve(self) -> None:
+        """Say that the system is ready, and run commands for ever."""
         self._send({"event": "ready", "uptime": system.uptime()})
         pending = b""
         while True:
@@ -71,16 +76,25 @@ class _Agent:
                 continue
             *lines, pending = (pending + received).split(b"\n")
             for line in lines:
-                request = json.loads(line)
-                threading.Thread(target=self._run, args=(request["id"], request["run"])).start()
+                self.take(line)
 
-    def _run(self, number: int, command: list[str]) -> None:
+    def take(self, line: bytes) -> None:
+        """Start the command of a request, in a thread of its own; what is no request is refused by an event."""
+        try:
+            request = CommandRequest.from_json(Record.parse(line, "a request"))
+        except FormatError as error:
+            self._send({"event": "request-refused", "reason": str(error)})
+            return
+        threading.Thread(target=self._run, args=(request,)).start()
+
+    def _run(self, request: CommandRequest) -> None:
+        command = request.command
         try:
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
             status, stdout, stderr = done.returncode, done.stdout, done.stderr
-        except OSError as error:
-            status, stdout, stderr = 127, "", f"{command[0]}: {error.strerror}"
-        self._send({"id": number, "status": status, "stdout": stdout, "stderr": stderr})
+        except (OSError, ValueError, IndexError) as error:  # no such program, a zero byte in an argument, no program
+            status, stdout, stderr = 127, "", f"cannot run {' '.join(command)!r}: {error}"
+        self._send(CommandEnd(request.number, status, stdout, stderr).to_json())
 
 
 def power_off() -> None:

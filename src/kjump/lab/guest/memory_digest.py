@@ -1,4 +1,4 @@
-"""In a peer: a digest of all of A's RAM, taken on entering and again just before leaving, with work between.
+"""In a peer: a digest of all of the first kernel's RAM, taken on entering and again just before leaving.
 
 The channel is left out: through it the peer speaks. Run by a resident peer.
 """
@@ -10,8 +10,10 @@ import json
 import mmap
 import os
 import time
+from dataclasses import dataclass
 
 from kjump.formats import elf
+from kjump.formats.record import JsonObject, Record
 from kjump.init.peer_link import Residence
 from kjump.kexec import channel
 from kjump.ranges import Range, RangeSet
@@ -23,7 +25,8 @@ _WORK = 0.5
 def digest_of_parked(without: RangeSet) -> tuple[str, int]:
     """Return a BLAKE2b digest of what /proc/vmcore holds, without some physical ranges, and how many bytes that is.
 
-    That is all of A's RAM: what A keeps in this kernel's window and low memory lies in pages outside them now.
+    That is all of the first kernel's RAM: what it keeps in this kernel's window and low memory lies in pages outside
+    them now.
     """
     digest, size = hashlib.blake2b(), 0
     fd = os.open("/proc/vmcore", os.O_RDONLY)
@@ -43,15 +46,38 @@ def digest_of_parked(without: RangeSet) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
+@dataclass(frozen=True)
+class MemoryDigests:
+    """Digests of `size` bytes of memory: on `entering` the peer and on `leaving` it.
+
+    `control` has the channel's memory in it too, so it must differ from the others.
+    """
+
+    entering: str
+    leaving: str
+    size: int
+    control: str
+
+    def to_json(self) -> JsonObject:
+        """Return it as a JSON object."""
+        return {"entering": self.entering, "leaving": self.leaving, "bytes": self.size, "control": self.control}
+
+    @classmethod
+    def from_json(cls, record: Record) -> MemoryDigests:
+        """Read what `to_json` made; FormatError."""
+        size = record.integer("bytes", low=1)
+        return cls(record.text("entering"), record.text("leaving"), size, record.text("control"))
+
+
 def main() -> None:
-    """Print {"entering", "leaving": digests, "bytes", "control": the digest with the channel's memory in it}."""
+    """Print the digests as JSON."""
     residence = Residence.here()
     pages = RangeSet([Range.of_size(residence.gate.mailbox, channel.SIZE)])
     entering, size = digest_of_parked(pages)
     time.sleep(_WORK)
     leaving, _ = digest_of_parked(pages)
     control, _ = digest_of_parked(RangeSet())
-    print(json.dumps({"entering": entering, "leaving": leaving, "bytes": size, "control": control}))
+    print(json.dumps(MemoryDigests(entering, leaving, size, control).to_json()))
 
 
 if __name__ == "__main__":

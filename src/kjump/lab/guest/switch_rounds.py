@@ -1,6 +1,6 @@
 """In the guest: many switches from one process, timed, each with a message that must come back as it was sent.
 
-Run in the guest: `python3 -m kjump.lab.guest.switch_rounds PEERS ROUNDS [--memory]`; prints one JSON object.
+Run in the guest: `python3 -m kjump.lab.guest.switch_rounds PEERS ROUNDS [--memory]`; prints `SwitchRounds` as JSON.
 """
 
 from __future__ import annotations
@@ -14,12 +14,53 @@ import os
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+from kjump.formats.record import JsonObject, Record
 from kjump.peers.lifecycle import Order, Peers
 
 _RDTSC = bytes.fromhex("0f3148c1e2204809d0c3")  # rdtsc; shl $32, %rdx; or %rdx, %rax; ret
 _MESSAGE_SIZE = 4096
+
+
+@dataclass(frozen=True)
+class SwitchRounds:
+    """What many switches came to: for each the microseconds there and back, and free memory after it (bytes).
+
+    `free` is empty when it was not asked for; `wrong` is how many messages came back other than they were sent;
+    `switches` says how often each peer has been switched to since it was booted.
+    """
+
+    microseconds: tuple[int, ...]
+    free: tuple[int, ...]
+    wrong: int
+    switches: dict[str, int]
+
+    @property
+    def seconds(self) -> list[float]:
+        """The seconds of each switch, to a tenth of a millisecond."""
+        return [round(each / 1e6, 4) for each in self.microseconds]
+
+    def to_json(self) -> JsonObject:
+        """Return it as a JSON object."""
+        return {
+            "microseconds": list(self.microseconds),
+            "free": list(self.free),
+            "wrong": self.wrong,
+            "switches": dict(self.switches),
+        }
+
+    @classmethod
+    def from_json(cls, record: Record) -> SwitchRounds:
+        """Read what `to_json` made; FormatError."""
+        switches = record.record("switches")
+        return cls(
+            microseconds=record.integers("microseconds"),
+            free=record.integers("free"),
+            wrong=record.integer("wrong"),
+            switches={name: switches.integer(name) for name in switches.names()},
+        )
 
 
 def time_stamps() -> Callable[[], int]:
@@ -70,7 +111,7 @@ def main() -> None:
     options = parser.parse_args()
     read = time_stamps()
     frequency = ticks_in_a_second(read)
-    seconds: list[float] = []
+    microseconds: list[int] = []
     free: list[int] = []
     wrong = 0
     with Peers() as peers:
@@ -79,14 +120,14 @@ def main() -> None:
                 message = os.urandom(_MESSAGE_SIZE)
                 begun = read()
                 visit = peers.switch(name, Order(message=message))
-                seconds.append(round((read() - begun) / frequency, 4))
+                microseconds.append(round((read() - begun) / frequency * 1e6))
                 visit.raise_unless_done()
                 wrong += visit.message != message or not visit.resident or visit.peer != name
                 if options.memory:
                     gc.collect()  # what Python has not cleared up yet is not lost
                     free.append(free_memory() + own_memory())
         switches = {p.name: p.switches for p in peers.state.peers} if peers.state else {}
-    print(json.dumps({"seconds": seconds, "free": free, "wrong": wrong, "switches": switches}))
+    print(json.dumps(SwitchRounds(tuple(microseconds), tuple(free), wrong, switches).to_json()))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Run in the guest: `python3 -m kjump.lab.guest.ticker start` leaves it behind and prints where its page is; `pauses`
 prints the times it stood still for longer than a threshold, as far as it saw them. It reads the time stamp counter
 before and after each step, so it can tell between which two values of the counter it stood still. When that was between
-steps, it knows exactly what its page held meanwhile (`sure`); within a step, it was the value before or after.
+steps, it knows exactly what its page held meanwhile; within a step, it was the value before or after.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ import mmap
 import os
 import struct
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 from kjump import _core
+from kjump.formats.record import JsonObject, Record
+from kjump.lab.guest.activity import detach
 from kjump.memory import PAGE_SIZE
 
 MAGIC = b"kjumptic"
@@ -29,20 +32,62 @@ _PLACE = Path("/run/ticker.json")
 _PAUSES = Path("/run/ticker.pauses")
 
 
-def start() -> dict[str, Any]:
-    """Start the process; return its {"pid", "address", "frame", "rate"}: page, page frame, counter ticks a second."""
+@dataclass(frozen=True)
+class Ticker:
+    """The process: its page's (linear) `address` and page `frame`, and how fast the time stamp counter counts (Hz)."""
+
+    pid: int
+    address: int
+    frame: int
+    rate: float
+
+    def to_json(self) -> JsonObject:
+        """Return it as a JSON object."""
+        return {"pid": self.pid, "address": self.address, "frame": self.frame, "rate": self.rate}
+
+    @classmethod
+    def from_json(cls, record: Record) -> Ticker:
+        """Read what `to_json` made; FormatError."""
+        return cls(
+            pid=record.integer("pid", low=1),
+            address=record.integer("address"),
+            frame=record.integer("frame", low=1),
+            rate=record.number("rate", low=1.0),
+        )
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A time in which the process stood still, in values of the time stamp counter: from `begun` to `ended`.
+
+    `values` are what its page may have held meanwhile: one when it stood still between steps, two within a step.
+    """
+
+    values: tuple[int, ...]
+    begun: int
+    ended: int
+
+    def to_json(self) -> JsonObject:
+        """Return it as a JSON object."""
+        return {"values": list(self.values), "begun": self.begun, "ended": self.ended}
+
+    @classmethod
+    def from_json(cls, record: Record) -> Pause:
+        """Read what `to_json` made; FormatError."""
+        begun = record.integer("begun")
+        return cls(record.integers("values", limit=2), begun, record.integer("ended", low=begun))
+
+
+def start() -> Ticker:
+    """Start the process; return what is known of it."""
     _PLACE.unlink(missing_ok=True)
     if os.fork() == 0:
-        os.setsid()
-        null = os.open("/dev/null", os.O_RDWR)
-        for fd in (0, 1, 2):
-            os.dup2(null, fd)
+        detach()
         _tick()
         os._exit(1)
     while not _PLACE.exists():
         time.sleep(0.01)
-    place: dict[str, Any] = json.loads(_PLACE.read_text())
-    return place
+    return Ticker.from_json(Record.parse(_PLACE.read_text(), str(_PLACE)))
 
 
 def _tick() -> None:
@@ -50,9 +95,9 @@ def _tick() -> None:
     _FIELDS.pack_into(page, 0, MAGIC, 0)
     rate = _rate()
     address = ctypes.addressof(ctypes.c_char.from_buffer(page))
-    place = {"pid": os.getpid(), "address": address, "frame": frame_of(address), "rate": rate}
+    place = Ticker(os.getpid(), address, frame_of(address), rate)
     partial = _PLACE.with_suffix(".part")
-    partial.write_text(json.dumps(place))
+    partial.write_text(json.dumps(place.to_json()))
     partial.replace(_PLACE)
     threshold = int(_THRESHOLD * rate)
     value, last = 0, _core.time_stamp()
@@ -60,17 +105,17 @@ def _tick() -> None:
         while True:
             before = _core.time_stamp()
             if before - last > threshold:
-                _note(log, [value], last, before)
+                _note(log, Pause((value,), last, before))
             value += 1
             struct.pack_into("<Q", page, VALUE_OFFSET, value)
             last = _core.time_stamp()
             if last - before > threshold:
-                _note(log, [value - 1, value], before, last)
+                _note(log, Pause((value - 1, value), before, last))
             time.sleep(0.001)
 
 
-def _note(log: Any, values: list[int], begun: int, ended: int) -> None:
-    log.write(json.dumps({"values": values, "sure": len(values) == 1, "begun": begun, "ended": ended}) + "\n")
+def _note(log: TextIO, pause: Pause) -> None:
+    log.write(json.dumps(pause.to_json()) + "\n")
     log.flush()
 
 
@@ -89,16 +134,19 @@ def frame_of(address: int) -> int:
     return int(entry & ((1 << 55) - 1))
 
 
-def pauses() -> list[dict[str, Any]]:
-    """Return when the process stood still: {"values", "sure", "begun", "ended"}, the latter two counter values."""
-    return [json.loads(line) for line in _PAUSES.read_text().splitlines()]
+def pauses() -> list[Pause]:
+    """Return when the process stood still, as far as it saw it."""
+    return [Pause.from_json(Record.parse(line, str(_PAUSES))) for line in _PAUSES.read_text().splitlines()]
 
 
 def main() -> None:
     """Run as a command."""
     parser = argparse.ArgumentParser(prog="ticker")
     parser.add_argument("what", choices=("start", "pauses"))
-    print(json.dumps(start() if parser.parse_args().what == "start" else pauses()))
+    if parser.parse_args().what == "start":
+        print(json.dumps(start().to_json()))
+    else:
+        print(json.dumps({"pauses": [pause.to_json() for pause in pauses()]}))
 
 
 if __name__ == "__main__":

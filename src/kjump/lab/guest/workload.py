@@ -1,8 +1,8 @@
-"""Work for Linux A that a hibernation must not disturb, and the check that it did not.
+"""Work that a hibernation must not disturb, and the check that it did not.
 
 `start` leaves these behind: a process that counts, 200 MiB of tmpfs and an anonymous buffer with known digests,
 a process that appends numbered lines to a file on ext4, two processes with a pipe between them, and memory filled
-with random bytes or with those of a disk. `verify` prints a JSON object: check name -> bool. Run in the guest:
+with random bytes or with those of a disk. `verify` prints a `WorkloadAccount` as JSON. Run in the guest:
 `python3 -m kjump.lab.guest.workload start|verify`.
 """
 
@@ -18,11 +18,13 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+from kjump.formats.record import Record
+from kjump.lab.guest.activity import CounterBoard, WorkloadAccount, detach, numbered_lines, spawn, start_time
 
 MIB = 1 << 20
 TMPFS_SIZE = 200 * MIB
@@ -50,38 +52,13 @@ def content(size: int, seed: int) -> Iterator[bytes]:
         yield block[: size - index * MIB]
 
 
-class _Board:
-    """Counters in memory shared by all processes of the workload."""
-
-    def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, _PAGE)
-
-    def add(self, slot: str, value: int = 1) -> None:
-        at = _SLOTS.index(slot) * 8
-        (old,) = struct.unpack_from("<Q", self._memory, at)
-        struct.pack_into("<Q", self._memory, at, old + value)
-
-    def values(self) -> dict[str, int]:
-        return dict(zip(_SLOTS, struct.unpack_from(f"<{len(_SLOTS)}Q", self._memory), strict=True))
-
-
-def _spawn(function: Any, *arguments: Any) -> int:
-    pid = os.fork()
-    if pid == 0:
-        try:
-            function(*arguments)
-        finally:
-            os._exit(1)
-    return pid
-
-
-def _count(board: _Board) -> None:
+def _count(board: CounterBoard) -> None:
     while True:
         board.add("counter")
         time.sleep(0.01)
 
 
-def _append(board: _Board) -> None:
+def _append(board: CounterBoard) -> None:
     with _LOG.open("w") as log:
         number = 0
         while True:
@@ -94,7 +71,7 @@ def _append(board: _Board) -> None:
             time.sleep(0.02)
 
 
-def _produce(board: _Board, pipe: int) -> None:
+def _produce(board: CounterBoard, pipe: int) -> None:
     number = 0
     while True:
         os.write(pipe, struct.pack("<Q", number))
@@ -103,7 +80,7 @@ def _produce(board: _Board, pipe: int) -> None:
         time.sleep(0.005)
 
 
-def _consume(board: _Board, pipe: int) -> None:
+def _consume(board: CounterBoard, pipe: int) -> None:
     expected = 0
     while True:
         data = os.read(pipe, 8)
@@ -167,10 +144,7 @@ def start(filling: Filling, seed: int, tmpfs: int = TMPFS_SIZE, buffer: int = BU
     """Start the workload in the background; `tmpfs` and `buffer` are bytes. Returns when all is in place."""
     ready_in, ready_out = os.pipe()
     if os.fork() == 0:
-        os.setsid()
-        null = os.open("/dev/null", os.O_RDWR)
-        for fd in (0, 1, 2):
-            os.dup2(null, fd)
+        detach()
         _serve(filling, seed, tmpfs, buffer, ready_out)
         os._exit(1)
     os.close(ready_out)
@@ -184,15 +158,15 @@ def _serve(filling: Filling, seed: int, tmpfs: int, buffer_size: int, ready: int
     for index in range(buffer_size // _PAGE):
         buffer[index * _PAGE : (index + 1) * _PAGE] = _pattern_page(index)
     known_digest = _digest_of(_pattern_page(index) for index in range(buffer_size // _PAGE))
-    board = _Board()
+    board = CounterBoard(_SLOTS, mmap.mmap(-1, _PAGE))
     pipe_out, pipe_in = os.pipe()
     pids = [
-        _spawn(_count, board),
-        _spawn(_append, board),
-        _spawn(_produce, board, pipe_in),
-        _spawn(_consume, board, pipe_out),
+        spawn(_count, board),
+        spawn(_append, board),
+        spawn(_produce, board, pipe_in),
+        spawn(_consume, board, pipe_out),
     ]
-    started = [_start_time(pid) for pid in pids]
+    started = [start_time(pid) for pid in pids]
     filled = filling.make()  # after the forks: page tables of gigabytes need not be copied
     fill_digest = filling.digest or digest(filled)
     server = socket.socket(socket.AF_UNIX)
@@ -201,17 +175,17 @@ def _serve(filling: Filling, seed: int, tmpfs: int, buffer_size: int, ready: int
     os.write(ready, b"+")
     while True:
         connection, _ = server.accept()
-        answer: dict[str, Any] = {"values": board.values()}
+        checks: dict[str, bool] = {}
+        pages: tuple[int, ...] = ()
         if connection.recv(16) == _EVERYTHING:
-            answer["pages"] = _pattern_frames(buffer)
-            answer["checks"] = {
+            pages = _pattern_frames(buffer)
+            checks = {
                 "tmpfs": _hash_file(_TMPFS / "content") == tmpfs_digest,
                 "buffer": _digest_of([buffer]) == known_digest,
                 "fill": digest(filled) == fill_digest,
-                "processes": [_start_time(pid) for pid in pids] == started,
+                "processes": [start_time(pid) for pid in pids] == started,
             }
-            answer["values"] = board.values()
-        connection.sendall(json.dumps(answer).encode())
+        connection.sendall(json.dumps(WorkloadAccount(checks, board.values(), pages).to_json()).encode())
         connection.close()
 
 
@@ -219,7 +193,7 @@ def _pattern_page(index: int) -> bytes:
     return (PATTERN + b"%08d " % index).ljust(_PAGE, b".")
 
 
-def _pattern_frames(buffer: mmap.mmap) -> list[int]:
+def _pattern_frames(buffer: mmap.mmap) -> tuple[int, ...]:
     """Return the page frame numbers of the buffer's pages (0: not in memory)."""
     import ctypes
 
@@ -227,7 +201,7 @@ def _pattern_frames(buffer: mmap.mmap) -> list[int]:
     with open("/proc/self/pagemap", "rb") as pagemap:  # noqa: PTH123
         pagemap.seek(linear // _PAGE * 8)
         entries = struct.unpack(f"<{len(buffer) // _PAGE}Q", pagemap.read(len(buffer) // _PAGE * 8))
-    return [entry & ((1 << 55) - 1) if entry >> 63 else 0 for entry in entries]
+    return tuple(entry & ((1 << 55) - 1) if entry >> 63 else 0 for entry in entries)
 
 
 def _write_tmpfs(size: int, seed: int) -> str:
@@ -255,49 +229,40 @@ def _digest_of(pieces: Iterable[bytes | mmap.mmap]) -> str:
     return hasher.hexdigest()
 
 
-def _start_time(pid: int) -> str:
-    """Return when a process started, in clock ticks since boot: it changes when the process is another one."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except OSError:
-        return ""
-
-
-def _ask(what: bytes) -> dict[str, Any]:
+def _ask(what: bytes) -> WorkloadAccount:
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(_SOCKET)
     connection.sendall(what)
     with connection.makefile("rb") as stream:
-        answer: dict[str, Any] = json.loads(stream.read())
-    return answer
+        return WorkloadAccount.from_json(Record.parse(stream.read(), "the workload's account"))
 
 
-def _values_when(there: Callable[[dict[str, int]], bool], limit: float = 10.0) -> dict[str, int]:
+def _values_when(there: Callable[[Mapping[str, int]], bool], limit: float = 10.0) -> Mapping[str, int]:
     """Return the counters as soon as they are as wanted, or after `limit` seconds as they are: a disk may be slow."""
     deadline = time.monotonic() + limit
     while True:
-        values: dict[str, int] = _ask(_VALUES)["values"]
+        values = _ask(_VALUES).counters
         if there(values) or time.monotonic() > deadline:
             return values
         time.sleep(0.05)
 
 
-def verify(pause: float = 0.3) -> dict[str, Any]:
-    """Return {"checks": name -> bool, "values": counters now, "pages": frames of the pattern's pages}."""
+def verify(pause: float = 0.3) -> WorkloadAccount:
+    """Return what the workload is like now: its checks, its counters, the page frames of the pattern."""
     before = _values_when(lambda values: all(values[name] > 0 for name in _WORKERS))
     time.sleep(pause)
     _values_when(lambda values: all(values[name] > before[name] for name in _WORKERS))
     answer = _ask(_EVERYTHING)
-    after = answer["values"]
-    text = _LOG.read_text()
-    complete = text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]
-    answer["checks"] |= {
+    after = answer.counters
+    lines = numbered_lines(str(_LOG))
+    checks = {
+        **answer.checks,
         "counting": after["counter"] > before["counter"] > 0,
         "appending": after["appender"] > before["appender"] > 0,
-        "file": complete == [f"line {n}" for n in range(len(complete))] and len(complete) >= before["appender"] - 1,
+        "file": lines is not None and lines >= before["appender"] - 1,
         "pipe": after["consumer"] > before["consumer"] > 0 and after["pipe_errors"] == 0,
     }
-    return answer
+    return replace(answer, checks=checks)
 
 
 def main() -> None:
@@ -317,8 +282,8 @@ def main() -> None:
         start(filling, options.seed, options.tmpfs, options.buffer)
     else:
         answer = verify()
-        print(json.dumps(answer))
-        sys.exit(0 if all(answer["checks"].values()) else 1)
+        print(json.dumps(answer.to_json()))
+        sys.exit(0 if answer.ok else 1)
 
 
 if __name__ == "__main__":

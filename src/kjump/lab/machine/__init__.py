@@ -1,1 +1,1 @@
-"""Machines of the lab: kernels built from source, QEMU, disks, scenes of several boots on one disk."""
+"""What virtual machines of the lab consist of: kernels, disks, QEMU, the channel to the guest, an installed system."""

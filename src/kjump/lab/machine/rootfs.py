@@ -1,4 +1,4 @@
-"""The disk of the laboratory's Linux A: busybox, this Python, kjump and its libraries, on ext4.
+"""The root file system of the lab's systems: busybox, this Python, kjump and its libraries, on ext4.
 
 Built by `mke2fs -d` from a folder, without root privileges or loop devices.
 """
@@ -6,7 +6,6 @@ Built by `mke2fs -d` from a folder, without root privileges or loop devices.
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from pathlib import Path
 
 from kjump.errors import LabError
 from kjump.initramfs.build import shared_libraries
+from kjump.lab.machine import tools
+from kjump.lab.machine.disks import make_file_system
 
 _NOT_COPIED = (
     "test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "pydoc_data", "site-packages",
@@ -111,9 +112,7 @@ def _copy_package(name: str, library: Path) -> None:
 
 
 def _busybox(root: Path) -> None:
-    busybox = shutil.which("busybox")
-    if busybox is None:
-        raise LabError("busybox is not installed: apt install busybox-static")
+    busybox = tools.path_of("busybox")
     shutil.copy(busybox, root / "usr/bin/busybox")
     for applet in _applets(busybox):
         target = root / "usr/bin" / applet
@@ -129,24 +128,3 @@ def _applets(busybox: str) -> Iterator[str]:
 def _script(path: Path, text: str) -> None:
     path.write_text(text)
     path.chmod(0o755)
-
-
-def make_file_system(image: Path, root: Path | None, size: int) -> None:
-    """Write an ext4 file system of `size` bytes with the contents of the folder `root`; LabError when that fails."""
-    make = shutil.which("mke2fs", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    if make is None:
-        raise LabError("mke2fs is not installed: apt install e2fsprogs")
-    image.unlink(missing_ok=True)
-    command = [
-        make,
-        "-q",
-        "-t",
-        "ext4",
-        "-E",
-        "root_owner=0:0,lazy_itable_init=0",
-        *(("-d", str(root)) if root else ()),
-        str(image),
-    ]
-    done = subprocess.run([*command, f"{size >> 10}k"], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise LabError(f"`{' '.join(command)}` failed: {done.stderr.strip()}")

@@ -8,19 +8,25 @@ buffers ("private"). On a kernel that has hugetlbfs there are a few huge pages t
 from __future__ import annotations
 
 import os
-import shutil
 import struct
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from kjump.errors import LabError
 from kjump.formats import cpio, elf
+from kjump.lab.machine import tools
+from kjump.lab.machine.disks import make_file_system
+from kjump.lab.machine.guest_channel import PORT_NAME
 from kjump.lab.machine.kernel import LabKernel
-from kjump.lab.machine.qemu import CPU, PORT_NAME, Machine, MachineConfig, accelerator
+from kjump.lab.machine.qemu import VirtualMachine, accelerator
+from kjump.lab.machine.qemu_config import CPU, VirtualMachineConfig
 
 _SOURCES = ("/usr/lib", "/usr/bin", "/usr/share", "/usr/include")
 _SMALLEST_FILL = 4 << 20
+_FILE_SIZE, _FILE_SYSTEM_SIZE = 8 << 20, 32 << 20
+"""Of a file whose pages in the page cache have buffers, because a block is smaller than a page."""
 
 _INIT = f"""#!/bin/sh
 mount -t proc none /proc; mount -t sysfs none /sys; mount -t devtmpfs none /dev
@@ -67,7 +73,7 @@ def make(
         options = f"{options} kjump.huge={huge_pages}"
         config = _config(Path(folder), image, memory=memory, fill=fill, cpu=cpu, options=options, crash=crash)
         try:
-            with Machine(config) as machine:
+            with VirtualMachine(config) as machine:
                 machine.guest.event("filled", timeout=120 + (fill >> 24))
                 if crash:
                     _wait_for_panic(machine)
@@ -79,9 +85,7 @@ def make(
             partial.unlink(missing_ok=True)
 
 
-def _wait_for_panic(machine: Machine) -> None:
-    import time
-
+def _wait_for_panic(machine: VirtualMachine) -> None:
     deadline = time.monotonic() + 60
     while "end Kernel panic" not in machine.console():
         if time.monotonic() > deadline:
@@ -89,13 +93,18 @@ def _wait_for_panic(machine: Machine) -> None:
         time.sleep(0.05)
 
 
-def _config(folder: Path, image: Path, *, memory: int, fill: int, cpu: str, options: str, crash: bool) -> MachineConfig:
+def _config(
+    folder: Path, image: Path, *, memory: int, fill: int, cpu: str, options: str, crash: bool
+) -> VirtualMachineConfig:
     data, disk = folder / "data.img", folder / "disk.img"
     write_data(data, max(fill, _SMALLEST_FILL))
-    _file_system(disk, folder)
+    tree = folder / "tree"
+    tree.mkdir()
+    write_data(tree / "file", _FILE_SIZE)
+    make_file_system(disk, tree, _FILE_SYSTEM_SIZE, "-b", "1024")
     initrd = folder / "initrd"
     initrd.write_bytes(cpio.write(_initramfs(fill >> 20, crash)))
-    return MachineConfig(
+    return VirtualMachineConfig(
         kernel=image,
         initrd=initrd,
         command_line=f"console=ttyS0 panic={0 if crash else -1} loglevel=4 {options}".strip(),
@@ -109,13 +118,10 @@ def _config(folder: Path, image: Path, *, memory: int, fill: int, cpu: str, opti
 
 def _initramfs(fill: int, crash: bool) -> Iterator[cpio.Entry]:
     """Yield the guest's files; `fill` in MiB."""
-    busybox = shutil.which("busybox")
-    if busybox is None:
-        raise LabError("busybox is not installed: apt install busybox-static")
     anon = fill // 5
     yield cpio.regular("init", _INIT.encode(), 0o755)
     yield cpio.regular("fill", f"{anon} {anon} {fill - 2 * anon}\n".encode())
-    yield cpio.regular("bin/busybox", Path(busybox).read_bytes(), 0o755)
+    yield cpio.regular("bin/busybox", Path(tools.path_of("busybox")).read_bytes(), 0o755)
     for name in ("sh", "mount", "mkdir", "mkfifo", "dd", "cat", "sleep", "sync", "basename"):
         yield cpio.symlink(f"bin/{name}", "busybox")
     for name in ("proc", "sys", "dev"):
@@ -149,25 +155,6 @@ def _files() -> Iterator[Path]:
                 path = Path(folder, name)
                 if path.is_file() and not path.is_symlink() and os.access(path, os.R_OK):
                     yield path
-
-
-def _file_system(disk: Path, folder: Path) -> None:
-    import subprocess
-
-    tree = folder / "tree"
-    tree.mkdir()
-    write_data(tree / "file", 8 << 20)
-    make = shutil.which("mke2fs", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    if make is None:
-        raise LabError("mke2fs is not installed: apt install e2fsprogs")
-    done = subprocess.run(
-        [make, "-q", "-t", "ext4", "-b", "1024", "-d", str(tree), str(disk), "32M"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise LabError(f"mke2fs failed: {done.stderr.strip()}")
 
 
 def straighten(path: Path) -> None:

@@ -1,7 +1,7 @@
-"""A scene: one machine's disks, kernel and initramfs, booted as often as the story needs.
+"""A system installed in a folder: disks, a kernel and an initramfs, booted as many times as a test needs.
 
-`Scene.machine` gives the machine, started as a boot loader would: the kernel and kjump's initramfs, whose boot role
-resumes from the target disk or mounts A's root file system.
+`Installation.machine` gives the virtual machine, started as a boot loader would: the kernel and kjump's initramfs,
+whose boot role resumes from the target disk or mounts the root file system.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kjump.initramfs.build import build as build_initramfs
-from kjump.lab.machine import rootfs
+from kjump.lab.machine import rootfs, tools
+from kjump.lab.machine.disks import copy_disk, make_disk
+from kjump.lab.machine.guest_channel import PORT_NAME
 from kjump.lab.machine.kernel import LabKernel
-from kjump.lab.machine.qemu import CPU, PORT_NAME, IoError, Machine, MachineConfig, accelerator
+from kjump.lab.machine.qemu import VirtualMachine, accelerator
+from kjump.lab.machine.qemu_config import CPU, BadBlock, VirtualMachineConfig
 
 ROOT_DEVICE = "/dev/vda"
 TARGET_DEVICE = "/dev/vdb"
@@ -25,7 +28,7 @@ _COMMAND_LINE = (
 
 @dataclass(frozen=True)
 class Hardware:
-    """The machine a scene plays on: `memory` in bytes, CPUs, a QEMU CPU model."""
+    """What a virtual machine has: `memory` in bytes, CPUs, a QEMU CPU model."""
 
     memory: int = 768 << 20
     cpus: int = 2
@@ -33,10 +36,10 @@ class Hardware:
 
 
 @dataclass(frozen=True)
-class Scene:
-    """Disks and kernel of one machine, in `folder`.
+class Installation:
+    """Disks and kernel of one system, in `folder`.
 
-    `options` are added to the kernel's command line, `files` (path -> contents) to A's disk.
+    `options` are added to the kernel's command line, `files` (path -> contents) to the root file system.
     """
 
     folder: Path
@@ -49,7 +52,7 @@ class Scene:
 
     @property
     def root_disk(self) -> Path:
-        """A's root file system (ext4), /dev/vda."""
+        """The root file system (ext4), /dev/vda."""
         return self.folder / "root.img"
 
     @property
@@ -59,15 +62,15 @@ class Scene:
 
     @property
     def initramfs(self) -> Path:
-        """kjump's initramfs, with the kernel as C."""
+        """kjump's initramfs, with the kernel that restores in it."""
         return self.folder / "initramfs.img"
 
     @property
     def console_log(self) -> Path:
-        """What all machines of this scene wrote to their consoles."""
+        """What all virtual machines with these disks wrote to their consoles."""
         return self.folder / "console.log"
 
-    def prepare(self) -> Scene:
+    def prepare(self) -> Installation:
         """Make the disks and the initramfs; LabError when a tool is missing."""
         data = build_initramfs(self.kernel.image)
         self.initramfs.write_bytes(data)
@@ -82,8 +85,13 @@ class Scene:
         make_disk(self.target_disk, self.target_size)
         return self
 
-    def fork(self, folder: Path, disks: Path | None = None) -> Scene:
-        """Return this machine with disks of its own in `folder`: copies of those here, or of those in `disks`."""
+    def remove_disks(self) -> None:
+        """Remove the disks, and the initramfs; the console log stays."""
+        for path in (self.root_disk, self.target_disk, self.initramfs):
+            path.unlink(missing_ok=True)
+
+    def fork(self, folder: Path, disks: Path | None = None) -> Installation:
+        """Return this system with disks of its own in `folder`: copies of those here, or of those in `disks`."""
         folder.mkdir(parents=True, exist_ok=True)
         forked = replace(self, folder=folder)
         for disk in (forked.root_disk, forked.target_disk):
@@ -99,15 +107,16 @@ class Scene:
         hardware: Hardware | None = None,
         extra: tuple[str, ...] = (),
         more_disks: tuple[Path, ...] = (),
-        io_errors: tuple[IoError, ...] = (),
+        bad_blocks: tuple[BadBlock, ...] = (),
         state: Path | None = None,
-    ) -> Machine:
+    ) -> VirtualMachine:
         """Return the machine, not yet started, with more kernel `options`, other `hardware` or `more_disks` if wanted.
 
-        `io_errors` come from its disks; with `state` it goes on where that was saved, once it is let.
+        Its disks have `bad_blocks`; with `state` it continues where that was saved, once `VirtualMachine.go_on` is
+        called.
         """
         hardware = hardware or self.hardware
-        config = MachineConfig(
+        config = VirtualMachineConfig(
             kernel=self.kernel.image,
             initrd=self.initramfs,
             command_line=" ".join(filter(None, [_COMMAND_LINE, self.options, options])),
@@ -116,25 +125,14 @@ class Scene:
             cpu=hardware.cpu,
             disks=(self.root_disk, self.target_disk, *more_disks),
             extra=extra,
-            io_errors=io_errors,
+            bad_blocks=bad_blocks,
             incoming=state,
             accelerator=accelerator(self.kernel.image),
         )
-        return Machine(config, log=self.console_log)
+        return VirtualMachine(config, log=self.console_log)
 
     def check_root_disk(self) -> tuple[bool, str]:
-        """Run `e2fsck -fn` on A's disk; return whether it is clean, and what it printed."""
-        done = subprocess.run(["/sbin/e2fsck", "-fn", str(self.root_disk)], capture_output=True, text=True, check=False)
+        """Run `e2fsck -fn` on the root disk; return whether it is clean, and what it printed."""
+        command = [tools.path_of("e2fsck"), "-fn", str(self.root_disk)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.returncode == 0, done.stdout + done.stderr
-
-
-def copy_disk(source: Path, target: Path) -> Path:
-    """Copy a disk, holes and all."""
-    subprocess.run(["cp", "--sparse=always", str(source), str(target)], check=True)
-    return target
-
-
-def make_disk(path: Path, size: int) -> None:
-    """Make an empty, sparse raw disk of `size` bytes."""
-    with path.open("wb") as disk:
-        disk.truncate(size)

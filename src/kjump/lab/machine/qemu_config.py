@@ -1,0 +1,91 @@
+"""What a virtual machine consists of, and QEMU's arguments for it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kjump.lab.machine.guest_channel import PORT_NAME
+
+CPU = "max,erms=off,fsrm=off"
+"""A CPU with all that QEMU knows, but for quick string instructions: QEMU's translator carries out `rep movsb` and
+`rep stosb` byte by byte, and both kernels and libraries prefer them where a CPU says that they are quick."""
+WATCHDOG = ("-device", "i6300esb", "-action", "watchdog=inject-nmi")
+"""More arguments for a machine with a watchdog that ends a hang by an NMI."""
+
+
+@dataclass(frozen=True)
+class BadBlock:
+    """A bad block: each `operation` ("read", "write") of the block with `byte` of disk `disk` (0: vda) fails."""
+
+    disk: int
+    operation: str
+    byte: int
+
+    def drive(self, path: Path) -> str:
+        """Return the words of a -drive that has the disk `path` fail so."""
+        rule = {"event": "none", "iotype": self.operation, "errno": "5", "sector": str(self.byte // 512), "once": "off"}
+        words = [f"file.inject-error.0.{name}={value}" for name, value in rule.items()]
+        return ",".join(["file.driver=blkdebug", "file.image.driver=file", f"file.image.filename={path}", *words])
+
+
+@dataclass(frozen=True)
+class VirtualMachineConfig:
+    """A machine to start: sizes in bytes, `disks` raw image files in the order vda, vdb, ...
+
+    `cpu` is a QEMU CPU model; `extra` more QEMU arguments; `accelerator` one found by `accelerator()`.
+    `incoming` is a state that `VirtualMachine.save_state` wrote, for a machine that goes on from there. With
+    `preallocate` the host gives all of its memory before it is switched on, not page by page as it is touched: for
+    measurements.
+    """
+
+    kernel: Path
+    initrd: Path | None
+    command_line: str
+    memory: int = 768 << 20
+    cpus: int = 2
+    cpu: str = CPU
+    disks: tuple[Path, ...] = ()
+    extra: tuple[str, ...] = ()
+    accelerator: str = "tcg"
+    bad_blocks: tuple[BadBlock, ...] = ()
+    incoming: Path | None = None
+    preallocate: bool = False
+
+    def arguments(self, folder: Path) -> list[str]:
+        """Return QEMU's arguments; its sockets lie in `folder`."""
+        accelerator = "tcg,thread=multi" if self.accelerator == "tcg" else self.accelerator
+        machine = ["-nodefaults", "-display", "none", "-no-reboot", "-machine", "q35", "-accel", accelerator]
+        machine += ["-cpu", self.cpu, "-smp", str(self.cpus), "-m", f"{self.memory >> 20}M"]
+        # Linux counts the timer's interrupts while it loops, and panics ("IO-APIC + timer doesn't work!") when an
+        # emulator on a busy host has been late with them. Under KVM it leaves that out by itself.
+        machine += ["-kernel", str(self.kernel), "-append", f"{self.command_line} no_timer_check"]
+        if self.initrd is not None:
+            machine += ["-initrd", str(self.initrd)]
+        if self.preallocate:
+            backend = f"memory-backend-ram,id=ram,size={self.memory >> 20}M,prealloc=on,prealloc-threads={self.cpus}"
+            machine += ["-object", backend, "-machine", "memory-backend=ram", "-S"]
+        if self.incoming is not None:
+            machine += ["-incoming", f"exec:cat {shlex.quote(str(self.incoming))}"]
+        return [*machine, *_channels(folder), *self._disks(), "-device", "virtio-rng-pci", *self.extra]
+
+    def _disks(self) -> Iterator[str]:
+        for index, path in enumerate(self.disks):
+            failing = [error.drive(path) for error in self.bad_blocks if error.disk == index]
+            file = failing[0] if failing else f"file={path}"
+            yield from ("-drive", f"{file},format=raw,if=none,id=disk{index},cache=none,aio=threads")
+            yield from ("-device", f"virtio-blk-pci,drive=disk{index}")
+
+
+def _channels(folder: Path) -> list[str]:
+    def chardev(name: str) -> str:
+        return f"socket,id={name},path={folder / name},server=on,wait=off"
+
+    return [
+        *("-chardev", chardev("qmp"), "-mon", "chardev=qmp,mode=control"),
+        *("-chardev", chardev("console"), "-serial", "chardev:console"),
+        *("-device", "virtio-serial-pci", "-chardev", chardev("status")),
+        *("-device", f"virtserialport,chardev=status,name={PORT_NAME}"),
+    ]

@@ -1,0 +1,132 @@
+"""What kjump's commands print with `--json`, as far as the lab reads it: checked where it comes in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kjump.formats.record import Record
+
+
+@dataclass(frozen=True)
+class SavedBytes:
+    """Sizes in bytes: of the memory that was saved, and of the image on the target."""
+
+    kept: int
+    image: int
+
+    @classmethod
+    def from_json(cls, record: Record) -> SavedBytes:
+        """Read them from what a second kernel says of its save; FormatError."""
+        return cls(kept=record.integer("kept_bytes"), image=record.integer("image_bytes"))
+
+
+def _saved(report: Record) -> SavedBytes | None:
+    return SavedBytes.from_json(report.record("saved")) if "saved" in report else None
+
+
+def numbers(record: Record) -> dict[str, float]:
+    """Return all fields of a record of numbers; FormatError when one is something else."""
+    return {name: record.number(name) for name in record.names()}
+
+
+@dataclass(frozen=True)
+class HibernateReport:
+    """What `kjump hibernate --json` says: sizes in bytes, times in seconds.
+
+    `prepare` is what came before the jump; `again` how long it took until a second kernel stood by again. `saved` is
+    None when nothing was saved.
+    """
+
+    resumed: bool
+    window_bytes: int
+    prepare: float
+    again: float
+    saved: SavedBytes | None
+
+    @classmethod
+    def from_json(cls, record: Record) -> HibernateReport:
+        """Read what the command printed; FormatError."""
+        phases = record.record("phases")
+        return cls(
+            resumed=record.flag("resumed"),
+            window_bytes=record.integer("window_bytes"),
+            prepare=phases.number("prepare", low=0),
+            again=phases.number("again", low=0),
+            saved=_saved(record.record("report")),
+        )
+
+
+@dataclass(frozen=True)
+class SnapshotReport:
+    """What `kjump snapshot --json` says, when it is taken and each time it is rolled back to.
+
+    `count` is how many roll-backs there were so far; `kind` is "snapshot" or "dump"; `phases` are in seconds. `entered`
+    is the value of the time stamp counter when the second kernel was entered; 0 in the report of a roll-back, which has
+    no `saved` either.
+    """
+
+    taken: bool
+    rolled_back: bool
+    count: int
+    kind: str
+    target: str
+    phases: dict[str, float]
+    entered: int
+    saved: SavedBytes | None
+
+    @classmethod
+    def from_json(cls, record: Record) -> SnapshotReport:
+        """Read what the command printed; FormatError."""
+        return cls(
+            taken=record.flag("taken"),
+            rolled_back=record.flag("rolled_back"),
+            count=record.integer("count"),
+            kind=record.text("kind"),
+            target=record.text("target"),
+            phases=numbers(record.record("phases")),
+            entered=record.record("stamps").optional("entered", record.record("stamps").integer, 0),
+            saved=_saved(record.record("report")),
+        )
+
+
+@dataclass(frozen=True)
+class BootedPeer:
+    """What `kjump boot-peer --json` says of a peer: its name and kernel release, and how long it took to boot."""
+
+    name: str
+    release: str
+    boot_seconds: float
+
+    @classmethod
+    def from_json(cls, record: Record) -> BootedPeer:
+        """Read one line of what the command printed; FormatError."""
+        report = record.record("report")
+        return cls(record.text("peer"), report.text("release"), report.number("boot_seconds", low=0))
+
+
+@dataclass(frozen=True)
+class CallReport:
+    """One call of `kjump call --json`: what the function returned and wrote, and when.
+
+    `began` (monotonic clock) and `seconds` are the caller's; `tsc_in` and `tsc_end` are the time stamp counter when the
+    gate was entered and when the function had ended.
+    """
+
+    value: int
+    output: str
+    began: float
+    seconds: float
+    tsc_in: int
+    tsc_end: int
+
+    @classmethod
+    def from_json(cls, record: Record) -> CallReport:
+        """Read one of the calls that the command printed; FormatError."""
+        return cls(
+            value=record.integer("value"),
+            output=record.text("output"),
+            began=record.number("began", low=0),
+            seconds=record.number("seconds", low=0),
+            tsc_in=record.integer("tsc_in"),
+            tsc_end=record.integer("tsc_end"),
+        )
