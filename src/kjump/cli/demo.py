@@ -90,7 +90,7 @@ def demo() -> None:
 @_machine("768M")
 @click.option("--fill", type=SIZE, default=0, help="Bytes of random memory more than the usual workload.")
 @click.option("--rounds", type=click.IntRange(1), default=1, show_default=True, help="Hibernations in a row.")
-@click.option("--options", default="", help="Kernel options for Linux A.")
+@click.option("--options", default="", help="Kernel options for the first Linux.")
 @click.option(
     "--target", type=click.Choice(["disk", "file"]), default="disk", show_default=True, help="Where the image goes."
 )
@@ -110,7 +110,10 @@ def demo_hibernate(
     keep: Path | None,
     as_json: bool,
 ) -> None:
-    """Save a Linux at work from a second kernel, switch off, bring it back, and check its work."""
+    """Hibernate a Linux at work, and check its work.
+
+    It is saved from a second kernel, switched off, and brought back.
+    """
     from kjump.lab import hibernation
     from kjump.lab.machine.scene import Hardware
 
@@ -145,7 +148,7 @@ def demo_hibernate(
 def demo_faults(
     version: str, only: tuple[str, ...], quick: bool, seed: int, jobs: int, keep: Path | None, as_json: bool
 ) -> None:
-    """Provoke all that may go wrong in a hibernation, and say what came of it."""
+    """Provoke what may go wrong, and say what came of it."""
     from kjump.lab.campaign import faults
 
     tell = _clock()
@@ -178,7 +181,10 @@ def demo_faults(
 def demo_big_image(
     version: str, memory: int | None, share: float | None, cpus: int, cpu: str, keep: Path | None, as_json: bool
 ) -> None:
-    """Save machines nearly full of random bytes, which swsusp refuses, and bring them back."""
+    """Hibernate machines nearly full of random bytes.
+
+    swsusp refuses them.
+    """
     from kjump.lab import big_image
     from kjump.lab.machine.scene import Hardware
 
@@ -201,7 +207,10 @@ def demo_big_image(
 @click.option("--calls", type=click.IntRange(2), default=100, show_default=True, help="Calls in a row.")
 @_json
 def demo_call(version: str, memory: int, cpus: int, cpu: str, calls: int, as_json: bool) -> None:
-    """Call functions, code in memory and the BIOS from a running Linux, and compare with the emulated machine."""
+    """Call programs and the BIOS from a running Linux.
+
+    What they return is compared with the emulated machine.
+    """
     from kjump.lab import call
     from kjump.lab.machine.scene import Hardware
 
@@ -219,12 +228,12 @@ def demo_call(version: str, memory: int, cpus: int, cpu: str, calls: int, as_jso
 
 
 @demo.command("switch")
-@_machine("640M", why="Kernel version of A.")
-@click.option("--peer-kernel", "peer_version", help="Kernel version of B (default: A's).")
-@click.option("--rounds", type=click.IntRange(0), default=50, show_default=True, help="Round trips between A and B.")
+@_machine("640M", why="Kernel version of the first Linux.")
+@click.option("--peer-kernel", "peer_version", help="Kernel version of the peers (default: the first one's).")
+@click.option("--rounds", type=click.IntRange(0), default=50, show_default=True, help="Round trips to one peer.")
 @click.option("--rounds-of-three", type=click.IntRange(0), default=20, show_default=True, help="Rounds with two peers.")
 @click.option("--jumps", type=click.IntRange(0), default=0, show_default=True, help="Jumps of a search for leaks.")
-@click.option("--options", default="", help="Kernel options for Linux A.")
+@click.option("--options", default="", help="Kernel options for the first Linux.")
 @_keep
 @_json
 def demo_switch(
@@ -240,7 +249,10 @@ def demo_switch(
     keep: Path | None,
     as_json: bool,
 ) -> None:
-    """Switch between two and three running Linuxes, all of them at work, and check that none has noticed."""
+    """Switch between running Linuxes, all of them at work.
+
+    Two, and then three; that none has noticed is checked.
+    """
     from kjump.lab import switching
     from kjump.lab.machine.scene import Hardware
 
@@ -286,7 +298,10 @@ def _big_images(results: Sequence[BigImage]) -> None:
 @_keep
 @_json
 def demo_snapshot(version: str, memory: int, cpus: int, cpu: str, count: int, keep: Path | None, as_json: bool) -> None:
-    """Take snapshots of a Linux at work, and look at each with drgn and crash: is it the moment it was taken at?"""
+    """Take snapshots of a Linux at work, and open each.
+
+    With drgn and crash: is it the moment it was taken at?
+    """
     from kjump.lab import snapshot
     from kjump.lab.machine.scene import Hardware
 
@@ -310,7 +325,7 @@ def demo_snapshot(version: str, memory: int, cpus: int, cpu: str, count: int, ke
 @_keep
 @_json
 def demo_rollback(version: str, memory: int, cpus: int, cpu: str, keep: Path | None, as_json: bool) -> None:
-    """Destroy a Linux from within, and roll it back to a snapshot, disks and all; twice."""
+    """Destroy a Linux, and roll it back, disks and all; twice."""
     from kjump.lab import rollback
     from kjump.lab.machine.scene import Hardware
 
@@ -335,15 +350,15 @@ def _timeline(result: object) -> None:
 
     assert isinstance(result, Demo)
     what = {
-        "prepare": "A: preflight, window, load the second kernel",
-        "jump": "A freezes and jumps",
-        "boot_b": "B boots in its window",
-        "save": "B saves A's memory to the disk",
+        "prepare": "preflight, window, load the second kernel",
+        "jump": "this system freezes and jumps",
+        "boot_b": "the second kernel boots in its window",
+        "save": "it saves the memory to the disk",
         "off": "power off",
         "boot": "power on, the boot kernel finds the image",
-        "boot_c": "C boots in the window",
-        "restore": "the boot kernel, or C, puts A's pages back",
-        "back": "A is back in user space",
+        "boot_c": "the restoring kernel boots in the window",
+        "restore": "the boot kernel, or that one, puts the pages back",
+        "back": "the saved system is back in user space",
         "again": "a second kernel stands by again",
     }
     table = Table(title=f"Linux {result.kernel}, {human(result.memory_bytes)} of RAM", title_justify="left")

@@ -8,11 +8,12 @@ import click
 
 from kjump.cli.demo import demo
 from kjump.cli.options import SIZE, human
+from kjump.cli.progress import progress
 
 
 @click.group()
 def lab_command() -> None:
-    """The laboratory: kernels from source, QEMU machines, demonstrations."""
+    """Kernels from source, QEMU machines, demonstrations."""
 
 
 lab_command.add_command(demo)
@@ -29,24 +30,11 @@ def kernel() -> None:
 @click.option("--debug-info", is_flag=True, help="Keep a vmlinux with DWARF, for crash and drgn.")
 def kernel_build(version: str, arch: str, debug_info: bool) -> None:
     """Build a kernel, or say where the cached one is."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
     from kjump.lab.machine import kernel as kernels
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:3.0f}%"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(f"linux {version}", total=1.0)
+    with progress(f"linux {version}") as report:
         built = kernels.build(
-            version,
-            arch=arch,
-            debug_info=debug_info,
-            progress=lambda share, what: progress.update(task, completed=share, description=what[-60:]),
+            version, arch=arch, debug_info=debug_info, progress=lambda share, what: report(share, what[-60:])
         )
     click.echo(f"{built.image} (Linux {built.release}, {human(built.image.stat().st_size)})")
 

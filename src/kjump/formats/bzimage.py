@@ -99,7 +99,7 @@ def parse(data: bytes | bytearray | memoryview) -> BzImage:
     The parts point into `data`, which is not copied.
     """
     view = memoryview(data)
-    _check_magic(view)
+    check_magic(view)
     (version,) = unpack_from("<H", view, 0x206)
     if version < _OLDEST:
         raise FormatError(f"the kernel is too old: boot protocol {version >> 8}.{version & 255:02}, 2.12 is needed")
@@ -133,7 +133,9 @@ def parse(data: bytes | bytearray | memoryview) -> BzImage:
     return image
 
 
-def _check_magic(view: memoryview) -> None:
+def check_magic(data: bytes | memoryview) -> None:
+    """Raise FormatError unless `data`, the first bytes of a file (1 KiB at least), begin as a bzImage does."""
+    view = memoryview(data)
     if len(view) < _LEAST_END:
         raise FormatError(f"not a bzImage: {len(view)} bytes are too few for its header")
     (boot_flag,) = unpack_from("<H", view, 0x1FE)
