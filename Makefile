@@ -34,7 +34,7 @@ apt:
 
 $(VENV)/.tools: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check 'meson-python>=0.17' 'meson>=1.4' ninja
+	$(BIN)/pip install -q --disable-pip-version-check 'meson-python>=0.17' 'meson>=1.4' ninja 'click>=8.4'
 	touch $@
 
 $(INSTALLED): $(VENV)/.tools $(SOURCES)

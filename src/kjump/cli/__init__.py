@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import click
 
-from kjump import __version__
 from kjump.cli.examples import show_examples
 from kjump.errors import KjumpError
 
@@ -75,7 +74,7 @@ class _Verbs(click.Group):
 
 
 @click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="kjump")
+@click.version_option(package_name="kjump", prog_name="kjump")
 def kjump() -> None:
     """Leave a running Linux, run something else on the bare machine, and come back."""
 

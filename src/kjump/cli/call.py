@@ -60,7 +60,9 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             click.option(
                 "--on", type=click.Choice(["emulator", "host"]), help="Default: host for root, else emulator."
             ),
-            click.option("--arch", type=click.Choice(list(_ARCHES)), default="x86_64", show_default=True),
+            click.option(
+                "--arch", type=click.Choice(list(_ARCHES)), default="x86_64", show_default=True, help="Of the program."
+            ),
             click.option("--function", help="Function of a C file (default: the file's name)."),
             click.option("--at", type=NUMBER, help="Physical address of a flat binary."),
             click.option(

@@ -33,7 +33,9 @@ def _machine(memory: str, *, version: str = "6.12", why: str = "Kernel version."
     def add(command: _Command) -> _Command:
         for option in (
             click.option("--cpu", default="max", show_default=True, help="QEMU CPU model."),
-            click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True),
+            click.option(
+                "--cpus", type=click.IntRange(1, 64), default=2, show_default=True, help="CPUs of the machine."
+            ),
             click.option("--memory", type=SIZE, default=memory, show_default=True, help="RAM of the machine."),
             click.option("--kernel", "version", default=version, show_default=True, help=why),
         ):
@@ -174,7 +176,7 @@ def demo_faults(
 @click.option(
     "--share", type=click.FloatRange(0.1, 0.95), help="How much of it to fill (default: 0.65 of 1G, 0.88 of 4G)."
 )
-@click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True)
+@click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True, help="CPUs of the machine.")
 @click.option("--cpu", default="max", show_default=True, help="QEMU CPU model.")
 @_keep
 @_json

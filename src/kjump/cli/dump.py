@@ -67,7 +67,9 @@ def _writing(function: Callable[..., None]) -> Callable[..., None]:
     options = (
         click.argument("source", type=click.Path()),
         click.argument("destinations", nargs=-1, required=True, metavar="DST..."),
-        click.option("--format", "form", type=click.Choice(_FORMATS), default="image", show_default=True),
+        click.option(
+            "--format", "form", type=click.Choice(_FORMATS), default="image", show_default=True, help="Of DST."
+        ),
         click.option("--compress", type=_Compress(), help="zstd, zlib, lzo, snappy or none; :LEVEL if you like."),
         click.option("--threads", type=click.IntRange(1, 256), help="Threads that compress [all CPUs]."),
         click.option("--force", is_flag=True, help="Replace a file that exists."),

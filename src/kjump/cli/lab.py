@@ -26,7 +26,9 @@ def kernel() -> None:
 
 @kernel.command("build")
 @click.option("--version", default="6.12", show_default=True, help="Of Debian's linux-source-VERSION.")
-@click.option("--arch", default="x86_64", show_default=True, type=click.Choice(["x86_64", "i386"]))
+@click.option(
+    "--arch", default="x86_64", show_default=True, type=click.Choice(["x86_64", "i386"]), help="Of the kernel."
+)
 @click.option("--debug-info", is_flag=True, help="Keep a vmlinux with DWARF, for crash and drgn.")
 def kernel_build(version: str, arch: str, debug_info: bool) -> None:
     """Build a kernel, or say where the cached one is."""
