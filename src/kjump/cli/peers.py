@@ -77,11 +77,11 @@ def _tell(visit: Visit, receive: Path | None, as_json: bool) -> None:
 @click.argument("kernel", type=FILE, required=False)
 @click.argument("command", nargs=-1)
 @click.option("--initrd", type=FILE, multiple=True, help="Initial RAM disk; several are joined (default: kjump's own).")
-@click.option("--name", help="What the peer is called from now on (default: B).")
+@click.option("--name", help="What the peer is called from now on (default: second).")
 @click.option("--append", default="", help="More for the command line of its kernel.")
 @click.option("--window", type=WINDOW, help="Where it lives: START,SIZE (default: found).")
 @WINDOW_SIZE
-@click.option("--declared", type=FILE, help="A TOML file that declares several peers, in place of KERNEL.")
+@click.option("--declared", type=FILE, help="TOML file that declares several peers, in place of KERNEL.")
 @_job_options
 def boot_peer_command(
     kernel: Path | None,
@@ -117,7 +117,7 @@ def boot_peer_command(
         wanted = read_declaration(declared.read_text(), kernel=default_kernel(), initrd=default_initrd())
     else:
         image, initrds = kernel or default_kernel(), initrd or (default_initrd(),)
-        wanted = [Declared(name or "B", image, tuple(initrds), append, window, window_size)]
+        wanted = [Declared(name or "second", image, tuple(initrds), append, window, window_size)]
     need_root()
     with Peers() as peers:
         step(f"booting {', '.join(w.name for w in wanted)}")

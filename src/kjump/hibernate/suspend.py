@@ -46,8 +46,8 @@ class Request:
     take, in seconds (0: by the size of RAM); `watchdog` the timeout, in seconds, of the machine's watchdog
     while B works.
     `kind` says what the image is for; for all but a hibernation B comes back. With `dump_level` it is a dump that
-    leaves out what `kjump dump --level` does. `hook` runs in B first, for `hook_timeout` seconds at most. With `look`
-    nothing is saved, and the target is none: B looks at A as `kjump peer` with these words does.
+    leaves out what `kjump dump --dump-level` does. `hook` runs in B first, for `hook_timeout` seconds at most. With
+    `look` nothing is saved, and the target is none: B looks at A as `kjump peer` with these words does.
     `fault` provokes a failure in B, for tests (see `init.jobs.faults`).
     """
 

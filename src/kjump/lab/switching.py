@@ -168,7 +168,7 @@ def _initrds() -> tuple[str, ...]:
 
 def _one_peer(story: _Story, rounds: int, tell: Callable[[str], None]) -> None:
     demo = story.demo
-    (booted,) = story.boot(OTHER_KERNEL, *_initrds())
+    (booted,) = story.boot(OTHER_KERNEL, "--name", "B", *_initrds())
     demo.boot_seconds = booted["report"]["boot_seconds"]
     demo.checks["peer_release"] = booted["report"]["release"] == demo.peer_kernel
     story.start_work("B")
@@ -216,7 +216,7 @@ window_size = {96 << 20}
 
 
 def _leaks(story: _Story, jumps: int) -> None:
-    story.boot(OTHER_KERNEL, *_initrds())
+    story.boot(OTHER_KERNEL, "--name", "B", *_initrds())
     answer = story.rounds("leak_test", ["B"], jumps, "--memory")
     settled = min(_SETTLED, jumps // 4)
     story.demo.free_slope = round(slope(answer["free"][settled:]), 1)

@@ -66,7 +66,7 @@ class _WayBack:
             self.guard.disarm()
             self.guard.stop_watchdog()
             self.box.report(outcome, self._report | report)
-            self.role.console.line("kjump: going back to A")
+            self.role.console.line("kjump: going back to the first system")
             self.role.status.send("going-back")
             syscalls.jump()
 
