@@ -222,6 +222,32 @@ def test_what_is_remembered_of_peers_is_for_root_only(tmp_path: Path) -> None:
         assert (tmp_path / "kjump").stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_a_file_that_is_no_target_is_never_overwritten(
+    force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--overwrite is about what a device carries."""
+    from kjump.errors import TargetError
+    from kjump.hibernate import suspend
+    from kjump.target.file import FileTarget
+
+    class OnSomeDisk(FileTarget):
+        """A file target without looking where it lies."""
+
+        def __init__(self, path: str) -> None:
+            self.path, self.extents = path, ()
+            self.fd = os.open(path, os.O_RDWR)
+
+        def hold(self) -> None:
+            """Nobody else has it."""
+
+    file = tmp_path / "letter"
+    file.write_bytes(b"Dear reader" * 4096)
+    monkeypatch.setattr(suspend, "open_for_image", OnSomeDisk)
+    with pytest.raises(TargetError, match="holds something else, not a target"):
+        suspend.claim(suspend.Request(str(file), kernel=file, initrd=file, force=force))
+
+
 @pytest.mark.parametrize("words", [["hibernate", "--to", "/etc/passwd"], ["snapshot", "--to", "/etc/passwd"]])
 @pytest.mark.parametrize("level", ["31", "-51", "fast"])
 def test_a_level_is_one_of_zstd(words: list[str], level: str, capsys: pytest.CaptureFixture[str]) -> None:
