@@ -58,7 +58,8 @@ lint: setup
 	$(BIN)/ruff format --check src tests bench build-aux
 	$(BIN)/ruff check src tests bench build-aux
 	$(BIN)/mypy
-	$(BIN)/mypy bench build-aux
+	$(BIN)/mypy bench build-aux tests/conftest.py
+	for ring in unit emulator lab; do $(BIN)/mypy --implicit-reexport tests/$$ring || exit; done
 
 format: setup
 	$(BIN)/ruff format src tests bench build-aux

@@ -212,10 +212,11 @@ def test_pages_taken_ahead_are_used_or_given_back_when_they_are_too_few() -> Non
     wanted = RangeSet([Range(200 * MIB, 264 * MIB)])
     many, few = FakeFile("", 40), FakeFile("", 4)
     with Aside(contents_of(wanted), LAYOUT, AROUND, many) as aside:  # type: ignore[arg-type]
-        assert aside._file is many
+        held: object = aside._file
+        assert held is many
         assert not many.released
     assert many.released
-    with Aside(contents_of(wanted), LAYOUT, AROUND, few) as aside:  # type: ignore[arg-type]
+    with Aside(contents_of(wanted), LAYOUT, AROUND, few) as aside:
         assert few.released
         assert aside._file.count >= 32
 

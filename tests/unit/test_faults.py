@@ -12,6 +12,7 @@ import pytest
 from kjump.cli.demo import demo
 from kjump.errors import LabError
 from kjump.lab.campaign import bit_flips, faults
+from kjump.lab.campaign import interrupted as stories
 from kjump.lab.campaign.faults import Campaign, Fault, Size
 from kjump.ranges import Range
 
@@ -80,8 +81,8 @@ def test_what_is_not_as_expected_is_not_ok(campaign: Campaign, monkeypatch: pyte
 
 
 def test_one_bad_kill_spoils_the_fault(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
-    def kill(_: object, point: str, moment: float, __: Path) -> faults.stories.Kill:
-        return faults.stories.Kill(point, moment, "writing", "ordinary boot", moment != 3.0)
+    def kill(_: object, point: str, moment: float, __: Path) -> stories.Kill:
+        return stories.Kill(point, moment, "writing", "ordinary boot", moment != 3.0)
 
     monkeypatch.setattr(faults.stories, "kill", kill)
     campaign.__dict__["story"] = None

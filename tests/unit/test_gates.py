@@ -4,6 +4,7 @@ import re
 import struct
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,7 +24,9 @@ def header_numbers() -> dict[str, int]:
 
 def test_python_and_assembly_agree_on_every_field() -> None:
     numbers = header_numbers()
-    values = {f.name: bytes(range(16)) if f.name == "cookie" else 0x1000 + i for i, f in enumerate(fields(gates.Gate))}
+    values: dict[str, Any] = {
+        f.name: bytes(range(16)) if f.name == "cookie" else 0x1000 + i for i, f in enumerate(fields(gates.Gate))
+    }
     binary = gates.Gate(**values).pack()
     for name, value in values.items():
         offset = numbers[f"GATE_{name.upper()}"]
@@ -74,7 +77,7 @@ def walk(tables: bytes, base: int, root: int, levels: int, address: int) -> int 
             return None
         if level == 0 or entry & 0x80:
             mask = (1 << shift) - 1
-            return (entry & ~0xFFF & ~mask) | (address & mask)
+            return int(entry & ~0xFFF & ~mask) | (address & mask)
         table = entry & ~0xFFF
     raise AssertionError("no leaf")
 
