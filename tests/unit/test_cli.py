@@ -178,6 +178,8 @@ def test_what_is_named_is_looked_at_before_privileges(
         ["exec"],
         ["unload"],
         ["inspect", "--plan"],
+        ["bios", "e820"],
+        ["target", "create", "/tmp/image", "1G"],
     ],
 )
 def test_then_privileges_are_asked_for(

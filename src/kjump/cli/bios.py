@@ -7,6 +7,7 @@ from collections.abc import Callable
 import click
 
 from kjump.call.bios import BUFFER_SEGMENT, Bios, Registers
+from kjump.cli.arguments import need_root
 from kjump.cli.options import NUMBER, human, print_json
 from kjump.errors import UsageError
 
@@ -22,6 +23,7 @@ def bios_command() -> None:
 def _bios() -> Bios:
     from kjump.call.host import HostMachine
 
+    need_root()
     return Bios(HostMachine())
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from kjump.cli.arguments import open_saved
+from kjump.cli.arguments import need_root, open_saved
 from kjump.cli.options import OFFSET, SIZE, human, print_json
 from kjump.errors import FormatError
 from kjump.formats.extentmap import BLOCK
@@ -29,6 +29,7 @@ def create_command(file: str, size: int, as_json: bool) -> None:
 
     Prints the kernel options that let a boot find it.
     """
+    need_root()
     with create(file, size) as target:
         described = _describe(target)
     if as_json:
