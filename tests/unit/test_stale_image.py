@@ -123,7 +123,7 @@ def test_the_machine_is_not_switched_off_once_the_time_limit_has_struck(
         threading.Event().wait(0.5)
         machine.go_home()
 
-    monkeypatch.setattr(crash.second.host, "jump", jump)
+    monkeypatch.setattr(crash.second.syscalls, "jump", jump)
     machine.in_b = lambda line: leaving.wait(10) if line.startswith("kjump: the first system is saved") else None
     trip = machine.travel()
     assert (trip.outcome, machine.state) == (mailbox.OUTCOME_FAILED, State.INVALID)
