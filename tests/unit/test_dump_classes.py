@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kjump import _core
-from kjump.dump import pages
+from kjump.dump import bitmaps
 from kjump.dump.classes import PageFields, exclusion_mask
 from kjump.dump.kernel import KernelLayout
+from kjump.dump.selection import pages_in_use, select_level
 from kjump.errors import FormatError
 from kjump.formats.vmcoreinfo import VmcoreInfo
 from kjump.memory import BytesMemory
@@ -52,7 +53,7 @@ def native_kept(structs: list[bytes], level: int) -> set[int]:
     keep = bytearray(b"\xff" * (len(structs) // 8))
     fields = PageFields.of(VmcoreInfo(tinykernel.info())).pack()
     counts = _core.classify(b"".join(structs), 0, fields, exclusion_mask(level), keep)
-    kept = {f for r in pages.runs(keep, len(structs)) for f in range(r.start, r.end)}
+    kept = {f for r in bitmaps.runs(keep, len(structs)) for f in range(r.start, r.end)}
     assert sum(counts) == len(structs) - len(kept)
     return kept
 
@@ -81,15 +82,15 @@ def test_they_agree_on_any_bytes(structs: list[bytes], level: int) -> None:
 def test_selection_through_the_kernels_own_tables(model: str, level: int) -> None:
     memory = BytesMemory(tinykernel.memory(model))
     layout = KernelLayout(memory, VmcoreInfo(tinykernel.info(model)))
-    selection = pages.select_level(layout, pages.bitmap(pages.to_frames(memory.ranges)), level)
-    kept = {f for r in pages.runs(selection.keep, tinykernel.FRAMES) for f in range(r.start, r.end)}
+    selection = select_level(layout, bitmaps.bitmap(bitmaps.to_frames(memory.ranges)), level)
+    kept = {f for r in bitmaps.runs(selection.keep, tinykernel.FRAMES) for f in range(r.start, r.end)}
     assert kept == plain_kept(tinykernel.page_structs(), level)
 
 
 def test_the_pages_that_the_saver_keeps() -> None:
     memory = BytesMemory(tinykernel.memory())
     layout = KernelLayout(memory, VmcoreInfo(tinykernel.info()))
-    in_use = pages.pages_in_use(layout, RangeSet([Range(32, tinykernel.FRAMES)]))
+    in_use = pages_in_use(layout, RangeSet([Range(32, tinykernel.FRAMES)]))
     structs = tinykernel.page_structs()
     free = plain_kept(structs, 0) - plain_kept(structs, 16)
     assert {f for r in in_use for f in range(r.start, r.end)} == {*range(32, tinykernel.FRAMES)} - free
@@ -118,8 +119,8 @@ def test_fields_that_contradict_themselves_are_refused() -> None:
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 40)), max_size=8))
 def test_bitmaps_of_ranges(items: list[tuple[int, int]]) -> None:
     wanted = RangeSet(Range.of_size(a, n) for a, n in items)
-    bits = pages.bitmap(wanted)
-    assert pages.runs(bits, len(bits) * 8) == wanted
-    assert pages.count(bits) == wanted.size
+    bits = bitmaps.bitmap(wanted)
+    assert bitmaps.runs(bits, len(bits) * 8) == wanted
+    assert bitmaps.count(bits) == wanted.size
     start, end = sorted(random.Random(wanted.size).choices(range(len(bits) * 8 + 1), k=2))
-    assert pages.count_between(bits, start, end) == (wanted & RangeSet([Range(start, end)])).size
+    assert bitmaps.count_between(bits, start, end) == (wanted & RangeSet([Range(start, end)])).size

@@ -14,9 +14,9 @@ from kjump.cli.options import DUMP_LEVEL, Renamed, human, print_json
 from kjump.cli.progress import progress
 
 if TYPE_CHECKING:
-    from kjump.dump.info import Info
-    from kjump.dump.job import Report, Request
-    from kjump.dump.sources import Source
+    from kjump.dump.create import Report, Request
+    from kjump.dump.source import Source
+    from kjump.dump.summary import Summary
 
 _FORMATS = ("image", "kdump", "elf", "flattened", "flattened-elf")
 _METHODS = ("zstd", "zlib", "lzo", "snappy", "none")
@@ -112,7 +112,7 @@ def convert_command(level: int | None, **options: Any) -> None:
 
 
 def _dump(level: int | None, source: str, as_json: bool, dry_run: bool, **options: Any) -> None:
-    from kjump.dump.job import dump, request_of
+    from kjump.dump.create import dump, request_of
 
     request = _request(level, **options)
     with _open(source) as opened, _progress(source, wanted=not as_json and not dry_run) as report_progress:
@@ -140,7 +140,7 @@ def _request(
     threads: int | None,
     force: bool,
 ) -> Request:
-    from kjump.dump.job import Format, Request
+    from kjump.dump.create import Format, Request
     from kjump.formats.kdump import Method
 
     kind = {"image": Format.IMAGE, "kdump": Format.KDUMP, "flattened": Format.KDUMP}.get(form, Format.ELF)
@@ -158,7 +158,7 @@ def _request(
 
 
 def _open(path: str) -> Source:
-    from kjump.dump.sources import open_source
+    from kjump.dump.opening import open_source
 
     return open_source(path)
 
@@ -213,25 +213,25 @@ def dmesg_command(source: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info_command(source: str, zeros: bool, text: bool, as_json: bool) -> None:
     """Say what a dump is of, and what its pages are."""
-    from kjump.dump.info import gather
+    from kjump.dump.summary import summarize
 
     with _open(source) as opened:
         if text:
             click.echo(opened.info.text.rstrip())
             return
-        found = gather(opened, zeros=zeros, threads=len(os.sched_getaffinity(0)))
+        found = summarize(opened, zeros=zeros, threads=len(os.sched_getaffinity(0)))
         if as_json:
             print_json(found.as_json())
         else:
             _show(found)
 
 
-def _show(found: Info) -> None:
+def _show(found: Summary) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 100)
-    for name, value in found.facts().items():
+    for name, value in found.lines().items():
         console.print(f"{name:14}{value}", highlight=False, markup=False)
     table = Table(box=None, pad_edge=False)
     for heading, side in (("pages", "left"), ("number", "right"), ("size", "right"), ("", "right"), ("", "left")):

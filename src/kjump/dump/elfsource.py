@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 
 from kjump import _dump
-from kjump.dump import pages
+from kjump.dump import bitmaps
 from kjump.dump.files import Pieces, RandomAccess, pack
-from kjump.dump.sources import Source, frames_bitmap
+from kjump.dump.source import Source, frames_bitmap
 from kjump.errors import FormatError
 from kjump.formats import elf
 from kjump.memory import FilePiece
@@ -44,7 +44,7 @@ class ElfSource(Source):
         self._memory = Lookup(in_file)
         known = RangeSet(Range.of_size(p.address, p.length) for p in in_file)
         self._zeros = RangeSet(Range.of_size(p.paddr, max(p.filesz, p.memsz)) for p in self.loads) - known
-        self.present = frames_bitmap(pages.to_frames(known))
+        self.present = frames_bitmap(bitmaps.to_frames(known))
         self._native = pack(_through(file, in_file)) if isinstance(file, Pieces) else None
 
     def close(self) -> None:

@@ -6,9 +6,9 @@ import os
 from itertools import accumulate
 
 from kjump import _core, _dump
-from kjump.dump import pages
+from kjump.dump import bitmaps
 from kjump.dump.files import Pieces, pack
-from kjump.dump.sources import Source
+from kjump.dump.source import Source
 from kjump.errors import FormatError
 from kjump.formats import kdump, notes
 from kjump.memory import PAGE_SHIFT, PAGE_SIZE
@@ -37,7 +37,7 @@ class KdumpSource(Source):
         if header.split is not None:
             self._cut(header.split)
         blocks = range(0, len(self.present), _BLOCK)
-        self._ranks = [0, *accumulate(pages.count(self.present[at : at + _BLOCK]) for at in blocks)]
+        self._ranks = [0, *accumulate(bitmaps.count(self.present[at : at + _BLOCK]) for at in blocks)]
         self._check_descriptors()
         self.notes = self._notes()
 
@@ -47,8 +47,8 @@ class KdumpSource(Source):
 
     def _cut(self, part: Range) -> None:
         """Forget the frames outside of what this part of a split file has."""
-        keep = pages.runs(self.present, len(self.present) * 8)
-        cut = pages.bitmap(RangeSet(r.intersection(part) for r in keep))
+        keep = bitmaps.runs(self.present, len(self.present) * 8)
+        cut = bitmaps.bitmap(RangeSet(r.intersection(part) for r in keep))
         self.present = cut.ljust(len(self.present), b"\0")
 
     def _check_descriptors(self) -> None:
@@ -72,7 +72,7 @@ class KdumpSource(Source):
     def _rank(self, frame: int) -> int:
         """Return how many frames of the file are below `frame`: the number of its descriptor."""
         block = frame // 8 // _BLOCK
-        whole = self._ranks[block] + pages.count(self.present[block * _BLOCK : frame // 8])
+        whole = self._ranks[block] + bitmaps.count(self.present[block * _BLOCK : frame // 8])
         if not frame % 8:
             return whole
         return whole + (self.present[frame // 8] & ((1 << frame % 8) - 1)).bit_count()

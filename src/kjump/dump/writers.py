@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from kjump import _core, _dump
-from kjump.dump import facts, pages
+from kjump.dump import bitmaps
 from kjump.dump.elfsource import ElfSource
+from kjump.dump.identity import identify
 from kjump.dump.kdumpsource import KdumpSource
 from kjump.dump.outputs import Output
 from kjump.dump.pipeline import CHUNK, Chunk, Progress, Stopped, chunks, in_order
-from kjump.dump.sources import Source, frames_bitmap
+from kjump.dump.source import Source, frames_bitmap
 from kjump.formats import elf, kdump, notes, seekable
 from kjump.formats.kdump import Method
 from kjump.memory import PAGE_SIZE
@@ -74,7 +75,7 @@ def memory_of(source: Source) -> bytearray:
     if isinstance(source, KdumpSource):
         return bytearray(source.memory)
     if isinstance(source, ElfSource):
-        both = pages.runs(source.present, len(source.present) * 8) | pages.to_frames(source.holes)
+        both = bitmaps.runs(source.present, len(source.present) * 8) | bitmaps.to_frames(source.holes)
         return frames_bitmap(both)
     return source.present
 
@@ -99,7 +100,7 @@ class ElfPlan:
 def plan_elf(task: Task, more_notes: bytes = b"") -> ElfPlan:
     """Lay out an ELF core that holds `task.keep`; `more_notes` (encoded) follow the source's."""
     source = task.source
-    memory = pages.runs(task.memory, len(task.memory) * 8)
+    memory = bitmaps.runs(task.memory, len(task.memory) * 8)
     gap = _SMALL_GAP
     while len(loads := list(_loads(memory, task.keep, gap))) > _MOST_LOADS and gap < 1 << 40:
         gap *= 4
@@ -108,7 +109,7 @@ def plan_elf(task: Task, more_notes: bytes = b"") -> ElfPlan:
     core_loads = [_core_load(load, stored, virtual(load.start * PAGE_SIZE)) for load, stored in loads]
     head, _ = elf.core_headers(core_loads, own_notes(source) + more_notes, machine=machine)
     kept = RangeSet(load for load, stored in loads if stored)
-    return ElfPlan(head, pages.bitmap(kept).ljust(len(task.keep), b"\0"), kept.size)
+    return ElfPlan(head, bitmaps.bitmap(kept).ljust(len(task.keep), b"\0"), kept.size)
 
 
 def _core_load(load: Range, stored: bool, virtual: int) -> elf.CoreLoad:
@@ -150,7 +151,7 @@ def write_elf(task: Task, out: Output) -> Written:
         at += len(data)
         done += chunk.pages
         task.report(done, plan.count, out.written)
-    return Written(pages.count(task.keep), 0, out.written)
+    return Written(bitmaps.count(task.keep), 0, out.written)
 
 
 # --- image --------------------------------------------------------------------------------------------------
@@ -177,7 +178,7 @@ def write_image(task: Task, out: Output) -> Written:
         done += item.pages if isinstance(item, Chunk) else 0
         task.report(done, plan.count, out.written)
     out.write(at, seekable.SeekTable(b"".join(entries)).encode())
-    return Written(pages.count(task.keep), 0, out.written)
+    return Written(bitmaps.count(task.keep), 0, out.written)
 
 
 def _frames(plan: ElfPlan) -> Iterator[bytes | Chunk]:
@@ -192,7 +193,7 @@ def _frames(plan: ElfPlan) -> Iterator[bytes | Chunk]:
 def kdump_head(task: Task, part: Range | None = None) -> tuple[kdump.KdumpHeader, bytes]:
     """Return the header of a kdump file, and all its bytes up to the descriptors."""
     source = task.source
-    known = facts.learn(source)
+    known = identify(source)
     memory = task.memory
     highest = last_frame(memory)
     note_bytes = own_notes(source)
@@ -229,7 +230,7 @@ def write_kdump(task: Task, out: Output, part: Range | None = None) -> Written:
     """Write a kdump-compressed file, or the `part` (page frames) of a split one."""
     header, head = kdump_head(task, part)
     where = part or Range(0, len(task.keep) * 8)
-    found = pages.count_between(task.keep, where.start, where.end)
+    found = bitmaps.count_between(task.keep, where.start, where.end)
     out.write(0, head)
     desc_at = header.descriptors
     zero_at = at = desc_at + found * kdump.DESCRIPTOR.size
@@ -256,7 +257,7 @@ def write_kdump(task: Task, out: Output, part: Range | None = None) -> Written:
 def split_parts(task: Task, count: int) -> list[Range]:
     """Cut the frames of memory into `count` parts with about as many kept pages each."""
     end = last_frame(task.memory)
-    each = max(1, -(-pages.count(task.keep) // count))
+    each = max(1, -(-bitmaps.count(task.keep) // count))
     borders = [0, *(chunk.end for chunk in chunks(task.keep, 0, end, each))][:count]
     borders += [end] * (count + 1 - len(borders))
     return [Range(a, b) for a, b in pairwise(borders)]

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kjump import _core
+from kjump.dump.bitmaps import bitmap, runs, to_frames
 from kjump.dump.kernel import KernelLayout
-from kjump.dump.pages import bitmap, pages_in_use, runs, select_level, to_frames
+from kjump.dump.selection import pages_in_use, select_level
 from kjump.errors import FormatError, KjumpError, TargetError
 from kjump.formats import elf, notes, seekable, vmcoreinfo
 from kjump.formats.superblock import State, Superblock

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kjump.dump.info import Info, gather
+from kjump.dump.summary import Summary, summarize
 from kjump.errors import HostError, KjumpError, UsageError
 from kjump.gates import GATE_SIZE, Gate
 from kjump.image.dump_source import ParkedSource
@@ -43,12 +43,12 @@ def info(arguments: Sequence[str]) -> str:
     if list(arguments) not in ([], ["--json"]):
         raise UsageError(USAGE)
     with open_source() as source:
-        found = gather(source, zeros=False, threads=1)
+        found = summarize(source, zeros=False, threads=1)
     return json.dumps(found.as_json()) if arguments else _describe(found)
 
 
-def _describe(found: Info) -> str:
-    lines = [f"{name:14}{value}" for name, value in found.facts().items()]
+def _describe(found: Summary) -> str:
+    lines = [f"{name:14}{value}" for name, value in found.lines().items()]
     lines += [f"{name:24}{count:>10} pages  {count >> 8:>7} MiB" for name, count in found.classes.items()]
     return "\n".join([*lines, f"{'all':24}{found.total:>10} pages  {found.total >> 8:>7} MiB"])
 
@@ -57,8 +57,8 @@ def dump(arguments: Sequence[str]) -> str:
     """Write A's memory to DST: a file on a file system that is mounted here, a device (--force), or `-`."""
     if importlib.util.find_spec("kjump._dump") is None:
         raise HostError("this initramfs cannot write dumps: build it with `kjump initramfs build --with-dump`")
-    from kjump.dump.job import Format, Request
-    from kjump.dump.job import dump as write
+    from kjump.dump.create import Format, Request
+    from kjump.dump.create import dump as write
 
     options, destination = _dump_options(arguments)
     request = Request(

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from kjump.dump import dmesg, pages
+from kjump.dump import bitmaps, dmesg
 from kjump.dump.classes import PageClass
-from kjump.dump.facts import KernelFacts, learn
-from kjump.dump.sources import Source
+from kjump.dump.identity import KernelIdentity, identify
+from kjump.dump.selection import select_level
+from kjump.dump.source import Source
 from kjump.errors import FormatError
 
 _NAMES = {
@@ -23,11 +24,11 @@ _NAMES = {
 
 
 @dataclass(frozen=True)
-class Info:
+class Summary:
     """A dump's contents. `classes` are numbers of pages by name, which add up to `total`."""
 
     kind: str
-    kernel: KernelFacts
+    kernel: KernelIdentity
     total: int
     classes: dict[str, int]
     zeros: int | None
@@ -37,7 +38,7 @@ class Info:
     consistent: bool
     trouble: str | None
 
-    def facts(self) -> dict[str, str]:
+    def lines(self) -> dict[str, str]:
         """Return what there is to say besides page classes, by name, for people."""
         crash = self.kernel.crash_time
         found = {
@@ -80,12 +81,12 @@ class Info:
         }
 
 
-def gather(source: Source, *, zeros: bool, threads: int) -> Info:
+def summarize(source: Source, *, zeros: bool, threads: int) -> Summary:
     """Look at all there is to know of `source`; with `zeros`, at each page too.
 
     What cannot be found out is left open, and `trouble` says why.
     """
-    total = pages.count(source.present)
+    total = bitmaps.count(source.present)
     classes, trouble = _classes(source, total)
     zero_pages = None
     if zeros:
@@ -93,9 +94,9 @@ def gather(source: Source, *, zeros: bool, threads: int) -> Info:
 
         zero_pages = drop_zeros(source, bytearray(source.present), threads)
     panic, uptime = _log(source)
-    return Info(
+    return Summary(
         kind=source.kind,
-        kernel=learn(source),
+        kernel=identify(source),
         total=total,
         classes=classes,
         zeros=zero_pages,
@@ -109,10 +110,10 @@ def gather(source: Source, *, zeros: bool, threads: int) -> Info:
 
 def _classes(source: Source, total: int) -> tuple[dict[str, int], str | None]:
     try:
-        selection = pages.select_level(source.layout, source.present, 31)
+        selection = select_level(source.layout, source.present, 31)
     except FormatError as error:
         return {"unknown": total}, str(error)
-    found = {"kernel": pages.count(selection.keep)}
+    found = {"kernel": bitmaps.count(selection.keep)}
     found |= {_NAMES[c]: n for c, n in selection.left_out.items() if n or c <= PageClass.USER}
     if selection.no_struct:
         found["no struct page"] = selection.no_struct

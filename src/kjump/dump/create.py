@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from kjump import _core, _dump
-from kjump.dump import pages, writers
+from kjump.dump import bitmaps, writers
 from kjump.dump.classes import LEVEL_MOST, LEVEL_ZERO
 from kjump.dump.outputs import DeviceOutput, FileOutput, FlattenedOutput, Output, StreamOutput
-from kjump.dump.pages import Selection
 from kjump.dump.pipeline import Progress, chunks, drop_zeros
-from kjump.dump.sources import Source
+from kjump.dump.selection import Selection, frames_with_structs, select_level
+from kjump.dump.source import Source
 from kjump.dump.writers import Task, Written
 from kjump.errors import FormatError, TargetError, UsageError
 from kjump.formats.kdump import Method
@@ -97,7 +97,7 @@ def choose(source: Source, level: int | None) -> Selection:
         return Selection(bytearray(source.present))
     if level & ~LEVEL_ZERO == 0 and "VMCOREINFO" not in source.notes.decode("latin-1"):
         return Selection(bytearray(source.present))
-    return pages.select_level(source.layout, source.present, level)
+    return select_level(source.layout, source.present, level)
 
 
 def dump(source: Source, request: Request, *, dry_run: bool = False) -> Report:
@@ -130,7 +130,7 @@ def dump(source: Source, request: Request, *, dry_run: bool = False) -> Report:
         left_out["no_struct"] = selection.no_struct
     return Report(
         source=source.kind,
-        source_pages=pages.count(source.present),
+        source_pages=bitmaps.count(source.present),
         kept_pages=written.pages - written.zero_pages,
         zero_pages=zeros + written.zero_pages,
         left_out=left_out,
@@ -148,7 +148,7 @@ def _memory(source: Source, selection: Selection) -> bytearray:
     """Return what the machine has of memory; what the kernel has no struct page for is none."""
     memory = writers.memory_of(source)
     if selection.no_struct:
-        memory = pages.intersection(memory, pages.frames_with_structs(source.layout))
+        memory = bitmaps.intersection(memory, frames_with_structs(source.layout))
     return memory
 
 
@@ -219,7 +219,7 @@ def _why(error: OSError, destination: str, written: int, task: Task, request: Re
 
 def estimate(task: Task, request: Request) -> Written:
     """Return what writing `task` would come to: exact for ELF, from samples for what is compressed."""
-    count = pages.count(task.keep)
+    count = bitmaps.count(task.keep)
     if request.format is Format.ELF:
         return Written(count, 0, writers.plan_elf(task).size)
     plan = writers.plan_elf(task) if request.format is Format.IMAGE else None
@@ -240,7 +240,7 @@ def estimate(task: Task, request: Request) -> Written:
 
 def _samples(keep: bytearray) -> Iterator[Range]:
     """Yield ranges of frames, evenly among those that are kept, a few thousand pages in all."""
-    step = max(_SAMPLE_PAGES, pages.count(keep) // _SAMPLES)
+    step = max(_SAMPLE_PAGES, bitmaps.count(keep) // _SAMPLES)
     for chunk in chunks(keep, 0, len(keep) * 8, step):
         first = next(chunks(keep, chunk.start, chunk.end, _SAMPLE_PAGES))
         yield Range(first.start, first.end)

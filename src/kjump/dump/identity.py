@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kjump.dump.sources import Source
+from kjump.dump.source import Source
 from kjump.errors import FormatError
 from kjump.formats import kdump, notes
 
@@ -13,7 +13,7 @@ _FIELD = 65
 
 
 @dataclass(frozen=True)
-class KernelFacts:
+class KernelIdentity:
     """A kernel's identity. `utsname` is its struct new_utsname (390 bytes), `crash_time` in seconds since 1970."""
 
     release: str
@@ -44,12 +44,12 @@ def _text(field: bytes) -> str:
     return field.partition(b"\0")[0].decode("ascii", "replace")
 
 
-def learn(source: Source) -> KernelFacts:
+def identify(source: Source) -> KernelIdentity:
     """Return what `source` says; what cannot be read is empty. FormatError only when VMCOREINFO is damaged."""
     if notes.find(source.notes, notes.VMCOREINFO) is None:
-        return KernelFacts("", b"", None, max(1, cpu_count(source.notes)), 0, 0, None)
+        return KernelIdentity("", b"", None, max(1, cpu_count(source.notes)), 0, 0, None)
     info = source.info
-    return KernelFacts(
+    return KernelIdentity(
         release=info.entries.get("OSRELEASE", ""),
         utsname=_utsname(source),
         crash_time=info.crash_time,

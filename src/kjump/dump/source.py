@@ -1,0 +1,93 @@
+"""Physical memory in a file: what all kinds of dumps have in common."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from types import TracebackType
+
+from kjump import _core
+from kjump.dump import bitmaps
+from kjump.dump.kernel import KernelLayout
+from kjump.errors import FormatError
+from kjump.formats import notes, vmcoreinfo
+from kjump.memory import PAGE_SIZE
+from kjump.ranges import RangeSet
+
+_BITMAP_FREE = 1 << 28
+"""A bitmap of so many frames (1 TiB of memory, 32 MiB) is made for any dump, a larger one for 64 frames a page."""
+_MOST_FRAMES = 1 << 36
+
+
+class Source:
+    """Physical memory in a file: what all kinds have in common.
+
+    `kind` names the format, `notes` are the ELF notes it carries, `present` is a bitmap of the page frames it
+    holds whole, `complete` tells whether its writer finished, `live` that memory changes while it is read.
+    """
+
+    kind: str
+    word: int = 8
+    complete: bool = True
+    live: bool = False
+    present: bytearray
+    notes: bytes = b""
+
+    def __enter__(self) -> Source:
+        """Use as a context manager, which closes the file."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+
+    @property
+    def ranges(self) -> RangeSet:
+        """The physical addresses that can be read, in bytes."""
+        return bitmaps.to_addresses(bitmaps.runs(self.present, len(self.present) * 8))
+
+    def read(self, address: int, length: int) -> bytes:
+        """Return `length` bytes from physical `address`; FormatError when some are missing."""
+        raise NotImplementedError
+
+    def read_pages(
+        self, keep: bytes | bytearray, start: int, end: int, stored: bytes | bytearray | None = None
+    ) -> bytes:
+        """Return the pages of the frames in [start, end) that are set in `keep`, in order.
+
+        `keep` must be a part of `present`. With `stored`, of which it must be a part, the other frames set there come
+        too, as zeros. Safe from several threads.
+        """
+        parts = []
+        for first, last in _core.bitmap_runs(stored or keep, start, end):
+            at = first
+            for begin, stop in _core.bitmap_runs(keep, first, last):
+                parts += [bytes((begin - at) * PAGE_SIZE), self.read(begin * PAGE_SIZE, (stop - begin) * PAGE_SIZE)]
+                at = stop
+            parts.append(bytes((last - at) * PAGE_SIZE))
+        return b"".join(parts)
+
+    @cached_property
+    def info(self) -> vmcoreinfo.VmcoreInfo:
+        """The kernel's VMCOREINFO; FormatError when the file carries none."""
+        note = notes.find(self.notes, notes.VMCOREINFO)
+        if note is None:
+            raise FormatError("there is no VMCOREINFO note: was the kernel built without CONFIG_VMCORE_INFO?")
+        return vmcoreinfo.parse(note.desc)
+
+    @cached_property
+    def layout(self) -> KernelLayout:
+        """The kernel's layout, from VMCOREINFO; FormatError when an entry or memory lacks."""
+        return KernelLayout(self, self.info)
+
+
+def frames_bitmap(frames: RangeSet) -> bytearray:
+    """Return `frames` as a bitmap; FormatError when it would be far larger than such frames can account for."""
+    end = max((r.end for r in frames), default=0)
+    if end > _MOST_FRAMES or end > _BITMAP_FREE + 64 * frames.size:
+        raise FormatError(f"memory at physical address {end * PAGE_SIZE:#x} is too far from the rest of it")
+    return bitmaps.bitmap(frames)
