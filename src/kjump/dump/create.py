@@ -71,10 +71,11 @@ class Request:
 
 @dataclass
 class Report:
-    """What came of a dump: pages in the source, kept, left out by class; bytes and seconds."""
+    """What came of a dump: pages that the source should have, that it lacks, that were kept; bytes and seconds."""
 
     source: str
     source_pages: int
+    missing_pages: int
     kept_pages: int
     zero_pages: int
     left_out: dict[str, int]
@@ -85,6 +86,7 @@ class Report:
     complete: bool
     estimated: bool = False
     files: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it as JSON."""
@@ -92,12 +94,19 @@ class Report:
 
 
 def choose(source: Source, level: int | None) -> Selection:
-    """Return what `level` keeps of `source`; FormatError when the kernel's layout cannot be found."""
+    """Return what `level` keeps of `source`, None all of it.
+
+    Without page classes in it (0, 1) a level is not worth an error: when the kernel's layout cannot be found, all is
+    kept, and a warning says why. FormatError for the other levels then.
+    """
     if level is None:
         return Selection(bytearray(source.present))
-    if level & ~LEVEL_ZERO == 0 and "VMCOREINFO" not in source.notes.decode("latin-1"):
-        return Selection(bytearray(source.present))
-    return select_level(source.layout, source.present, level)
+    try:
+        return select_level(source.layout, source.present, level)
+    except FormatError as error:
+        if level & ~LEVEL_ZERO:
+            raise FormatError(f"{error}; --level 0 and `kjump dump convert` keep all pages") from None
+        return Selection(bytearray(source.present), warnings=(f"all pages are kept: {error}",))
 
 
 def dump(source: Source, request: Request, *, dry_run: bool = False) -> Report:
@@ -130,7 +139,8 @@ def dump(source: Source, request: Request, *, dry_run: bool = False) -> Report:
         left_out["no_struct"] = selection.no_struct
     return Report(
         source=source.kind,
-        source_pages=bitmaps.count(source.present),
+        source_pages=bitmaps.count(source.present) + source.missing,
+        missing_pages=source.missing,
         kept_pages=written.pages - written.zero_pages,
         zero_pages=zeros + written.zero_pages,
         left_out=left_out,
@@ -141,6 +151,7 @@ def dump(source: Source, request: Request, *, dry_run: bool = False) -> Report:
         complete=source.complete,
         estimated=dry_run,
         files=[] if dry_run else [d for d in request.destinations if d != "-"],
+        warnings=[*source.warnings, *selection.warnings],
     )
 
 

@@ -1,17 +1,19 @@
 """Where a dump comes from: anything that holds a kernel's memory, behind one interface.
 
 ELF vmcores (also /proc/vmcore and /proc/kcore), kdump-compressed files, kjump images; each of them flattened or
-not. `open_source` tells them apart by their first bytes.
+not. `open_source` tells them apart by their first bytes, `open_sources` joins the parts of a split one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from kjump.dump.elfsource import ElfSource
 from kjump.dump.files import Pieces, SeekableStream, plain, unflattened
-from kjump.dump.kdumpsource import KdumpSource
+from kjump.dump.kdumpsource import KdumpSource, SplitSource
 from kjump.dump.source import Source
 from kjump.errors import FormatError, HostError
 from kjump.formats import elf, flattened, kdump
@@ -19,6 +21,34 @@ from kjump.formats.superblock import HOLDS_AN_IMAGE, SUPERBLOCK_SIZE, State, Sup
 from kjump.memory import FilePiece
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+
+def is_split_part(path: str | Path) -> bool:
+    """Tell whether `path` is a part of a split kdump-compressed file; False also when it cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            return kdump.parse(file.read(kdump.HEAD_SIZE)).split is not None
+    except (OSError, FormatError):
+        return False
+
+
+def open_sources(paths: Sequence[str | Path]) -> Source:
+    """Open the dump at the one path, or the parts of a split one; errors as of `open_source`.
+
+    FormatError also when several files are not parts of one split dump.
+    """
+    if len(paths) == 1:
+        return open_source(paths[0])
+    with contextlib.ExitStack() as stack:
+        parts = []
+        for path in paths:
+            part = stack.enter_context(open_source(path))
+            if not isinstance(part, KdumpSource) or part.header.split is None:
+                raise FormatError(f"{path} is no part of a split dump: give one dump, or all parts of one")
+            parts.append(part)
+        joined = SplitSource(parts)
+        stack.pop_all()
+        return joined
 
 
 def open_source(path: str | Path) -> Source:
@@ -53,10 +83,14 @@ def _open(fd: int, path: str) -> Source:
     elif magic == kdump.SIGNATURE:
         found = KdumpSource(file, fd, f"{wrapping}kdump-compressed file")
     elif magic.startswith(_ZSTD_MAGIC):
-        found = ElfSource(SeekableStream(file), fd, f"{wrapping}kjump image")
+        stream = SeekableStream(file)
+        found = ElfSource(stream, fd, f"{wrapping}kjump image")
+        if not stream.complete:
+            found.lacks("the file was cut short: it has no seek table")
     else:
         raise FormatError("neither an ELF vmcore, a kdump-compressed file, a flattened one, nor a kjump image")
-    found.complete = found.complete and complete
+    if not complete:
+        found.lacks("the file was cut short: the flattened format's end is missing")
     return found
 
 

@@ -7,13 +7,17 @@ to the highest frame. The saver and `kjump dump` both use it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 
 from kjump import _core
-from kjump.dump.bitmaps import bitmap, count, intersection, runs
-from kjump.dump.classes import PageClass, PageFields, exclusion_mask
+from kjump.dump.bitmaps import bitmap, count, count_between, intersection, runs
+from kjump.dump.classes import PageClass, PageFields, doubts, exclusion_mask
 from kjump.dump.kernel import KernelLayout
+from kjump.errors import FormatError
+from kjump.memory import PAGE_SHIFT
 from kjump.ranges import Range, RangeSet
 
+_STRUCTS_LOOKED_AT = 16
 _CHUNK = 32768
 """Page structs read at a time: 2 MiB of them, one section."""
 
@@ -23,11 +27,13 @@ class Selection:
     """What is left to keep: a bitmap of frames, and how many frames of each class were taken out of it.
 
     `no_struct` counts the frames taken out because the kernel has no struct page for them: firmware, devices.
+    `warnings` say of what more is kept than was asked for, and why.
     """
 
     keep: bytearray
     left_out: dict[PageClass, int] = field(default_factory=lambda: dict.fromkeys(PageClass, 0))
     no_struct: int = 0
+    warnings: tuple[str, ...] = ()
 
     @property
     def end(self) -> int:
@@ -38,9 +44,13 @@ class Selection:
 def select(layout: KernelLayout, present: bytes | bytearray, exclude: int) -> Selection:
     """Return `present` (a bitmap of frames) without the pages whose class is in the mask `exclude`.
 
-    FormatError when VMCOREINFO lacks an entry or memory that holds page structs is missing.
+    Classes that VMCOREINFO does not say enough of are kept. FormatError when it lacks an entry without which nothing
+    can be told, or memory that holds page structs is missing.
     """
-    selection = Selection(bytearray(present))
+    unsure = [doubt for doubt in doubts(layout.info) if doubt.classes & exclude]
+    for doubt in unsure:
+        exclude &= ~doubt.classes if doubt.keep else -1
+    selection = Selection(bytearray(present), warnings=tuple(doubt.reason for doubt in unsure))
     fields = PageFields.of(layout.info, layout.word)
     packed = fields.pack()
     for structs in layout.page_structs():
@@ -64,9 +74,23 @@ def select_level(layout: KernelLayout, present: bytes | bytearray, level: int) -
     Frames for which the kernel has no struct page are no memory of its own, and are left out at any level.
     """
     known = intersection(present, frames_with_structs(layout))
+    if not any(known):
+        raise FormatError("the kernel's memory map has none of the memory that is here: VMCOREINFO or it is damaged")
     selection = select(layout, known, exclusion_mask(level))
     selection.no_struct = count(present) - count(known)
+    _refuse_nonsense(layout, present, selection)
     return selection
+
+
+def _refuse_nonsense(layout: KernelLayout, present: bytes | bytearray, selection: Selection) -> None:
+    """Refuse a selection without the pages that it was learned from (FormatError).
+
+    Page tables and page structs that are in use are neither free nor anybody's page cache, nor without a struct page.
+    """
+    structs = [layout.translate(s.linear).start for s in islice(layout.page_structs(), _STRUCTS_LOOKED_AT)]
+    for frame in {address >> PAGE_SHIFT for address in (layout.root, *structs)}:
+        if count_between(present, frame, frame + 1) > count_between(selection.keep, frame, frame + 1):
+            raise FormatError("the kernel's own page structs would be left out: VMCOREINFO or they are damaged")
 
 
 def frames_with_structs(layout: KernelLayout) -> bytearray:
@@ -75,6 +99,11 @@ def frames_with_structs(layout: KernelLayout) -> bytearray:
 
 
 def pages_in_use(layout: KernelLayout, frames: RangeSet) -> RangeSet:
-    """Return those of `frames` (page frame numbers) that the kernel's page allocator does not have free."""
+    """Return those of `frames` (page frame numbers) that the kernel's page allocator does not have free.
+
+    FormatError as `select`, and when VMCOREINFO does not say what a free page is.
+    """
     selection = select(layout, bitmap(frames), 1 << PageClass.FREE)
+    if selection.warnings:
+        raise FormatError(selection.warnings[0])
     return runs(selection.keep, selection.end)

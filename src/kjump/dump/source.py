@@ -21,8 +21,12 @@ _MOST_FRAMES = 1 << 36
 class Source:
     """Physical memory in a file: what all kinds have in common.
 
-    `kind` names the format, `notes` are the ELF notes it carries, `present` is a bitmap of the page frames it
-    holds whole, `complete` tells whether its writer finished, `live` that memory changes while it is read.
+    `kind` names the format, `notes` are the ELF notes it carries, `present` is a bitmap of the page frames that can be
+    read. `complete` tells whether all is there that should be, `live` that memory changes while it is read; `warnings`
+    has a sentence for each thing about the file that its reader should know, and `missing` is the number of pages that
+    it should have and has not. `machine` is what the file's headers say
+    the kernel was built for, as uname -m prints it, and `utsname` the kernel's struct new_utsname in them; empty when
+    they do not say.
     """
 
     kind: str
@@ -31,6 +35,19 @@ class Source:
     live: bool = False
     present: bytearray
     notes: bytes = b""
+    warnings: tuple[str, ...] = ()
+    missing: int = 0
+    machine: str = ""
+    utsname: bytes = b""
+
+    def warn(self, text: str) -> None:
+        """Add a sentence to `warnings`."""
+        self.warnings = (*self.warnings, text)
+
+    def lacks(self, text: str) -> None:
+        """Say that the dump is not complete, and why."""
+        self.complete = False
+        self.warn(text)
 
     def __enter__(self) -> Source:
         """Use as a context manager, which closes the file."""
@@ -76,7 +93,7 @@ class Source:
         """The kernel's VMCOREINFO; FormatError when the file carries none."""
         note = notes.find(self.notes, notes.VMCOREINFO)
         if note is None:
-            raise FormatError("there is no VMCOREINFO note: was the kernel built without CONFIG_VMCORE_INFO?")
+            raise FormatError(_no_vmcoreinfo(self.notes))
         return vmcoreinfo.parse(note.desc)
 
     @cached_property
@@ -85,9 +102,26 @@ class Source:
         return KernelLayout(self, self.info)
 
 
+def _no_vmcoreinfo(found: bytes) -> str:
+    if notes.find(found, notes.QEMU) is not None:
+        return (
+            "there is no VMCOREINFO note: QEMU writes one when the machine has `-device vmcoreinfo` "
+            "and its kernel CONFIG_FW_CFG_SYSFS"
+        )
+    return "there is no VMCOREINFO note: was the kernel built without CONFIG_VMCORE_INFO (or CRASH_CORE)?"
+
+
+def most_frames(pages: int) -> int:
+    """Return behind which frame there can be nothing in a dump that holds so many pages.
+
+    A kernel's own page structs take a 64th of its memory, and are in every dump.
+    """
+    return min(_MOST_FRAMES, _BITMAP_FREE + 64 * pages)
+
+
 def frames_bitmap(frames: RangeSet) -> bytearray:
     """Return `frames` as a bitmap; FormatError when it would be far larger than such frames can account for."""
     end = max((r.end for r in frames), default=0)
-    if end > _MOST_FRAMES or end > _BITMAP_FREE + 64 * frames.size:
+    if end > most_frames(frames.size):
         raise FormatError(f"memory at physical address {end * PAGE_SIZE:#x} is too far from the rest of it")
     return bitmaps.bitmap(frames)

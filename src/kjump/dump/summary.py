@@ -8,6 +8,7 @@ from typing import Any
 
 from kjump.dump import bitmaps, dmesg
 from kjump.dump.classes import PageClass
+from kjump.dump.dmesg import printable
 from kjump.dump.identity import KernelIdentity, identify
 from kjump.dump.selection import select_level
 from kjump.dump.source import Source
@@ -25,7 +26,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Summary:
-    """A dump's contents. `classes` are numbers of pages by name, which add up to `total`."""
+    """A dump's contents. `classes` are numbers of pages by name, which add up to `total`; some may be missing in it."""
 
     kind: str
     kernel: KernelIdentity
@@ -37,24 +38,27 @@ class Summary:
     complete: bool
     consistent: bool
     trouble: str | None
+    warnings: tuple[str, ...] = ()
 
     def lines(self) -> dict[str, str]:
-        """Return what there is to say besides page classes, by name, for people."""
+        """Return what there is to say besides page classes, by name, for people; safe to print on a terminal."""
+        offset = self.kernel.kernel_offset
         crash = self.kernel.crash_time
         found = {
             "file": self.kind,
-            "kernel": " ".join(filter(None, (self.kernel.release, self.kernel.machine))),
+            "kernel": self.kernel.release or "unknown",
+            "machine": self.kernel.machine or "unknown",
             "build": self.kernel.version,
             "host": self.kernel.node,
             "crashed": "" if crash is None else datetime.fromtimestamp(crash, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
             "last log line": "" if self.uptime is None else f"{self.uptime:.1f} s after boot",
             "panic": self.panic or "",
-            "CPUs": str(self.kernel.cpus),
-            "KASLR offset": hex(self.kernel.kernel_offset),
+            "CPUs": str(self.kernel.cpus or "unknown"),
+            "KASLR offset": "unknown" if offset is None else hex(offset),
             "pages of zeros": "" if self.zeros is None else str(self.zeros),
             "trouble": self.trouble or "",
         }
-        return {name: value for name, value in found.items() if value}
+        return {name: printable(value) for name, value in found.items() if value}
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it as JSON."""
@@ -62,7 +66,7 @@ class Summary:
             "kind": self.kind,
             "release": self.kernel.release,
             "version": self.kernel.version,
-            "machine": self.kernel.machine,
+            "machine": self.kernel.machine or None,
             "node": self.kernel.node,
             "crash_time": self.kernel.crash_time,
             "cpus": self.kernel.cpus,
@@ -78,6 +82,7 @@ class Summary:
             "complete": self.complete,
             "consistent": self.consistent,
             "trouble": self.trouble,
+            "warnings": list(self.warnings),
         }
 
 
@@ -87,7 +92,9 @@ def summarize(source: Source, *, zeros: bool, threads: int) -> Summary:
     What cannot be found out is left open, and `trouble` says why.
     """
     total = bitmaps.count(source.present)
-    classes, trouble = _classes(source, total)
+    classes, trouble, warnings = _classes(source, total)
+    if source.missing:
+        classes["missing"] = source.missing
     zero_pages = None
     if zeros:
         from kjump.dump.pipeline import drop_zeros  # needs _dump, which a second kernel may not have
@@ -97,7 +104,7 @@ def summarize(source: Source, *, zeros: bool, threads: int) -> Summary:
     return Summary(
         kind=source.kind,
         kernel=identify(source),
-        total=total,
+        total=total + source.missing,
         classes=classes,
         zeros=zero_pages,
         panic=panic,
@@ -105,19 +112,20 @@ def summarize(source: Source, *, zeros: bool, threads: int) -> Summary:
         complete=source.complete,
         consistent=not source.live,
         trouble=trouble,
+        warnings=(*source.warnings, *warnings),
     )
 
 
-def _classes(source: Source, total: int) -> tuple[dict[str, int], str | None]:
+def _classes(source: Source, total: int) -> tuple[dict[str, int], str | None, tuple[str, ...]]:
     try:
         selection = select_level(source.layout, source.present, 31)
     except FormatError as error:
-        return {"unknown": total}, str(error)
+        return {"unknown": total}, str(error), ()
     found = {"kernel": bitmaps.count(selection.keep)}
     found |= {_NAMES[c]: n for c, n in selection.left_out.items() if n or c <= PageClass.USER}
     if selection.no_struct:
         found["no struct page"] = selection.no_struct
-    return found, None
+    return found, None, selection.warnings
 
 
 def _log(source: Source) -> tuple[str | None, float | None]:

@@ -17,18 +17,14 @@ from kjump import _core, _dump
 from kjump.dump import bitmaps
 from kjump.dump.elfsource import ElfSource
 from kjump.dump.identity import identify
-from kjump.dump.kdumpsource import KdumpSource
+from kjump.dump.kdumpsource import KdumpSource, SplitSource
 from kjump.dump.outputs import Output
 from kjump.dump.pipeline import CHUNK, Chunk, Progress, Stopped, chunks, in_order
-from kjump.dump.source import Source, frames_bitmap
+from kjump.dump.source import Source, most_frames
 from kjump.formats import elf, kdump, notes, seekable
 from kjump.formats.kdump import Method
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet, align_up
-
-NOTE_NAME = "KJUMP"
-NOTE_DUMP = 16
-"""Type of the KJUMP note in an image that is a dump: JSON with the level and the time."""
 
 FRAME_PAGES = 256
 """Pages in a frame of an image: 1 MiB."""
@@ -72,11 +68,14 @@ class Written:
 
 def memory_of(source: Source) -> bytearray:
     """Return the bitmap of frames that are memory: what the source has, and what it says was left out."""
-    if isinstance(source, KdumpSource):
-        return bytearray(source.memory)
+    if isinstance(source, KdumpSource | SplitSource):
+        # What lacks in a damaged bitmap of memory is memory nevertheless.
+        both = int.from_bytes(source.memory, "little") | int.from_bytes(source.present, "little")
+        return bytearray(both.to_bytes(len(source.memory), "little"))
     if isinstance(source, ElfSource):
-        both = bitmaps.runs(source.present, len(source.present) * 8) | bitmaps.to_frames(source.holes)
-        return frames_bitmap(both)
+        known = bitmaps.runs(source.present, len(source.present) * 8)
+        sane = RangeSet([Range(0, most_frames(known.size))])
+        return bitmaps.bitmap(known | bitmaps.to_frames(source.holes) & sane)
     return source.present
 
 
@@ -101,7 +100,8 @@ def plan_elf(task: Task, more_notes: bytes = b"") -> ElfPlan:
     """Lay out an ELF core that holds `task.keep`; `more_notes` (encoded) follow the source's."""
     source = task.source
     memory = bitmaps.runs(task.memory, len(task.memory) * 8)
-    gap = _SMALL_GAP
+    # Zeros may stand for pages that were left out on purpose, not for those that nobody knows.
+    gap = _SMALL_GAP if source.complete else 1
     while len(loads := list(_loads(memory, task.keep, gap))) > _MOST_LOADS and gap < 1 << 40:
         gap *= 4
     machine = elf.EM_X86_64 if source.word == 8 else elf.EM_386
@@ -117,9 +117,16 @@ def _core_load(load: Range, stored: bool, virtual: int) -> elf.CoreLoad:
     return elf.CoreLoad(load.start * PAGE_SIZE, virtual, size if stored else 0, 0 if stored else size)
 
 
+def _about(task: Task) -> bytes:
+    """Return the KJUMP note of a dump (encoded)."""
+    about = {"kind": "dump", "level": task.level, "written": int(time.time()), "source": task.source.kind}
+    about |= {} if task.source.complete else {"complete": False}
+    return notes.Note(notes.KJUMP, notes.NT_KJUMP_DUMP, json.dumps(about).encode()).encode()
+
+
 def own_notes(source: Source) -> bytes:
     """Return the source's notes without what another dump added to them."""
-    return notes.encode(note for note in notes.iterate(source.notes) if note.name != NOTE_NAME)
+    return notes.encode(note for note in notes.iterate(source.notes) if note.name != notes.KJUMP)
 
 
 def _loads(memory: RangeSet, keep: bytearray, gap: int) -> Iterator[tuple[Range, bool]]:
@@ -138,7 +145,7 @@ def _loads(memory: RangeSet, keep: bytearray, gap: int) -> Iterator[tuple[Range,
 
 def write_elf(task: Task, out: Output) -> Written:
     """Write an ELF core. Pages of zeros, when they are to be left out, must be gone from `keep` already."""
-    plan = plan_elf(task)
+    plan = plan_elf(task, b"" if task.source.complete else _about(task))
     out.write(0, plan.head)
     at = len(plan.head)
     done = 0
@@ -159,9 +166,7 @@ def write_elf(task: Task, out: Output) -> Written:
 
 def write_image(task: Task, out: Output) -> Written:
     """Write a kjump image: an ELF core in a zstd stream of independent frames, with a seek table."""
-    about = {"kind": "dump", "level": task.level, "written": int(time.time()), "source": task.source.kind}
-    note = notes.Note(NOTE_NAME, NOTE_DUMP, json.dumps(about).encode()).encode()
-    plan = plan_elf(task, note)
+    plan = plan_elf(task, _about(task))
     entries: list[bytes] = []
     at = done = 0
 
@@ -203,11 +208,11 @@ def kdump_head(task: Task, part: Range | None = None) -> tuple[kdump.KdumpHeader
         max_mapnr=highest,
         bitmap_blocks=kdump.bitmap_blocks(highest),
         word=source.word,
-        utsname=known.utsname,
+        utsname=known.as_utsname(),
         timestamp=known.crash_time or 0,
-        status=int(task.method),
-        cpus=known.cpus,
-        phys_base=known.phys_base,
+        status=int(task.method) | (0 if source.complete else int(kdump.Status.INCOMPLETE)),
+        cpus=known.cpus or 1,
+        phys_base=known.phys_base or 0,
         dump_level=task.level,
         split=part,
     )
