@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from kjump import _core
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet, align_up
+
+_AT_ONCE = 1 << 18
+"""Bytes of a bitmap that are made a number at a time."""
 
 
 def bitmap(frames: RangeSet) -> bytearray:
@@ -35,7 +40,7 @@ def runs(bits: bytes | bytearray, end: int) -> RangeSet:
 
 def count(bits: bytes | bytearray) -> int:
     """Return how many bits of a bitmap are set."""
-    return int.from_bytes(bits, "little").bit_count()
+    return sum(number.bit_count() for _, number in _words(bits))
 
 
 def count_between(bits: bytes | bytearray, start: int, end: int) -> int:
@@ -47,8 +52,33 @@ def count_between(bits: bytes | bytearray, start: int, end: int) -> int:
 
 def intersection(bits: bytes | bytearray, others: bytes | bytearray) -> bytearray:
     """Return the bits that are set in both, in as many bytes as `bits` has."""
-    both = int.from_bytes(bits, "little") & int.from_bytes(others, "little")
-    return bytearray(both.to_bytes(max(len(bits), len(others)), "little")[: len(bits)])
+    both = bytearray(len(bits))
+    for (at, one), (_, other) in zip(_words(bits), _words(others), strict=False):
+        size = min(_AT_ONCE, len(bits) - at)
+        both[at : at + size] = (one & other).to_bytes(_AT_ONCE, "little")[:size]
+    return both
+
+
+def union(bits: bytes | bytearray, others: bytes | bytearray) -> bytearray:
+    """Return the bits that are set in one of them, in as many bytes as `bits` has."""
+    either = bytearray(bits)
+    for at, number in _words(others):
+        part = memoryview(either)[at : at + _AT_ONCE]
+        both = int.from_bytes(part, "little") | number
+        part[:] = both.to_bytes(_AT_ONCE, "little")[: len(part)]
+    return either
+
+
+def end_of(bits: bytes | bytearray) -> int:
+    """Return the frame behind the last that is set."""
+    return max((at * 8 + number.bit_length() for at, number in _words(bits) if number), default=0)
+
+
+def _words(bits: bytes | bytearray) -> Iterator[tuple[int, int]]:
+    """Yield a bitmap as large numbers, each with the byte it begins at: one number of it all takes several copies."""
+    view = memoryview(bits)
+    for at in range(0, len(bits), _AT_ONCE):
+        yield at, int.from_bytes(view[at : at + _AT_ONCE], "little")
 
 
 def to_frames(addresses: RangeSet) -> RangeSet:

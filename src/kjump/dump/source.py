@@ -11,10 +11,12 @@ from kjump.dump.kernel import KernelLayout
 from kjump.errors import FormatError
 from kjump.formats import notes, vmcoreinfo
 from kjump.memory import PAGE_SIZE
-from kjump.ranges import RangeSet
+from kjump.ranges import Range, RangeSet
 
 _BITMAP_FREE = 1 << 28
 """A bitmap of so many frames (1 TiB of memory, 32 MiB) is made for any dump, a larger one for 64 frames a page."""
+_HOLES_FREE = 1 << 24
+"""The same for memory that is not in the dump, and without which it is as good (64 GiB, 2 MiB)."""
 _MOST_FRAMES = 1 << 36
 
 
@@ -112,11 +114,17 @@ def _no_vmcoreinfo(found: bytes) -> str:
 
 
 def most_frames(pages: int) -> int:
-    """Return behind which frame there can be nothing in a dump that holds so many pages.
+    """Return behind which frame there can be nothing in a dump that holds so many pages."""
+    return min(_MOST_FRAMES, _BITMAP_FREE + 64 * pages)
+
+
+def without_nonsense(holes: RangeSet, pages: RangeSet) -> RangeSet:
+    """Return frames that are memory but not in a dump, up to where there can be any when it has `pages` (frames).
 
     A kernel's own page structs take a 64th of its memory, and are in every dump.
     """
-    return min(_MOST_FRAMES, _BITMAP_FREE + 64 * pages)
+    end = max(_HOLES_FREE + 64 * pages.size, max((r.end for r in pages), default=0))
+    return holes & RangeSet([Range(0, min(_MOST_FRAMES, end))])
 
 
 def frames_bitmap(frames: RangeSet) -> bytearray:

@@ -20,7 +20,7 @@ from kjump.dump.identity import identify
 from kjump.dump.kdumpsource import KdumpSource, SplitSource
 from kjump.dump.outputs import Output
 from kjump.dump.pipeline import CHUNK, Chunk, Progress, Stopped, chunks, in_order
-from kjump.dump.source import Source, most_frames
+from kjump.dump.source import Source, without_nonsense
 from kjump.formats import elf, kdump, notes, seekable
 from kjump.formats.kdump import Method
 from kjump.memory import PAGE_SIZE
@@ -70,12 +70,10 @@ def memory_of(source: Source) -> bytearray:
     """Return the bitmap of frames that are memory: what the source has, and what it says was left out."""
     if isinstance(source, KdumpSource | SplitSource):
         # What lacks in a damaged bitmap of memory is memory nevertheless.
-        both = int.from_bytes(source.memory, "little") | int.from_bytes(source.present, "little")
-        return bytearray(both.to_bytes(len(source.memory), "little"))
+        return bitmaps.union(source.memory, source.present)
     if isinstance(source, ElfSource):
         known = bitmaps.runs(source.present, len(source.present) * 8)
-        sane = RangeSet([Range(0, most_frames(known.size))])
-        return bitmaps.bitmap(known | bitmaps.to_frames(source.holes) & sane)
+        return bitmaps.bitmap(known | without_nonsense(bitmaps.to_frames(source.holes), known))
     return source.present
 
 
@@ -195,12 +193,12 @@ def _frames(plan: ElfPlan) -> Iterator[bytes | Chunk]:
 # --- kdump-compressed ---------------------------------------------------------------------------------------
 
 
-def kdump_head(task: Task, part: Range | None = None) -> tuple[kdump.KdumpHeader, bytes]:
+def kdump_head(task: Task, part: Range | None = None) -> tuple[kdump.KdumpHeader, bytearray]:
     """Return the header of a kdump file, and all its bytes up to the descriptors."""
     source = task.source
     known = identify(source)
     memory = task.memory
-    highest = last_frame(memory)
+    highest = bitmaps.end_of(memory)
     note_bytes = own_notes(source)
     info = notes.find(note_bytes, notes.VMCOREINFO)
     text = info.desc if info is not None else b""
@@ -225,10 +223,16 @@ def kdump_head(task: Task, part: Range | None = None) -> tuple[kdump.KdumpHeader
         vmcoreinfo=Range.of_size(info_at, len(text)),
         notes=Range.of_size(notes_at, len(note_bytes)),
     )
-    head = (header.encode() + text).ljust(notes_at, b"\0") + note_bytes
-    size = header.bitmap_size
-    bitmaps = bytes(memory[:size]).ljust(size, b"\0") + bytes(task.keep[:size]).ljust(size, b"\0")
-    return header, head.ljust(header.first_bitmap.start, b"\0") + bitmaps
+    head = bytearray(header.descriptors)
+    _put(head, 0, header.encode() + text)
+    _put(head, notes_at, note_bytes)
+    _put(head, header.first_bitmap.start, memoryview(memory)[: header.bitmap_size])
+    _put(head, header.second_bitmap.start, memoryview(task.keep)[: header.bitmap_size])
+    return header, head
+
+
+def _put(data: bytearray, at: int, part: bytes | memoryview) -> None:
+    data[at : at + len(part)] = part
 
 
 def write_kdump(task: Task, out: Output, part: Range | None = None) -> Written:
@@ -261,13 +265,8 @@ def write_kdump(task: Task, out: Output, part: Range | None = None) -> Written:
 
 def split_parts(task: Task, count: int) -> list[Range]:
     """Cut the frames of memory into `count` parts with about as many kept pages each."""
-    end = last_frame(task.memory)
+    end = bitmaps.end_of(task.memory)
     each = max(1, -(-bitmaps.count(task.keep) // count))
     borders = [0, *(chunk.end for chunk in chunks(task.keep, 0, end, each))][:count]
     borders += [end] * (count + 1 - len(borders))
     return [Range(a, b) for a, b in pairwise(borders)]
-
-
-def last_frame(memory: bytes | bytearray) -> int:
-    """Return the frame behind the last of a bitmap."""
-    return int.from_bytes(memory, "little").bit_length()
