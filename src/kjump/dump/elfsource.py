@@ -78,6 +78,8 @@ class ElfSource(Source):
     def _notes(self, core: elf.ElfFile) -> Iterator[notes.Note]:
         """Yield the notes of all PT_NOTEs, as far as they can be read."""
         for header in core.notes:
+            if not header.filesz:
+                continue
             there = next(iter(_there(self._file).within(header.data)), Range(0, 0))
             if there.start != header.offset or there.size < header.filesz:
                 self.lacks("the file was cut short: its notes are not all there")

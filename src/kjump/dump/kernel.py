@@ -74,6 +74,8 @@ class KernelLayout:
         info = self.info
         if "SYMBOL(init_top_pgt)" not in info.entries and 0 < info.get_symbol("swapper_pg_dir", 0) < 1 << 32:
             raise FormatError("this is an i386 kernel without PAE, whose page tables kjump does not read")
+        if "SYMBOL(init_level4_pgt)" in info.entries:
+            raise FormatError("this kernel is from before 4.13, and kjump does not read its page tables")
         root = info.symbol("init_top_pgt") - _START_KERNEL_MAP + info.number("phys_base")
         if not 0 <= root < self._memory_end or root % PAGE_SIZE:
             raise FormatError(f"the kernel's page tables cannot be at {root:#x}: VMCOREINFO is not of this memory")

@@ -89,6 +89,10 @@ def _open(fd: int, path: str) -> Source:
             found.lacks("the file was cut short: it has no seek table")
     else:
         raise FormatError("neither an ELF vmcore, a kdump-compressed file, a flattened one, nor a kjump image")
+    if not any(found.present):
+        raise FormatError(
+            "the file was cut short before its first page" if found.missing else "there is no memory in it"
+        )
     if not complete:
         found.lacks("the file was cut short: the flattened format's end is missing")
     return found

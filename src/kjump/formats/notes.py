@@ -165,6 +165,8 @@ class _Walk:
             return None
         text = name.rstrip(b"\0").decode("ascii")
         if descsz > MOST_OF_ONE or self._kept + descsz > MOST_OF_ALL:
+            if text == KJUMP:
+                return align_up(desc_at + descsz, self._align)  # the page list of an image, which is no kernel's
             self._trouble(f"a note is left out: {text!r}, type {kind:#x}, has {descsz} bytes")
         else:
             self._kept += descsz

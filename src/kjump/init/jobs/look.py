@@ -50,7 +50,7 @@ def info(arguments: Sequence[str]) -> str:
 def _describe(found: Summary) -> str:
     lines = [f"{name:14}{value}" for name, value in found.lines().items()]
     lines += [f"{name:24}{count:>10} pages  {count >> 8:>7} MiB" for name, count in found.classes.items()]
-    return "\n".join([*lines, f"{'all':24}{found.total:>10} pages  {found.total >> 8:>7} MiB"])
+    return "\n".join([*lines, f"{'all':24}{found.total:>10} pages  {found.total >> 8:>7} MiB", *found.warnings])
 
 
 def dump(arguments: Sequence[str]) -> str:
@@ -71,7 +71,8 @@ def dump(arguments: Sequence[str]) -> str:
     with open_source() as source:
         report = write(source, request)
     os.sync()
-    return f"{report.kept_pages} of {report.source_pages} pages take {report.size} bytes in {destination}"
+    told = f"{report.kept_pages} of {report.source_pages} pages take {report.size} bytes in {destination}"
+    return "\n".join([told, *report.warnings])
 
 
 def _dump_options(arguments: Sequence[str]) -> tuple[dict[str, str], str]:
