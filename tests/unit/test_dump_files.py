@@ -184,6 +184,18 @@ def test_a_pipe_takes_an_image_and_a_flattened_file(tmp_path: Path, vmcore: Path
         check(out, vmcore, 16)
 
 
+def test_what_is_opened_is_closed_again(tmp_path: Path, vmcore: Path) -> None:
+    def open_files() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = open_files()
+    for _ in range(3):
+        written(vmcore, Path("/dev/null"), 0, KINDS[-1])
+        with pytest.raises(Stopped):
+            written(vmcore, Path("/dev/null"), 0, KINDS[-1], progress=lambda *_: False)
+    assert open_files() == before
+
+
 def test_kdump_to_a_pipe_says_what_to_do(tmp_path: Path, vmcore: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writers, "CHUNK", 64)
     fifo = tmp_path / "fifo"
