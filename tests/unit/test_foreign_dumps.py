@@ -155,9 +155,18 @@ def test_odd_notes_do_no_harm(kjump: Run, tmp_path: Path, kind: str) -> None:
     assert contents(kjump, written(tmp_path / "odd.kd", kept)) == PAGES
 
 
-def test_a_note_that_is_left_out_is_named(kjump: Run, tmp_path: Path) -> None:
-    source = tiny(tmp_path / "core", notes=note("LINUX", 0x700, bytes(70 * MIB)))
-    assert any("0x700" in text and "left out" in text for text in info(kjump, source)["warnings"])
+@pytest.mark.parametrize("form", ["elf", "kdump", "flattened", "image"])
+def test_device_dumps_are_kept(kjump: Run, tmp_path: Path, form: str) -> None:
+    device = note("LINUX", 0x700, b"vmcoredd".ljust(52, b"\0") + bytes(range(256)) * (5 * MIB // 256 + 1) + b"x")
+    source = tiny(tmp_path / "core", notes=device + REGISTERS + note("LINUX", 0x700, bytes(3 * MIB)))
+    assert kjump("convert", source, tmp_path / "made", "--format", form)[0] == 0
+    pages = contents(kjump, tmp_path / "made")
+    assert b"".join(pages.values()) == tinykernel.memory()
+    data = (tmp_path / "made.core").read_bytes()
+    offset, size = struct.unpack_from("<Q", data, 64 + 8)[0], struct.unpack_from("<Q", data, 64 + 32)[0]
+    assert data[offset : offset + size].count(device) == 1
+    told = info(kjump, tmp_path / "made")
+    assert told["cpus"] == 1 and told["release"] == "6.12.0-tiny" and not told["warnings"]
 
 
 @pytest.mark.parametrize("level", [0, 1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -194,7 +193,7 @@ def _output(destination: str, request: Request, task: Task) -> Iterator[Output]:
     if destination == "-":
         out = StreamOutput(sys.stdout.fileno())
     elif (path := Path(destination)).is_fifo() or path.is_char_device():
-        out = StreamOutput(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+        out = StreamOutput.open(path)
     elif path.is_block_device():
         out = _device(path, request)
     else:
@@ -234,7 +233,7 @@ def estimate(task: Task, request: Request) -> Written:
     if request.format is Format.ELF:
         return Written(count, 0, writers.plan_elf(task).size)
     plan = writers.plan_elf(task) if request.format is Format.IMAGE else None
-    head = len(plan.head) if plan else len(writers.kdump_head(task)[1]) + 24 * count
+    head = plan.head_size if plan else writers.kdump_header(task).descriptors + 24 * count
     sampled = size = zeros = 0
     for part in _samples(task.keep):
         data = task.source.read_pages(task.keep, part.start, part.end)

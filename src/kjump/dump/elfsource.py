@@ -89,6 +89,7 @@ class ElfSource(Source):
             for problem in found.problems:
                 self.warn(problem)
             yield from found.notes
+            self.large_notes = (*self.large_notes, *found.large)
 
     def _salvaged(self, where: Range, align: int) -> notes.Salvage:
         """Read notes with the alignment that their program header has, or the other one if that makes more sense."""

@@ -94,6 +94,7 @@ class KdumpSource(Source):
         if where.size:
             salvaged = notes.salvage(lambda at, length: self._file.read(where.start + at, length), where.size)
             found += salvaged.notes
+            self.large_notes = salvaged.large
             for problem in salvaged.problems:
                 self.warn(problem)
         text = self._there(header.vmcoreinfo)
@@ -165,7 +166,8 @@ class SplitSource(Source):
         self.kind = f"{len(parts)} parts of a split kdump-compressed file"
         self.word, self.machine, self.utsname = first.word, first.machine, first.utsname
         self.memory = first.memory
-        self.notes = max((part.notes for part in self._parts), key=len)
+        told = max(self._parts, key=lambda part: len(part.notes))
+        self.notes, self.large_notes = told.notes, told.large_notes
         self.present = _padded(RangeSet(r for part in parts for r in _runs(part.present)), first.listed)
         own = RangeSet(map(_own_frames, self._parts))
         lacking = bitmaps.count(first.listed) - sum(

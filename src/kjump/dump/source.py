@@ -10,6 +10,7 @@ from kjump.dump import bitmaps
 from kjump.dump.kernel import KernelLayout
 from kjump.errors import FormatError
 from kjump.formats import notes, vmcoreinfo
+from kjump.formats.notes import LargeNote
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
 
@@ -23,12 +24,12 @@ _MOST_FRAMES = 1 << 36
 class Source:
     """Physical memory in a file: what all kinds have in common.
 
-    `kind` names the format, `notes` are the ELF notes it carries, `present` is a bitmap of the page frames that can be
-    read. `complete` tells whether all is there that should be, `live` that memory changes while it is read; `warnings`
-    has a sentence for each thing about the file that its reader should know, and `missing` is the number of pages that
-    it should have and has not. `machine` is what the file's headers say
-    the kernel was built for, as uname -m prints it, and `utsname` the kernel's struct new_utsname in them; empty when
-    they do not say.
+    `kind` names the format, `notes` are the ELF notes it carries, `large_notes` those that are not held in memory.
+    `present` is a bitmap of the page frames that can be read. `complete` tells whether all is there that should be,
+    `live` that memory changes while it is read; `warnings` has a sentence for each thing about the file that its reader
+    should know, and `missing` is the number of pages that it should have and has not. `machine` is what the file's
+    headers say the kernel was built for, as uname -m prints it, and `utsname` the kernel's struct new_utsname in them;
+    empty when they do not say.
     """
 
     kind: str
@@ -37,6 +38,7 @@ class Source:
     live: bool = False
     present: bytearray
     notes: bytes = b""
+    large_notes: tuple[LargeNote, ...] = ()
     warnings: tuple[str, ...] = ()
     missing: int = 0
     machine: str = ""

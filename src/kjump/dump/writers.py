@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -82,16 +82,33 @@ def memory_of(source: Source) -> bytearray:
 
 @dataclass(frozen=True)
 class ElfPlan:
-    """An ELF core to be: `head` up to the first page, and `stored`, the frames that stand in the file in order."""
+    """An ELF core to be: what comes up to the first page, and `stored`, the frames that stand in the file in order.
 
-    head: bytes
+    Notes that are large are read when they are written; `before` and `after` are what is around them.
+    """
+
+    before: bytes
+    large: tuple[notes.LargeNote, ...]
+    after: bytes
     stored: bytearray
     count: int
 
     @property
     def size(self) -> int:
         """Bytes of the whole core."""
-        return len(self.head) + self.count * PAGE_SIZE
+        return self.head_size + self.count * PAGE_SIZE
+
+    @property
+    def head_size(self) -> int:
+        """Bytes up to the first page."""
+        return len(self.before) + sum(note.encoded_size for note in self.large) + len(self.after)
+
+    def head(self) -> Iterator[bytes]:
+        """Yield what comes up to the first page."""
+        yield self.before
+        for note in self.large:
+            yield from note.encode()
+        yield self.after
 
 
 def plan_elf(task: Task, more_notes: bytes = b"") -> ElfPlan:
@@ -105,9 +122,11 @@ def plan_elf(task: Task, more_notes: bytes = b"") -> ElfPlan:
     machine = elf.EM_X86_64 if source.word == 8 else elf.EM_386
     virtual = source.virtual if isinstance(source, ElfSource) else (lambda _: 0)
     core_loads = [_core_load(load, stored, virtual(load.start * PAGE_SIZE)) for load, stored in loads]
-    head, _ = elf.core_headers(core_loads, own_notes(source) + more_notes, machine=machine)
+    large = own_large_notes(source)
+    more = sum(note.encoded_size for note in large)
+    before, after, _ = elf.core_headers_around(core_loads, own_notes(source) + more_notes, more, machine=machine)
     kept = RangeSet(load for load, stored in loads if stored)
-    return ElfPlan(head, bitmaps.bitmap(kept).ljust(len(task.keep), b"\0"), kept.size)
+    return ElfPlan(before, large, after, bitmaps.bitmap(kept).ljust(len(task.keep), b"\0"), kept.size)
 
 
 def _core_load(load: Range, stored: bool, virtual: int) -> elf.CoreLoad:
@@ -127,6 +146,11 @@ def own_notes(source: Source) -> bytes:
     return notes.encode(note for note in notes.iterate(source.notes) if note.name != notes.KJUMP)
 
 
+def own_large_notes(source: Source) -> tuple[notes.LargeNote, ...]:
+    """Return as `own_notes`, of the source's large notes."""
+    return tuple(note for note in source.large_notes if note.name != notes.KJUMP)
+
+
 def _loads(memory: RangeSet, keep: bytearray, gap: int) -> Iterator[tuple[Range, bool]]:
     """Yield the frames of memory in order, cut into those to be stored (True) and those to be left out."""
     bits = len(keep) * 8
@@ -144,8 +168,7 @@ def _loads(memory: RangeSet, keep: bytearray, gap: int) -> Iterator[tuple[Range,
 def write_elf(task: Task, out: Output) -> Written:
     """Write an ELF core. Pages of zeros, when they are to be left out, must be gone from `keep` already."""
     plan = plan_elf(task, b"" if task.source.complete else _about(task))
-    out.write(0, plan.head)
-    at = len(plan.head)
+    at = _write_in_order(out, plan.head())
     done = 0
 
     def read(chunk: Chunk) -> bytes:
@@ -157,6 +180,15 @@ def write_elf(task: Task, out: Output) -> Written:
         done += chunk.pages
         task.report(done, plan.count, out.written)
     return Written(bitmaps.count(task.keep), 0, out.written)
+
+
+def _write_in_order(out: Output, parts: Iterable[bytes | memoryview]) -> int:
+    """Write `parts` one after another from the beginning; return how many bytes they have."""
+    at = 0
+    for part in parts:
+        out.write(at, part)
+        at += len(part)
+    return at
 
 
 # --- image --------------------------------------------------------------------------------------------------
@@ -186,22 +218,18 @@ def write_image(task: Task, out: Output) -> Written:
 
 def _frames(plan: ElfPlan) -> Iterator[bytes | Chunk]:
     size = FRAME_PAGES * PAGE_SIZE
-    yield from (plan.head[at : at + size] for at in range(0, len(plan.head), size))
+    yield from (part[at : at + size] for part in plan.head() for at in range(0, len(part), size))
     yield from chunks(plan.stored, 0, len(plan.stored) * 8, FRAME_PAGES)
 
 
 # --- kdump-compressed ---------------------------------------------------------------------------------------
 
 
-def kdump_head(task: Task, part: Range | None = None) -> tuple[kdump.KdumpHeader, bytearray]:
-    """Return the header of a kdump file, and all its bytes up to the descriptors."""
+def kdump_header(task: Task, part: Range | None = None) -> kdump.KdumpHeader:
+    """Return the header of a kdump file; behind it come VMCOREINFO, notes and bitmaps, as `_kdump_head` yields them."""
     source = task.source
     known = identify(source)
-    memory = task.memory
-    highest = bitmaps.end_of(memory)
-    note_bytes = own_notes(source)
-    info = notes.find(note_bytes, notes.VMCOREINFO)
-    text = info.desc if info is not None else b""
+    highest = bitmaps.end_of(task.memory)
     header = kdump.KdumpHeader(
         max_mapnr=highest,
         bitmap_blocks=kdump.bitmap_blocks(highest),
@@ -214,34 +242,36 @@ def kdump_head(task: Task, part: Range | None = None) -> tuple[kdump.KdumpHeader
         dump_level=task.level,
         split=part,
     )
-    info_at = header.encoded_size
-    notes_at = align_up(info_at + len(text), 8)
-    blocks = -(-(notes_at + len(note_bytes) - kdump.BLOCK) // kdump.BLOCK)
-    header = replace(
-        header,
-        sub_header_blocks=blocks,
-        vmcoreinfo=Range.of_size(info_at, len(text)),
-        notes=Range.of_size(notes_at, len(note_bytes)),
-    )
-    head = bytearray(header.descriptors)
-    _put(head, 0, header.encode() + text)
-    _put(head, notes_at, note_bytes)
-    _put(head, header.first_bitmap.start, memoryview(memory)[: header.bitmap_size])
-    _put(head, header.second_bitmap.start, memoryview(task.keep)[: header.bitmap_size])
-    return header, head
+    info = Range.of_size(header.encoded_size, len(_vmcoreinfo(source)))
+    size = len(own_notes(source)) + sum(note.encoded_size for note in own_large_notes(source))
+    note_bytes = Range.of_size(align_up(info.end, 8), size)
+    blocks = -(-(note_bytes.end - kdump.BLOCK) // kdump.BLOCK)
+    return replace(header, sub_header_blocks=blocks, vmcoreinfo=info, notes=note_bytes)
 
 
-def _put(data: bytearray, at: int, part: bytes | memoryview) -> None:
-    data[at : at + len(part)] = part
+def _vmcoreinfo(source: Source) -> bytes:
+    note = notes.find(source.notes, notes.VMCOREINFO)
+    return b"" if note is None else note.desc
+
+
+def _kdump_head(task: Task, header: kdump.KdumpHeader) -> Iterator[bytes | memoryview]:
+    """Yield a kdump file up to its descriptors."""
+    yield (header.encode() + _vmcoreinfo(task.source)).ljust(header.notes.start, b"\0") + own_notes(task.source)
+    for note in own_large_notes(task.source):
+        yield from note.encode()
+    yield bytes(header.first_bitmap.start - header.notes.end)
+    for bits in (task.memory, task.keep):
+        part = memoryview(bits)[: header.bitmap_size]
+        yield part
+        yield bytes(header.bitmap_size - len(part))
 
 
 def write_kdump(task: Task, out: Output, part: Range | None = None) -> Written:
     """Write a kdump-compressed file, or the `part` (page frames) of a split one."""
-    header, head = kdump_head(task, part)
+    header = kdump_header(task, part)
     where = part or Range(0, len(task.keep) * 8)
     found = bitmaps.count_between(task.keep, where.start, where.end)
-    out.write(0, head)
-    desc_at = header.descriptors
+    desc_at = _write_in_order(out, _kdump_head(task, header))
     zero_at = at = desc_at + found * kdump.DESCRIPTOR.size
     if task.skip_zeros:
         out.write(zero_at, bytes(PAGE_SIZE))

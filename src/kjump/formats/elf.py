@@ -244,9 +244,17 @@ def core_headers(
 
     `notes` are encoded notes. The data follow in the order of `loads`, each at a multiple of `align`.
     """
+    before, after, offsets = core_headers_around(loads, notes, 0, machine=machine, align=align)
+    return before + after, offsets
+
+
+def core_headers_around(
+    loads: Sequence[CoreLoad], notes: bytes, more: int, *, machine: int = EM_X86_64, align: int = 4096
+) -> tuple[bytes, bytes, list[int]]:
+    """Return the head of a core as `core_headers`, in two pieces: between them belong `more` bytes of notes."""
     count = len(loads) + 1
     notes_at = HEADER_SIZE + count * _PROGRAM[CLASS_64].size
-    end = notes_at + len(notes)
+    notes_end = end = notes_at + len(notes) + more
     section_at = 0
     if count >= PN_XNUM:
         section_at = align_up(end, 8)
@@ -254,12 +262,13 @@ def core_headers(
     size = align_up(end, align)
     offsets = _data_offsets(loads, size, align)
     head = bytearray(_core_header(machine, count, section_at))
-    head += _PROGRAM[CLASS_64].pack(PT_NOTE, 0, notes_at, 0, 0, len(notes), len(notes), 0)
+    head += _PROGRAM[CLASS_64].pack(PT_NOTE, 0, notes_at, 0, 0, len(notes) + more, len(notes) + more, 0)
     head += b"".join(_core_load(load, at) for load, at in zip(loads, offsets, strict=True))
     head += notes
+    after = b""
     if section_at:
-        head += bytes(section_at - len(head)) + _SECTION[CLASS_64].pack(0, 0, 0, 0, 0, 1, 0, count, 0, 0)
-    return bytes(head) + bytes(size - len(head)), offsets
+        after = bytes(section_at - notes_end) + _SECTION[CLASS_64].pack(0, 0, 0, 0, 0, 1, 0, count, 0, 0)
+    return bytes(head), after.ljust(size - notes_end, b"\0"), offsets
 
 
 def kdump_headers(ram: Iterable[Range], note: bytes, address: int, *, machine: int = EM_X86_64) -> bytes:

@@ -43,9 +43,9 @@ NT_FILE = 0x46494C45
 NT_SIGINFO = 0x53494749
 
 MOST_OF_ONE = 1 << 20
-"""Bytes of contents above which `salvage` leaves a note out: VMCOREINFO has a page, registers have a few."""
+"""Bytes of contents above which `salvage` does not read a note: VMCOREINFO has a page, registers have a few."""
 MOST_OF_ALL = 16 << 20
-"""Bytes of contents of all notes together: registers of some ten thousand CPUs."""
+"""Bytes of contents of all notes that it reads: registers of some ten thousand CPUs."""
 
 _HEADER = Struct("<3I")
 _LONGEST_NAME = 64
@@ -96,24 +96,51 @@ def iterate(data: bytes | bytearray | memoryview) -> Iterator[Note]:
 
 
 @dataclass(frozen=True, slots=True)
+class LargeNote:
+    """A note whose contents stay where they are: `size` bytes, of which `read(offset, length)` returns some."""
+
+    name: str
+    type: int
+    size: int
+    read: Callable[[int, int], bytes]
+
+    @property
+    def encoded_size(self) -> int:
+        """Bytes of the note with its header and padding."""
+        return _HEADER.size + align_up(len(self.name) + 1, 4) + align_up(self.size, 4)
+
+    def encode(self) -> Iterator[bytes]:
+        """Yield the note as bytes, padded to a multiple of 4, a MiB at a time."""
+        name = self.name.encode("latin-1") + b"\0"
+        yield _HEADER.pack(len(name), self.size, self.type) + _padded(name)
+        for at in range(0, self.size, _WINDOW):
+            yield self.read(at, min(_WINDOW, self.size - at))
+        yield bytes(-self.size % 4)
+
+
+@dataclass(frozen=True, slots=True)
 class Salvage:
-    """What could be read of a PT_NOTE segment, and a sentence for each thing in it that could not."""
+    """What could be read of a PT_NOTE segment, and a sentence for each thing in it that could not.
+
+    `large` are notes that were not read, because they would take much memory: device dumps, for example.
+    """
 
     notes: tuple[Note, ...]
     problems: tuple[str, ...]
+    large: tuple[LargeNote, ...] = ()
 
 
 def salvage(read: Callable[[int, int], bytes], size: int, align: int = 4) -> Salvage:
     """Read the notes in a segment of `size` bytes; `read(offset, length)` returns bytes of it.
 
-    What is no note is passed over up to the next one with a name that is known; the contents of notes of more than
-    MOST_OF_ONE bytes, and of those beyond MOST_OF_ALL, are not read. Nothing raises but `read`.
+    What is no note is passed over up to the next one with a name that is known. Notes of more than MOST_OF_ONE bytes,
+    and those beyond MOST_OF_ALL, are `large`, for which `read` must stay good. Nothing raises but `read`.
     """
     walk = _Walk(read, size, align)
     walk.all_notes()
     if walk.odd and not any(note.name == VMCOREINFO for note in walk.found):
         walk.look_for_vmcoreinfo()
-    return Salvage(tuple(walk.found), tuple(walk.problems))
+    return Salvage(tuple(walk.found), tuple(walk.problems), tuple(walk.large))
 
 
 class _Walk:
@@ -123,6 +150,7 @@ class _Walk:
         self._read, self._size, self._align = read, size, align
         self._kept = 0
         self.found: list[Note] = []
+        self.large: list[LargeNote] = []
         self.problems: list[str] = []
         self.odd = False
 
@@ -134,7 +162,7 @@ class _Walk:
                 self.odd |= self._size - at > _HEADER.size
                 return
             end = self._note(at)
-            if len(self.found) > _MOST_NOTES:
+            if len(self.found) + len(self.large) > _MOST_NOTES:
                 self._trouble(f"there are more than {_MOST_NOTES} notes: the others are left out")
                 return
             if end is None:
@@ -164,14 +192,15 @@ class _Walk:
         if not name.isascii() or b"\0" in name.rstrip(b"\0"):
             return None
         text = name.rstrip(b"\0").decode("ascii")
-        if descsz > MOST_OF_ONE or self._kept + descsz > MOST_OF_ALL:
-            if text == KJUMP:
-                return align_up(desc_at + descsz, self._align)  # the page list of an image, which is no kernel's
-            self._trouble(f"a note is left out: {text!r}, type {kind:#x}, has {descsz} bytes")
+        if descsz > MOST_OF_ONE or (self._kept + descsz > MOST_OF_ALL and text != VMCOREINFO):
+            self.large.append(LargeNote(text, kind, descsz, self._reader(desc_at)))
         else:
             self._kept += descsz
             self.found.append(Note(text, kind, self._read(desc_at, descsz)))
         return align_up(desc_at + descsz, self._align)
+
+    def _reader(self, start: int) -> Callable[[int, int], bytes]:
+        return lambda at, length: self._read(start + at, length)
 
     def _next(self, at: int, name: bytes = b"") -> int | None:
         """Return where behind `at` a note with a known name (or with `name`) begins that fits."""
