@@ -40,7 +40,7 @@ class KdumpSource(Source):
         self.utsname, self.machine = header.utsname, header.machine
         if self.machine and not _X86.fullmatch(self.machine):
             raise FormatError(f"this dump is of machine {self.machine[:20]!r}, not of an x86")
-        if header.bitmap_size > file.stored and header.bitmap_size * 8 > most_frames(file.stored // PAGE_SIZE):
+        if header.bitmap_size * 8 > most_frames(file.stored // kdump.DESCRIPTOR.size):
             raise FormatError(f"kdump: the file is too small for bitmaps of {header.bitmap_size} bytes")
         self.memory = self._bitmap(header.first_bitmap)
         self.listed = self._bitmap(header.second_bitmap)
@@ -158,7 +158,7 @@ class SplitSource(Source):
         self._parts = sorted(parts, key=lambda part: _own_frames(part).start)
         first = self._parts[0]
         for part in self._parts[1:]:
-            if (part.header.identity, part.listed) != (first.header.identity, first.listed):
+            if part.header.identity != first.header.identity:
                 raise FormatError("these parts are not of one split dump")
         for one, other in pairwise(map(_own_frames, self._parts)):
             if one.overlaps(other):
@@ -170,11 +170,12 @@ class SplitSource(Source):
         self.notes, self.large_notes = told.notes, told.large_notes
         self.present = _padded(RangeSet(r for part in parts for r in _runs(part.present)), first.listed)
         own = RangeSet(map(_own_frames, self._parts))
-        lacking = bitmaps.count(first.listed) - sum(
-            bitmaps.count_between(first.listed, r.start, min(r.end, len(first.listed) * 8)) for r in own
-        )
-        if lacking:
-            self.lacks(f"{lacking} pages are in parts of the split dump that were not given; there are {_frames(own)}")
+        others = RangeSet([Range(0, len(first.listed) * 8)]) - own
+        listed = RangeSet(r for part in parts for r in _runs(part.listed))
+        lacking = (listed & others).size
+        if _runs(first.memory) & others:
+            text = f"parts of the split dump were not given, and {lacking} pages with them"
+            self.lacks(f"{text}: there are {_frames(own)}")
         self.missing = lacking + sum(part.own_missing for part in parts)
         self.complete &= all(part.whole for part in parts)
         for text in dict.fromkeys(text for part in self._parts for text in part.own_warnings):

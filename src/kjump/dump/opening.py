@@ -25,6 +25,8 @@ _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 def is_split_part(path: str | Path) -> bool:
     """Tell whether `path` is a part of a split kdump-compressed file; False also when it cannot be read."""
+    if not Path(path).is_file():
+        return False  # opening a pipe would wait for its other end
     try:
         with Path(path).open("rb") as file:
             return kdump.parse(file.read(kdump.HEAD_SIZE)).split is not None

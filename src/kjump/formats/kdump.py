@@ -93,8 +93,8 @@ class KdumpHeader:
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """What the parts of one split dump have in common."""
-        return (self.word, self.max_mapnr, self.bitmap_blocks, self.utsname, self.timestamp, self.dump_level)
+        """What the parts of one split dump have in common, whoever wrote them and when."""
+        return (self.word, self.max_mapnr, self.bitmap_blocks, self.utsname, self.dump_level)
 
     @property
     def incomplete(self) -> bool:
