@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
+import tempfile
+from pathlib import Path
 
 import foreign
 import tinykernel
@@ -31,7 +33,18 @@ def _seeds() -> list[bytes]:
     pages = {i: _MEMORY[i * page : (i + 1) * page] for a, b in _RUNS for i in range(a, b)}
     kdump = foreign.kdump(pages, info=_INFO.encode(), notes=notes)
     part = foreign.kdump(pages, info=_INFO.encode(), split=(0, 20))
-    return [core, kdump, part, foreign.flat(core), foreign.flat(kdump), _image(core)]
+    return [core, kdump, part, foreign.flat(core), foreign.flat(kdump), _image(core), *map(_compressed, Method)]
+
+
+def _compressed(method: Method) -> bytes:
+    """Return a kdump file of our own, two pages of which are kept."""
+    core = foreign.elf64([foreign.Load(0, bytes(foreign.PAGE) + b"page" * 1024)], foreign.vmcoreinfo("OSRELEASE=1\n"))
+    with tempfile.TemporaryDirectory() as folder:
+        source, made = Path(folder, "core"), Path(folder, "made")
+        source.write_bytes(core)
+        with open_source(source) as opened:
+            dump(opened, Request((str(made),), level=1, format=Format.KDUMP, method=method))
+        return made.read_bytes()
 
 
 def _image(core: bytes) -> bytes:
