@@ -214,7 +214,10 @@ def _warn(complete: bool, consistent: bool, more: Sequence[str]) -> None:
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def dmesg_command(sources: tuple[str, ...], as_json: bool) -> None:
-    """Print the kernel's log out of a dump (several SRC: the parts of a split one)."""
+    """Print the kernel's log out of a dump.
+
+    Several SRC are the parts of a split one.
+    """
     from kjump.dump.dmesg import records
 
     with _open(sources) as opened:
@@ -231,7 +234,10 @@ def dmesg_command(sources: tuple[str, ...], as_json: bool) -> None:
 @click.option("--vmcoreinfo", "text", is_flag=True, help="Print the kernel's VMCOREINFO and nothing else.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info_command(sources: tuple[str, ...], zeros: bool, text: bool, as_json: bool) -> None:
-    """Say what a dump is of, and what its pages are (several SRC: the parts of a split one)."""
+    """Say what a dump is of, and what its pages are.
+
+    Several SRC are the parts of a split one.
+    """
     from kjump.dump.dmesg import printable
     from kjump.dump.summary import summarize
 
