@@ -66,6 +66,21 @@ class IomemResource:
     name: str
     depth: int
 
+    @property
+    def is_ram(self) -> bool:
+        """Whether the kernel uses this as RAM, by whomever it was added: it need not stand at the top of the tree.
+
+        RAM that a CXL window or another bus holds stands below that. RAM that a driver added is called `System RAM
+        (driver)`: mm/memory_hotplug.c (add_memory_driver_managed) takes no other name.
+        """
+        return self.name == TYPE_NAMES[RAM] or bool(self.ram_driver)
+
+    @property
+    def ram_driver(self) -> str:
+        """The driver (kmem, virtio_mem) that added this RAM after the boot; empty for all else."""
+        prefix, bracket, rest = self.name.partition(" (")
+        return rest.removesuffix(")") if prefix == TYPE_NAMES[RAM] and bracket and rest.endswith(")") else ""
+
 
 def pack(entries: Iterable[E820Entry]) -> bytes:
     """Return the entries as a table; FormatError when an address passes 64 bits or a type 32."""
