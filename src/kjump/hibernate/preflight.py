@@ -156,8 +156,9 @@ def _memory_of_drivers() -> str:
     """
     found = procfs.ram_of_drivers()
     if found:
+        total = sum(r.range.size for r in found)
         raise HostError(
-            f"{found[0].range} is {found[0].name}, in all {sum(r.range.size for r in found) >> 20} MiB of drivers' memory: "
+            f"{found[0].range} is {found[0].name}, in all {total >> 20} MiB of drivers' memory: "
             "it need not be there when the machine is switched on"
         )
     return "none"

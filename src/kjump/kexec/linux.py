@@ -94,6 +94,21 @@ def second_kernel_map(memory_map: Sequence[E820Entry], layout: WindowLayout, low
     return tuple(sorted(entries, key=lambda e: e.range.start))
 
 
+def where_it_runs(kernel: BzImage, layout: WindowLayout) -> Range:
+    """Return what memory `kernel`, loaded at the window's start, takes until it reads its memory map.
+
+    It moves itself up to its preferred address, and to a multiple of its alignment, before it looks at any map:
+    PlanError when that leads out of the window. Source: Documentation/arch/x86/boot.rst (pref_address, init_size).
+    """
+    takes = kernel.runtime_range(layout.window.start)
+    if takes.start > layout.window.start and not layout.usable.covers(takes):
+        raise PlanError(
+            f"loaded at {layout.window.start:#x} this kernel moves itself to {takes}, out of the window "
+            f"{layout.window}: begin the window at {takes.start:#x}, or take a kernel with another CONFIG_PHYSICAL_START"
+        )
+    return takes
+
+
 def low_memory_segment(low: Range) -> Segment:
     """Return the segment that lends `low` to a second kernel: it has no data, and is swapped out and back."""
     return Segment(low.start, low.size, b"", "low memory")
@@ -152,7 +167,7 @@ class LinuxPeer:
     def _place_initrd(self) -> int:
         layout = self.layout
         at = align_down(min(layout.gate, self.kernel.initrd_addr_max + 1) - len(self.initrd), PAGE_SIZE)
-        kernel_end = layout.window.start + align_up(self.kernel.init_size, PAGE_SIZE)
+        kernel_end = align_up(where_it_runs(self.kernel, layout).end, PAGE_SIZE)
         if at < kernel_end:
             missing = align_up(kernel_end - at, 1 << 20) >> 20
             raise PlanError(f"window {layout.window} is {missing} MiB too small for this kernel and initrd")
