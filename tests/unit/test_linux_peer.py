@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from test_formats_bzimage import make
 
 from kjump.errors import PlanError
-from kjump.formats import bzimage
-from kjump.formats.e820 import RAM, RESERVED, E820Entry
+from kjump.formats import bootparams, bzimage, e820
+from kjump.formats.e820 import NVS, RAM, RESERVED, E820Entry
 from kjump.gates import Gate
 from kjump.kexec import second_kernel
 from kjump.kexec.linux import LinuxPeer, Surroundings
@@ -33,7 +33,7 @@ def plan(layout: WindowLayout, memory_map: tuple[E820Entry, ...] = (), line: str
 
 
 def runs_at(load: int, preferred: int, alignment: int) -> int:
-    """Where Documentation/arch/x86/boot.rst says that a relocatable kernel runs, by trying one address after the other."""
+    """Where Documentation/arch/x86/boot.rst says that a relocatable kernel runs, found by trying."""
     at = load // alignment * alignment
     while at < load or at < preferred:
         at += alignment
@@ -72,3 +72,45 @@ def test_a_kernel_that_moves_out_of_the_window_is_refused_with_what_to_do() -> N
         second_kernel.require_room(bzimage.parse(make(**elsewhere)), b"", window(32 * MIB, 96 * MIB))
     plan(window(256 * MIB, 96 * MIB), **elsewhere)
     second_kernel.require_room(bzimage.parse(make(**elsewhere)), b"", window(256 * MIB, 96 * MIB))
+
+
+def told(layout: WindowLayout, plan: Plan) -> list[E820Entry]:
+    """The memory map that the kernel of `plan` finds, as parse_setup_data() and e820__memory_setup() read it."""
+    gate = next(s for s in plan.segments if s.name == "gate")
+
+    def at(address: int, size: int) -> bytes:
+        start = address - gate.address
+        assert 0 <= start <= start + size <= layout.elf_headers - gate.address
+        return gate.data[start : start + size]
+
+    params = bootparams.parse(at(layout.boot_params, 4096))
+    found, node = list(params.e820), params.setup_data
+    assert params.cmdline_address < node < layout.elf_headers or not node
+    while node:
+        following, kind, length = struct.unpack("<QII", at(node, 16))
+        assert kind == 1
+        found += e820.unpack(at(node + 16, length))
+        node = following
+    return found
+
+
+def test_ranges_of_one_type_are_joined() -> None:
+    pieces = [E820Entry(Range.of_size((4 << 30) + n * MIB, MIB), RESERVED) for n in range(300)]
+    found = told(layout := window(32 * MIB, 96 * MIB), plan(layout, (E820Entry(Range(MIB, 3 << 30), RAM), *pieces)))
+    assert E820Entry(Range.of_size(4 << 30, 300 * MIB), RESERVED) in found
+    assert len(found) == 5
+
+
+@pytest.mark.parametrize("count", [120, 122, 123, 200])
+def test_more_ranges_than_boot_params_hold_follow_in_setup_data(count: int) -> None:
+    pieces = [E820Entry(Range.of_size((4 << 30) + 2 * n * MIB, MIB), NVS) for n in range(count)]
+    layout = window(32 * MIB, 96 * MIB)
+    found = told(layout, plan(layout, (E820Entry(Range(MIB, 3 << 30), RAM), *pieces), "quiet " * 300))
+    assert [e for e in found if e.type == NVS] == pieces
+    assert RangeSet(e.range for e in found if e.type == RAM) == RangeSet([LOW, layout.usable])
+
+
+def test_more_ranges_than_there_is_room_for_are_refused() -> None:
+    pieces = tuple(E820Entry(Range.of_size((4 << 30) + 2 * n * MIB, MIB), NVS) for n in range(400))
+    with pytest.raises(PlanError, match="has 404 ranges, more than there is room for"):
+        plan(window(32 * MIB, 96 * MIB), (E820Entry(Range(MIB, 3 << 30), RAM), *pieces))
