@@ -104,7 +104,7 @@ def where_it_runs(kernel: BzImage, layout: WindowLayout) -> Range:
     if takes.start > layout.window.start and not layout.usable.covers(takes):
         raise PlanError(
             f"loaded at {layout.window.start:#x} this kernel moves itself to {takes}, out of the window "
-            f"{layout.window}: begin the window at {takes.start:#x}, or take a kernel with another CONFIG_PHYSICAL_START"
+            f"{layout.window}: begin the window at {takes.start:#x}, or take another kernel (CONFIG_PHYSICAL_START)"
         )
     return takes
 
