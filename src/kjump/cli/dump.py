@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from kjump.dump.summary import Summary
 
 _FORMATS = ("image", "kdump", "elf", "flattened", "flattened-elf")
+_MOST_THREADS = 256
+"""The native core takes no more."""
 _METHODS = ("zstd", "zlib", "lzo", "snappy", "none")
 
 
@@ -71,7 +73,7 @@ def _writing(function: Callable[..., None]) -> Callable[..., None]:
             "--format", "form", type=click.Choice(_FORMATS), default="image", show_default=True, help="Of DST."
         ),
         click.option("--compress", type=_Compress(), help="zstd, zlib, lzo, snappy or none; :LEVEL if you like."),
-        click.option("--threads", type=click.IntRange(1, 256), help="Threads that compress [all CPUs]."),
+        click.option("--threads", type=click.IntRange(1, _MOST_THREADS), help="Threads that compress [all CPUs]."),
         click.option("--force", is_flag=True, help="Replace a file that exists."),
         click.option("--dry-run", is_flag=True, help="Say what would be written, and how large it would be."),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
@@ -157,7 +159,7 @@ def _request(
         flattened=form.startswith("flattened"),
         method=Method[method.upper()],
         compression=compression,
-        threads=threads or len(os.sched_getaffinity(0)),
+        threads=threads or min(len(os.sched_getaffinity(0)), _MOST_THREADS),
         force=force,
     )
 
@@ -245,7 +247,7 @@ def info_command(sources: tuple[str, ...], zeros: bool, text: bool, as_json: boo
         if text:
             click.echo("\n".join(map(printable, opened.info.text.rstrip().split("\n"))))
             return
-        found = summarize(opened, zeros=zeros, threads=len(os.sched_getaffinity(0)))
+        found = summarize(opened, zeros=zeros, threads=min(len(os.sched_getaffinity(0)), _MOST_THREADS))
         if as_json:
             print_json(found.as_json())
         else:

@@ -31,11 +31,7 @@ EM_X86_64 = 62
 PT_LOAD = 1
 PT_DYNAMIC = 2
 PT_NOTE = 4
-_DT_RELA = 7
-_DT_RELASZ = 8
-_DT_REL = 17
-_DT_RELSZ = 18
-_R_RELATIVE = 8
+PT_TLS = 7
 PF_X = 1
 PF_W = 2
 PF_R = 4
@@ -180,47 +176,6 @@ def parse_program_headers(header: ElfHeader, table: bytes | bytearray | memoryvi
         if item.offset + item.filesz >= _FILE_END:
             raise FormatError(f"ELF: program header {index} points beyond the end of any file")
     return found
-
-
-def relative_relocations(data: bytes | bytearray | memoryview, file: ElfFile) -> list[tuple[int, int | None]]:
-    """Return what a position-independent executable wants its base added to: (address of a word, addend).
-
-    The word becomes base + addend; an addend of None (32 bits) is what the word holds already. FormatError for
-    any other kind of relocation, or a table that is cut off.
-    """
-    dynamic = next((p for p in file.program_headers if p.type == PT_DYNAMIC), None)
-    if dynamic is None:
-        return []
-    wide = file.header.elf_class == CLASS_64
-    entry = Struct("<QQ" if wide else "<II")
-    tags: dict[int, int] = {}
-    for tag, value in _whole(entry, data, dynamic.offset, dynamic.filesz):
-        tags[tag] = value
-    table, size, layout = (
-        (tags.get(_DT_RELA, 0), tags.get(_DT_RELASZ, 0), Struct("<QQQ"))
-        if wide
-        else (tags.get(_DT_REL, 0), tags.get(_DT_RELSZ, 0), entry)
-    )
-    found: list[tuple[int, int | None]] = []
-    for address, info, *addend in _whole(layout, data, _file_offset(file, table) if size else 0, size):
-        if info != _R_RELATIVE:
-            raise FormatError(f"ELF: relocation {info:#x} at {address:#x} needs a dynamic linker")
-        found.append((address, addend[0] if addend else None))
-    return found
-
-
-def _whole(layout: Struct, data: bytes | bytearray | memoryview, offset: int, size: int) -> Iterable[tuple[int, ...]]:
-    """Return the records of a table in a file; FormatError when it is cut off or not of whole records."""
-    if offset + size > len(data) or size % layout.size:
-        raise FormatError(f"ELF: a table of {size} bytes at {offset:#x} is cut off")
-    return layout.iter_unpack(data[offset : offset + size])
-
-
-def _file_offset(file: ElfFile, address: int) -> int:
-    for load in file.loads:
-        if load.vaddr <= address < load.vaddr + load.filesz:
-            return load.offset + address - load.vaddr
-    raise FormatError(f"ELF: address {address:#x} is in no segment")
 
 
 @dataclass(frozen=True, slots=True)

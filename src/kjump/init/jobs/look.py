@@ -18,6 +18,7 @@ from kjump.errors import HostError, KjumpError, UsageError
 from kjump.gates import GATE_SIZE, Gate
 from kjump.image.dump_source import ParkedSource
 from kjump.image.save import open_parked
+from kjump.image.threads import threads_to_save
 from kjump.initramfs.contents import JOB_NAME
 from kjump.kexec import mailbox
 from kjump.kexec.physical import read_physical
@@ -65,7 +66,7 @@ def dump(arguments: Sequence[str]) -> str:
         (destination,),
         level=int(options["--dump-level"]),
         format=Format(options["--format"]),
-        threads=os.cpu_count() or 1,
+        threads=threads_to_save(os.cpu_count() or 1, 1),
         force="--force" in options,
     )
     with open_source() as source:
