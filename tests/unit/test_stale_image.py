@@ -21,7 +21,7 @@ from kjump.hibernate import suspend
 from kjump.init import jobs
 from kjump.init.unfinished import unfinished
 from kjump.init.watchdog import Guard
-from kjump.kexec import mailbox
+from kjump.kexec import loader, mailbox
 from kjump.peers import lifecycle
 
 
@@ -96,14 +96,16 @@ def test_the_job_does_not_write_complete_once_its_time_limit_has_struck(machine:
         at_last.wait(10)
         finish(self, superblock)
 
+    go_home = machine.go_home
+
     def jump() -> None:
         at_last.set()
         threading.Event().wait(0.5)
-        machine.go_home()
+        go_home()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jobs.Unfinished, "finish", slow)
-        patch.setattr(crash.second.syscalls, "jump", jump)
+        patch.setattr(machine, "go_home", jump)
         machine.came_back = machine.power_goes
         with pytest.raises(PowerLost):
             machine.travel()
@@ -118,12 +120,14 @@ def test_the_machine_is_not_switched_off_once_the_time_limit_has_struck(
     machine.time_limit = 0.3
     leaving = threading.Event()
 
+    go_home = machine.go_home
+
     def jump() -> None:
         leaving.set()
         threading.Event().wait(0.5)
-        machine.go_home()
+        go_home()
 
-    monkeypatch.setattr(crash.second.host, "jump", jump)
+    monkeypatch.setattr(machine, "go_home", jump)
     machine.in_b = lambda line: leaving.wait(10) if line.startswith("kjump: A is saved") else None
     trip = machine.travel()
     assert (trip.outcome, machine.state) == (mailbox.OUTCOME_FAILED, State.INVALID)
@@ -209,7 +213,7 @@ def unload_refused(machine: Machine, patch: pytest.MonkeyPatch) -> None:
     def refuse(flags: int) -> None:
         raise HostError("the kernel refused to unload: another program is loading one")
 
-    patch.setattr(suspend.syscalls, "unload", refuse)
+    patch.setattr(loader.current(), "unload", refuse)
 
 
 def log_odd(machine: Machine, patch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import click
 from kjump.cli.options import WINDOW_PLACE, WINDOW_SIZE, plan_as_json, print_json, show_plan
 from kjump.errors import UsageError
 from kjump.formats import cmdline
-from kjump.kexec import syscalls
+from kjump.kexec import loader, syscalls
 from kjump.kexec.plan import ARCH_X86_64, ON_CRASH
 from kjump.ranges import Range
 
@@ -66,7 +66,7 @@ def load_command(
         show_plan(plan)
     if not dry_run:
         refuse_if_peers_are_resident()
-        syscalls.load(plan)
+        loader.current().load(plan)
 
 
 @click.command()
@@ -74,10 +74,10 @@ def exec_command() -> None:
     """Jump to what is loaded; returns when the other side comes back (with --preserve-context)."""
     import os
 
-    if not syscalls.is_loaded():
+    if not loader.current().is_loaded():
         raise UsageError("nothing is loaded: use `kjump load` first")
     os.sync()
-    syscalls.jump()
+    loader.current().jump()
 
 
 def _peers() -> list[dict[str, object]]:
@@ -95,7 +95,7 @@ def _peers() -> list[dict[str, object]]:
 @click.option("--on-crash", is_flag=True, help="Drop the crash kernel instead.")
 def unload_command(on_crash: bool) -> None:
     """Drop what is loaded."""
-    syscalls.unload(ARCH_X86_64 | (ON_CRASH if on_crash else 0))
+    loader.current().unload(ARCH_X86_64 | (ON_CRASH if on_crash else 0))
 
 
 @click.command()
@@ -103,7 +103,8 @@ def unload_command(on_crash: bool) -> None:
 def status_command(as_json: bool) -> None:
     """Say what is loaded and which peers are resident; exit 0 when a jump would go somewhere, 1 when not."""
     peers = _peers()
-    state = {"loaded": syscalls.is_loaded(), "crash_loaded": syscalls.is_loaded(on_crash=True), "peers": peers}
+    slots = loader.current()
+    state = {"loaded": slots.is_loaded(), "crash_loaded": slots.is_loaded(on_crash=True), "peers": peers}
     if as_json:
         print_json(state)
     else:

@@ -18,7 +18,7 @@ from kjump.host import procfs
 from kjump.image.layout import Kind
 from kjump.image.restore import OpenImage, check_machine, open_image
 from kjump.initramfs.contents import with_job
-from kjump.kexec import second_kernel, syscalls
+from kjump.kexec import loader, second_kernel
 from kjump.kexec.linux import LinuxPeer, Surroundings
 from kjump.kexec.plan import Plan
 from kjump.kexec.window import WindowLayout, lay_out
@@ -62,11 +62,11 @@ class PreparedResume:
         Returns only by an error, and then the image is still whole.
         """
         plan = self.plan(report)
-        syscalls.load(plan)
+        loader.current().load(plan)
         if self.opened.contents.kind is not Kind.SNAPSHOT:
             self.target.write_superblock(self.opened.superblock.evolve(state=State.ATTEMPTED))
         try:
-            syscalls.jump()
+            loader.current().jump()
         except BaseException:
             self.target.write_superblock(self.opened.superblock)
             raise

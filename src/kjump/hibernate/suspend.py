@@ -21,7 +21,7 @@ from kjump.host import kernel_memory, procfs
 from kjump.image import DEFAULT_LEVEL
 from kjump.image.layout import Kind
 from kjump.initramfs.contents import with_job, without_kernel
-from kjump.kexec import mailbox, second_kernel, syscalls
+from kjump.kexec import loader, mailbox, second_kernel
 from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size, read_once
 from kjump.kexec.placement import window_here
 from kjump.kexec.plan import ARCH_X86_64, Plan
@@ -156,22 +156,22 @@ def travel(request: Request, tell: Tell) -> Trip:
         prepared = _prepare(request, kcore, target, tell)
         box, window_bytes = prepared.box, prepared.layout.window.size
         cookie, file_systems = prepared.cookie, prepared.file_systems
-        syscalls.load(prepared.plan)
+        loader.current().load(prepared.plan)
         del prepared  # the kernel has its copy of B; what is still here would be saved with the rest of A
         try:
-            head = kernel_memory.image_list_head(kcore)
+            head = loader.current().image_list_head(kcore)
             ready = time.monotonic()
             tell("jumping")
             box.post(head, take_leave(file_systems, pace))
             with Away(target, request.kind, tell) as away:
-                syscalls.jump()
+                loader.current().jump()
                 away.landed()
                 away.came_back(*box.read())
             if away.outcome == mailbox.OUTCOME_PANIC:
                 away.report |= post_mortem.last_words(kcore, away.report)
         finally:
             # What is loaded is worthless now: its pages hold what the other side left behind.
-            syscalls.unload(ARCH_X86_64)
+            loader.current().unload(ARCH_X86_64)
     box.wipe()
     trip = arrive(away, pace, window_bytes=window_bytes, cookie=cookie, prepare_seconds=ready - begun)
     tell("back")

@@ -19,7 +19,7 @@ from kjump.init import system
 from kjump.init.console import Console
 from kjump.init.status import Status
 from kjump.initramfs.contents import JOB_NAME
-from kjump.kexec import syscalls
+from kjump.kexec import loader
 from kjump.kexec.way_back import WayBack
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _go_back(way: WayBack, error: BaseException, console: Console) -> None:
         console.line("kjump: going back to the first system")
     leave.take(way, error)
     with contextlib.suppress(Exception):
-        if syscalls.is_loaded(on_crash=True):
+        if loader.current().is_loaded(on_crash=True):
             console.line("kjump: this kernel does not leave: a panic leads back to the first system")
             os._exit(1)
 
@@ -136,6 +136,6 @@ def _give_up(console: Console) -> None:
         with contextlib.suppress(Exception):
             console.line("kjump: restarting the machine")
         time.sleep(0.2)
-        syscalls.restart()
+        loader.current().restart()
     finally:
         os._exit(1)
