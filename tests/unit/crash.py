@@ -27,7 +27,6 @@ from kjump.gates import Gate
 from kjump.hibernate import resume, suspend
 from kjump.image import layout as image_layout
 from kjump.image import restore
-from kjump.image import save as saving
 from kjump.image.save import Parked
 from kjump.init import finish_restore, jobs, peer_link, unfinished
 from kjump.init.roles import boot, peer, second
@@ -41,7 +40,9 @@ from kjump.peers import lifecycle, standby
 from kjump.peers.registry import Ledger, Peer, State, boot_id
 from kjump.ranges import Range
 from kjump.target import device as targets
+from kjump.target import disks
 from kjump.target.device import Place, Target
+from kjump.target.disks import FdDisk
 
 DEVICE = "/dev/simulated"
 SECTOR = 512
@@ -317,39 +318,46 @@ class _Landing:
         os.close(self.fd)
 
 
-class _Os:
-    """The module `os` as `kjump.target.device` sees it."""
+class _OpenDisk(FdDisk):
+    """The disk, opened by the kernel `who`."""
+
+    def __init__(self, machine: Machine, who: str) -> None:
+        super().__init__(os.dup(machine.disk.fd))
+        self._machine, self._who = machine, who
+
+    def _event(self, what: str) -> None:
+        self._machine.alive(self._who)
+        self._machine.event(self._who, what)
+        self._machine.alive(self._who)
+
+    def read_into(self, view: memoryview, at: int) -> int:
+        self._event("read")
+        return super().read_into(view, at)
+
+    def write_from(self, view: memoryview, at: int) -> int:
+        self._event("write")
+        return super().write_from(view, at)
+
+    def flush(self) -> None:
+        self._event("flush")
+        self._machine.disk.flush()
+
+
+class _Disks:
+    """The disks of the machine: one."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._owner: dict[int, str] = {}
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(os, name)
-
-    def open(self, path: str, flags: int) -> int:
+    def open(self, path: str, *, writable: bool) -> tuple[_OpenDisk, int]:
         assert path == DEVICE
-        fd = os.dup(self._machine.disk.fd)
-        self._owner[fd] = self._machine._runs
-        return fd
+        return _OpenDisk(self._machine, self._machine._runs), _SIZE
 
-    def _event(self, fd: int, what: str) -> None:
-        who = self._owner[fd]
-        self._machine.alive(who)
-        self._machine.event(who, what)
-        self._machine.alive(who)
+    def names(self) -> Iterator[str]:
+        return iter([DEVICE])
 
-    def preadv(self, fd: int, buffers: list[Any], at: int) -> int:
-        self._event(fd, "read")
-        return os.preadv(fd, buffers, at)
-
-    def pwritev(self, fd: int, buffers: list[Any], at: int) -> int:
-        self._event(fd, "write")
-        return os.pwritev(fd, buffers, at)
-
-    def fsync(self, fd: int) -> None:
-        self._event(fd, "flush")
-        self._machine.disk.flush()
+    def is_there(self, path: str) -> bool:
+        return True
 
 
 class _Loader:
@@ -421,7 +429,7 @@ class _Bar:
 def machine() -> Iterator[Machine]:
     """Have a machine: what the product calls below itself leads there meanwhile."""
     made = Machine()
-    with loader.used(_Loader(made)), pytest.MonkeyPatch.context() as patch:  # type: ignore[arg-type]
+    with loader.used(_Loader(made)), disks.used(_Disks(made)), pytest.MonkeyPatch.context() as patch:  # type: ignore[arg-type]
         _patch_disk(patch, made)
         _patch_a(patch, made)
         _patch_b(patch, made)
@@ -464,12 +472,7 @@ def stand_by(made: Machine, patch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def _patch_disk(patch: pytest.MonkeyPatch, made: Machine) -> None:
-    shim = _Os(made)
-    patch.setattr(targets, "os", shim)
-    patch.setattr(targets, "_device_size", lambda fd, path: _SIZE)
-    patch.setattr(targets, "block_devices", lambda: iter([DEVICE]))
     patch.setattr(targets, "_PAUSES", (0.0,) * 5)
-    patch.setattr(saving, "os", shim)
 
 
 def _patch_a(patch: pytest.MonkeyPatch, made: Machine) -> None:
@@ -495,7 +498,6 @@ def _patch_b(patch: pytest.MonkeyPatch, made: Machine) -> None:
 
 
 def _patch_boot(patch: pytest.MonkeyPatch, made: Machine) -> None:
-    patch.setattr(boot, "wait_for_device", lambda path, timeout: True)
     patch.setattr(boot, "_land_aside", lambda role, opened: _Landing(made, opened.contents))
     patch.setattr(boot, "uptime", lambda: 1.0)
     patch.setattr(resume, "_check_this_machine", lambda opened: None)

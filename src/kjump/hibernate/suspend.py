@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -27,7 +26,7 @@ from kjump.kexec.placement import window_here
 from kjump.kexec.plan import ARCH_X86_64, Plan
 from kjump.kexec.window import DEFAULT_SIZE, WindowLayout, lay_out
 from kjump.ranges import Range, RangeSet
-from kjump.target import filesystems
+from kjump.target import disks, filesystems
 from kjump.target.device import Target
 from kjump.target.file import open_for_image
 
@@ -201,7 +200,7 @@ def take_leave(items: list[dict[str, Any]], pace: Pace) -> dict[str, Any]:
     That is nothing when a mailbox cannot hold it.
     """
     preflight.give_back_free_memory()
-    os.sync()
+    disks.current().write_out()
     pace.settle()
     words = {"lineage": filesystems.lineage(), "written": filesystems.written(items)}
     return words if mailbox.fits(words) else {}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kjump.errors import FormatError, HostError, ImageError, KjumpError, UsageError
+from kjump.host import root
 from kjump.init import system
 from kjump.init.console import Console
 from kjump.init.status import Status
@@ -44,7 +45,7 @@ def main() -> None:
     name, way = "init", None
     try:
         system.mount_proc()
-        way = WayBack.on_command_line(Path("/proc/cmdline").read_text(errors="replace"))
+        way = WayBack.on_command_line(root.at("/proc/cmdline").read_text(errors="replace"))
         if way:
             _open(way)
         system.mount_sys_and_dev()

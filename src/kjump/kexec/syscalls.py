@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from kjump.errors import HostError
 from kjump.formats import cmdline
+from kjump.host import root
 from kjump.host.libc import libc
 from kjump.kexec.plan import SEGMENT_MAX, Plan
 from kjump.kexec.refusals import refused_jump, refused_load, refused_load_file, refused_unload
@@ -119,7 +120,7 @@ def crash_memory() -> int:
 
 def _number_in_sys(name: str) -> int:
     try:
-        return int(Path("/sys/kernel", name).read_text())
+        return int(root.at(f"/sys/kernel/{name}").read_text())
     except OSError as error:
         raise HostError(f"cannot read /sys/kernel/{name}: {error.strerror}; is CONFIG_KEXEC set?") from None
 
