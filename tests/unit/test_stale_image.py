@@ -338,7 +338,7 @@ def test_a_superblock_that_was_torn_is_written_anew(machine: Machine) -> None:
     assert machine.state is State.INVALID
 
 
-@pytest.mark.parametrize("what", ["write", "flush"])
+@pytest.mark.parametrize("what", ["read", "write", "flush"])
 def test_a_boot_that_does_not_resume_tries_again_too(machine: Machine, what: str) -> None:
     with machine.open() as target:
         target.write_superblock(target.arm().evolve(state=State.COMPLETE))

@@ -11,7 +11,6 @@ import importlib
 import json
 import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kjump.errors import FormatError, HostError, ImageError, KjumpError, UsageError
@@ -119,7 +118,7 @@ def _room_ahead(options: dict[str, str]) -> HugeFile | None:
 
 def _job() -> dict[str, Any]:
     """Return the job that came with the initramfs, nothing when there is none; FormatError when it is damaged."""
-    path = Path(JOB_PATH)
+    path = root.at(JOB_PATH)
     if not path.exists():
         return {}
     try:

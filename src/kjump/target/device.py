@@ -198,15 +198,27 @@ class Target:
         return superblock
 
     def invalidate(self, reason: str) -> bool:
-        """Make a complete or attempted image unusable, durably; tell whether there was one."""
+        """Make a complete or attempted image unusable, durably; tell whether there was one.
+
+        Tries again for a while, as `give_up_image` does. TargetError when it cannot be read or written.
+        """
         try:
-            superblock = self.read_superblock()
+            superblock = self._read_superblock_in_the_end()
         except FormatError:
             return False
         if superblock.state not in (State.COMPLETE, State.ATTEMPTED):
             return False
         self.give_up_image(reason)
         return True
+
+    def _read_superblock_in_the_end(self) -> Superblock:
+        """Return the superblock, though the disk may need some tries; FormatError or TargetError as when reading it."""
+        for pause in _PAUSES[:-1]:
+            time.sleep(pause)
+            with contextlib.suppress(TargetError):
+                return self.read_superblock()
+        time.sleep(_PAUSES[-1])
+        return self.read_superblock()
 
     def give_up_image(self, reason: str) -> None:
         """Make the image unusable for which the superblock was read or written here last, whatever it reads now.
