@@ -44,8 +44,8 @@ def brought_back(machine: Machine) -> None:
 
 
 def parting(machine: Machine) -> None:
-    """B has gone back: only if something went wrong there may a complete image be on the medium."""
-    if machine.superblock().state is State.COMPLETE:
+    """B has gone back: only if something went wrong there may a complete image be on the medium, or in the cache."""
+    if State.COMPLETE in (machine.superblock().state, machine.superblock(cached=True).state):
         machine.parting = "odd"
         if not machine.troubles:
             machine.violations.append("B went back and left a complete image")

@@ -260,10 +260,11 @@ class Machine:
 
     # --- A and B ---
 
-    def superblock(self) -> Superblock:
-        """Return what the target's superblock says durably; an empty one when there is none, or it is damaged."""
+    def superblock(self, *, cached: bool = False) -> Superblock:
+        """Return the target's superblock, the durable or the `cached` one; an empty one when none is there and sound."""
+        at = EXTENTS[0].start if self.file else 0
         try:
-            return Superblock.unpack(self.target.durable(EXTENTS[0].start if self.file else 0, 4096))
+            return Superblock.unpack(os.pread(self.target.fd, 4096, at) if cached else self.target.durable(at, 4096))
         except FormatError:
             return Superblock()
 
@@ -292,9 +293,8 @@ class Machine:
     def _to_b(self, plan: Plan) -> None:
         """Leave A for B; returns when A is back."""
         struct.pack_into("<Q", self.memory.bytes, HEAD_AT, LIST | IND_INDIRECTION)
-        armed = Superblock.unpack(os.pread(self.target.fd, 4096, EXTENTS[0].start if self.file else 0))
         saved = Saved(self.memory.picture(), self.world, self._pairs, snapshot=self.snapshot)
-        self.saved[armed.cookie] = saved
+        self.saved[self.superblock(cached=True).cookie] = saved
         self._swap(self._pairs)
         gate_at = plan.entry - GATE_ENTRY
         gate = replace(self.memory.gate(gate_at), a_entry=CONTROL + 0x20, state=STATE_ENTERED)
