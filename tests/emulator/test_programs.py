@@ -110,5 +110,5 @@ def test_a_c_file_that_cannot_be_called_is_refused_in_one_sentence(kind: str, tm
 
 
 def test_a_name_that_no_function_has_is_refused() -> None:
-    with pytest.raises(UsageError, match="'3 4' is no name that a function in C can have"):
+    with pytest.raises(UsageError, match="'3 4' cannot be the name of a C function"):
         compile_program(EXAMPLES / "add.c", function="3 4")

@@ -13,6 +13,7 @@ from kjump.gates.layouts import OUTCOMES as NUMBERS
 from kjump.hibernate import rollback, suspend
 from kjump.image.layout import Kind
 from kjump.target import filesystems
+from kjump.target.file import open_for_image
 
 
 class Interrupted(BaseException):
@@ -68,7 +69,8 @@ def roll_back(machine: Machine) -> str:
 
     def play() -> None:
         try:
-            rollback.rollback(machine.path, (boot / "vmlinuz").read_bytes(), (boot / "initrd").read_bytes())
+            with open_for_image(machine.path) as target:
+                rollback.rollback(target, (boot / "vmlinuz").read_bytes(), (boot / "initrd").read_bytes())
         except KjumpError as error:
             found.append(str(error))
         machine.leave("goes on")

@@ -231,6 +231,7 @@ def test_a_file_that_is_no_target_is_never_overwritten(
     """--overwrite is about what a device carries."""
     from kjump.errors import TargetError
     from kjump.hibernate import suspend
+    from kjump.target.disks import FdDisk
     from kjump.target.file import FileTarget
 
     class OnSomeDisk(FileTarget):
@@ -238,7 +239,7 @@ def test_a_file_that_is_no_target_is_never_overwritten(
 
         def __init__(self, path: str) -> None:
             self.path, self.extents = path, ()
-            self.fd = os.open(path, os.O_RDWR)
+            self.disk = FdDisk(os.open(path, os.O_RDWR))
 
         def hold(self) -> None:
             """Nobody else has it."""

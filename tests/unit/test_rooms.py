@@ -109,4 +109,4 @@ def test_some_things_are_done_in_one_place(word: str, only: str) -> None:
 def test_only_the_loader_uses_the_system_calls() -> None:
     """What is not about loading and jumping (a crash kernel from files, a setting) is called by name."""
     users = {str(p.relative_to(ROOT)) for p in MODULES if "kjump.kexec.syscalls" in imported_modules(p)}
-    assert users == {"kexec/loader.py", "hibernate/preflight.py", "cli/load.py", "lab/guest/agent.py"}
+    assert users == {"__init__.py", "kexec/loader.py", "hibernate/preflight.py", "cli/load.py", "lab/guest/agent.py"}

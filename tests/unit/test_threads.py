@@ -19,6 +19,7 @@ from kjump.host import procfs
 from kjump.host.libc import libc
 from kjump.image import restore, threads
 from kjump.image.layout import FRAME_SIZE
+from kjump.target.disks import FdDisk
 
 MIB = 1 << 20
 levels = st.sampled_from([-5, -2, 1, 3, 9, 19])
@@ -100,7 +101,7 @@ def test_a_thread_takes_no_more_memory_than_is_reckoned(level: int, tmp_path: Pa
 def test_the_restorer_asks_for_no_more_threads_than_there_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(_core, "restore", lambda **given: asked.append(given["threads"]))
-    target = SimpleNamespace(fd=0, packed_extents=lambda: b"")
+    target = SimpleNamespace(disk=FdDisk(0), packed_extents=lambda: b"")
     opened = SimpleNamespace(superblock=SimpleNamespace(image_offset=0), seek_table=SimpleNamespace(entries=b""))
     landing = SimpleNamespace(fd=0, spans=[])
     for available in (1 << 40, 60 * MIB):

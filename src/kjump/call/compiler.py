@@ -46,7 +46,7 @@ def compile_program(
     """
     name = function or re.sub(r"\W", "_", source.stem)
     if not (name.isidentifier() and name.isascii()):
-        raise UsageError(f"{name!r} is no name that a function in C can have: name another with --function")
+        raise UsageError(f"{name!r} cannot be the name of a C function: name another with --function")
     return from_elf(compiled(source, arch, name, preserve), source.name)
 
 
