@@ -33,7 +33,7 @@ apt:
 
 $(VENV)/.tools: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check 'meson-python>=0.17' 'meson>=1.4' ninja
+	$(BIN)/pip install -q --disable-pip-version-check 'meson-python>=0.17' 'meson>=1.4' ninja 'click>=8.4'
 	touch $@
 
 $(INSTALLED): $(VENV)/.tools $(SOURCES)
@@ -59,7 +59,8 @@ lint: setup
 	$(BIN)/ruff format --check src tests bench build-aux
 	$(BIN)/ruff check src tests bench build-aux
 	$(BIN)/mypy
-	$(BIN)/mypy bench build-aux
+	$(BIN)/mypy bench build-aux tests/conftest.py
+	for ring in unit emulator lab; do $(BIN)/mypy --implicit-reexport tests/$$ring || exit; done
 
 format: setup
 	$(BIN)/ruff format src tests bench build-aux

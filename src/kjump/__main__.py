@@ -5,17 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from kjump import precompiled
-from kjump.peers import FOLDER
-
 
 def main() -> None:
     """Run the command line, and end with its exit status."""
-    precompiled.start()
-    if sys.argv[1:2] == ["hibernate"] and FOLDER.exists():
-        from kjump.peers import prefetch
-
-        prefetch.begun()  # other CPUs have something to do from now on, and this one has all that follows to import
     from kjump import cli
 
     try:

@@ -1,8 +1,9 @@
 """Code that Python would compile at every start, compiled when kjump is built.
 
-The dataclass decorator writes methods as text and compiles that at each import: a good part of the time to start, of
-the command as of PID 1 in the initramfs. The build notes the texts with `record` (build-aux/precompile.py); who starts
-begins with `use`. Unknown texts are compiled as ever.
+The dataclass decorator writes methods as text and compiles that at each import: a good part of the time that
+PID 1 of the initramfs takes to start. The build notes the texts with `record` (build-aux/precompile.py); that PID 1
+begins with `use`, and nothing else does: there all code is known, elsewhere the standard library is not ours to change.
+Unknown texts are compiled as ever.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def test_a_program_that_writes_over_the_page_tables_of_a(kernel: str, access: bo
     with machine.load(program) as loaded:
         tables = machine.linux.tables[0]
         assert tables not in loaded.plan.destinations
-        with pytest.raises(WildError, match=f"the program wrote A's page tables at {tables:#x}"):
+        with pytest.raises(WildError, match=f"the program wrote the caller's page tables at {tables:#x}"):
             loaded.call(tables)
 
 

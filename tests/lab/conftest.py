@@ -13,11 +13,13 @@ from kjump.lab.machine.qemu import QEMU
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if shutil.which(QEMU) is None and not os.environ.get("CI"):
-        skip = pytest.mark.skip(reason=f"{QEMU} is not installed: run `make test`, which installs it, to force this")
-        for item in items:
-            if "/tests/lab/" in str(item.path):
-                item.add_marker(skip)
+    here = [item for item in items if "/tests/lab/" in str(item.path)]
+    missing = shutil.which(QEMU) is None and not os.environ.get("CI")
+    skip = pytest.mark.skip(reason=f"{QEMU} is not installed: run `make test`, which installs it, to force this")
+    for item in here:
+        item.add_marker("lab")
+        if missing:
+            item.add_marker(skip)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -47,7 +47,10 @@ class Judged:
 
 def left_out(flags: int, level: int) -> bool:
     """Say whether a page with these /proc/kpageflags is left out at `level`."""
-    has = lambda bit: bool(flags >> bit & 1)  # noqa: E731
+
+    def has(bit: int) -> bool:
+        return bool(flags >> bit & 1)
+
     cache = has(LRU) and not has(ANON)
     return (
         (bool(level & 16) and has(BUDDY))

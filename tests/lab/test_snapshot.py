@@ -146,7 +146,7 @@ def test_dumps_hooks_that_fail_and_looks_from_the_second_kernel(installation: In
         guest.event("ready")
         guest.run("mkdir", "/snaps")
         for number in (1, 2):
-            assert snapshot.take(guest, "/snaps", "--level", "31").target == f"/snaps/snapshot-{number}.img"
+            assert snapshot.take(guest, "/snaps", "--dump-level", "31").target == f"/snaps/snapshot-{number}.img"
         refused = guest.run("kjump", "rollback", "--from", "/snaps/snapshot-1.img", check=False)
         assert refused.status == 1 and "debugging dump" in refused.stderr
         guest.run("sh", "-ec", QUIET)
@@ -159,7 +159,7 @@ def test_dumps_hooks_that_fail_and_looks_from_the_second_kernel(installation: In
         assert failed.status == 1 and "the hook ended with exit status 3; its last words: no disk" in failed.stderr
         assert state(installation.target_disk) is not State.SNAPSHOT
 
-        taken = snapshot.take(guest, TARGET_DEVICE, "--level", "31")
+        taken = snapshot.take(guest, TARGET_DEVICE, "--dump-level", "31")
         assert taken.kind == "dump" and taken.saved is not None
         refused = guest.run("kjump", "rollback", "--from", TARGET_DEVICE, check=False)
         assert refused.status == 1 and "debugging dump" in refused.stderr and "Traceback" not in refused.stderr

@@ -188,7 +188,7 @@ def test_a_shell_in_a_peer_is_left_with_its_status(installation: Installation) -
             machine.type(f"raise SystemExit({status})\r".encode())
             reply = guest.reply(command, 60)
             assert reply.status == status, reply
-        assert states(guest) == {"B": "resident"}
+        assert states(guest) == {"second": "resident"}
 
 
 def test_a_resident_peer_that_hangs_is_ended_by_the_watchdog(installation: Installation) -> None:

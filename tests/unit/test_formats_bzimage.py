@@ -11,7 +11,6 @@ from mutations import damaged, survives
 from kjump.errors import FormatError
 from kjump.formats import bzimage
 from kjump.lab.machine import kernel_source as kernels
-from kjump.ranges import Range
 
 KERNEL = os.environ.get("KJUMP_TEST_BZIMAGE", "")
 
@@ -58,7 +57,7 @@ def test_what_is_read() -> None:
     assert (image.kernel_alignment, image.pref_address, image.init_size) == (0x200000, 0x1000000, 0x800000)
     assert (image.cmdline_size, image.initrd_addr_max) == (2047, 0x7FFFFFFF)
     assert image.payload[0] == 0x28 and len(image.payload) == 0x100
-    assert image.is_64bit and image.entry64_offset == 0x200 and image.can_load_above_4g
+    assert image.is_64bit and image.entry64_offset == 0x200
 
 
 def test_nothing_is_copied() -> None:
@@ -71,13 +70,6 @@ def test_nothing_is_copied() -> None:
 def test_no_setup_sects_means_four() -> None:
     data = make(setup_sects=0) + bytes(1024)
     assert bzimage.parse(data).setup_size == 5 * 512
-
-
-def test_where_a_kernel_runs() -> None:
-    image = bzimage.parse(make())
-    assert image.runtime_range(0x4000000) == Range(0x4000000, 0x4800000)
-    assert image.runtime_range(0x4000001) == Range(0x4200000, 0x4A00000)
-    assert image.runtime_range(0x100000).start == 0x1000000
 
 
 def test_a_32_bit_kernel() -> None:

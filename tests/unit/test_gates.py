@@ -2,6 +2,7 @@
 
 import struct
 from dataclasses import fields
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,9 @@ from kjump.gates import layouts
 
 
 def test_every_field_lies_where_its_layout_says() -> None:
-    values = {f.name: bytes(range(16)) if f.name == "cookie" else 0x1000 + i for i, f in enumerate(fields(gates.Gate))}
+    values: dict[str, Any] = {
+        f.name: bytes(range(16)) if f.name == "cookie" else 0x1000 + i for i, f in enumerate(fields(gates.Gate))
+    }
     binary = gates.Gate(**values).pack()
     for name, value in values.items():
         expected = value if isinstance(value, bytes) else struct.pack("<Q", value)
@@ -54,7 +57,7 @@ def walk(tables: bytes, base: int, root: int, levels: int, address: int) -> int 
             return None
         if level == 0 or entry & 0x80:
             mask = (1 << shift) - 1
-            return (entry & ~0xFFF & ~mask) | (address & mask)
+            return int(entry & ~0xFFF & ~mask) | (address & mask)
         table = entry & ~0xFFF
     raise AssertionError("no leaf")
 

@@ -107,7 +107,7 @@ def test_a_comes_back_page_for_page(seed: int, zero_free: bool, lent: Range) -> 
     swap(memory, shadow)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = save(memory, shadow, free, zero_free=zero_free, folder=folder)
+        data = save(bytes(memory), shadow, free, zero_free=zero_free, folder=folder)
         stream = _core.decompress_bytes(data, 1 << 30)
         contents = layout.parse_headers(stream)
         assert contents.facts == FACTS

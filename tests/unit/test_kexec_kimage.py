@@ -105,7 +105,8 @@ def test_a_list_that_does_not_end_is_refused() -> None:
 def test_runs_are_those_of_the_entries_one_by_one() -> None:
     generator = random.Random(7)
     for _ in range(200):
-        pairs, at = [], 0
+        pairs: list[tuple[int, int]] = []
+        at = 0
         for _ in range(generator.randrange(1, 30)):
             at += generator.choice((1, 1, 1, 3))
             near = pairs[-1][1] + 1 if pairs and generator.random() < 0.7 else generator.randrange(50, 90)

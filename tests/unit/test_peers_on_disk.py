@@ -6,6 +6,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -93,6 +94,7 @@ def test_what_is_remembered_is_what_was_stored(memory: Memory, tmp_path: Path) -
     assert registry.decode(registry.encode(dataclasses.replace(whole, stored=None))).stored is None
     with pytest.raises(HostError, match="damaged: `kjump drop` clears it"):
         registry.decode(registry.encode(whole).replace('"entry"', '"exit"'))
+    symbols: Any
     for symbols in ({}, {"kexec_image": 0}, {"kexec_image": "a"}):
         with pytest.raises(HostError, match="damaged: `kjump drop` clears it"):
             registry.decode(registry.encode(dataclasses.replace(whole, symbols=symbols)))
@@ -205,10 +207,10 @@ def test_cuts_cover_the_places_and_all_that_is_used(places: list[list[tuple[int,
     assert len(segments) <= most
     assert segments[0][0].start == 0 and segments[-1][0].end == at
     assert all(before.end == after.start for (before, _), (after, _) in pairwise(segments))
-    for place, runs in used:
+    for place, inner in used:
         inside = [(s, size) for s, size in segments if place.covers(s)]
         assert sum(s.size for s, _ in inside) == place.size
-        for run in runs:
+        for run in inner:
             assert any(Range.of_size(s.start, size).covers(run) for s, size in inside if size)
     if sum(max(0, len(runs) - 1) for _, runs in used) <= most - len(used):
         wasted = sum(size for _, size in segments) - sum(r.size for _, runs in used for r in runs)

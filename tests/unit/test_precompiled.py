@@ -64,7 +64,8 @@ import dataclasses, marshal, sys
 from kjump import precompiled
 texts = []
 precompiled.record(texts)
-from kjump.roles import boot, init, jobs, resident, restorer, second
+from kjump.init import jobs, main
+from kjump.init.roles import boot, peer, restorer, second
 import kjump.hibernate.suspend
 things = {thing for name in list(sys.modules) if name.startswith("kjump") for thing in vars(sys.modules[name]).values()
           if isinstance(thing, type)}

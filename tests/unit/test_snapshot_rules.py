@@ -40,6 +40,7 @@ def test_the_counter_counts_seconds() -> None:
 def test_a_moment_travels() -> None:
     moment = Moment.now(0.5)
     assert Moment.of_json(json.loads(json.dumps(moment.as_json()))) == moment
+    wrong: object
     for wrong in (None, {}, {"wall": "x", "stamp": 1, "accuracy": 1}, {"wall": 1.0}, []):
         assert Moment.of_json(wrong) is None
 

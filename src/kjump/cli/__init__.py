@@ -8,33 +8,46 @@ from collections.abc import Sequence
 
 import click
 
-from kjump import __version__
+from kjump.cli.examples import show_examples
 from kjump.errors import KjumpError
 
-_VERBS = {
-    "bios": "kjump.cli.bios",
-    "boot-peer": "kjump.cli.peers",
-    "call": "kjump.cli.call",
-    "doctor": "kjump.cli.doctor",
-    "drop": "kjump.cli.peers",
-    "dump": "kjump.cli.dump",
-    "exec": "kjump.cli.load",
-    "hibernate": "kjump.cli.hibernate",
-    "initramfs": "kjump.cli.initramfs",
-    "inspect": "kjump.cli.inspect",
-    "lab": "kjump.cli.lab",
-    "load": "kjump.cli.load",
-    "restart": "kjump.cli.peers",
-    "resume": "kjump.cli.hibernate",
-    "peer": "kjump.cli.peer",
-    "rollback": "kjump.cli.snapshot",
-    "snapshot": "kjump.cli.snapshot",
-    "standby": "kjump.cli.peers",
-    "status": "kjump.cli.load",
-    "switch": "kjump.cli.peers",
-    "target": "kjump.cli.target",
-    "unload": "kjump.cli.load",
+SECTIONS: dict[str, dict[str, str]] = {
+    "Hibernation": {
+        "doctor": "kjump.cli.doctor",
+        "hibernate": "kjump.cli.hibernate",
+        "resume": "kjump.cli.hibernate",
+        "standby": "kjump.cli.peers",
+        "target": "kjump.cli.target",
+        "initramfs": "kjump.cli.initramfs",
+    },
+    "Snapshots": {
+        "snapshot": "kjump.cli.snapshot",
+        "rollback": "kjump.cli.snapshot",
+        "peer": "kjump.cli.peer",
+    },
+    "Several kernels": {
+        "boot-peer": "kjump.cli.peers",
+        "switch": "kjump.cli.peers",
+        "restart": "kjump.cli.peers",
+        "drop": "kjump.cli.peers",
+        "inspect": "kjump.cli.inspect",
+    },
+    "Programs": {
+        "call": "kjump.cli.call",
+        "bios": "kjump.cli.bios",
+    },
+    "Loading": {
+        "load": "kjump.cli.load",
+        "exec": "kjump.cli.load",
+        "unload": "kjump.cli.load",
+        "status": "kjump.cli.load",
+    },
+    "Dumps": {"dump": "kjump.cli.dump"},
+    "Laboratory": {"lab": "kjump.cli.lab"},
 }
+"""Each verb under its heading in `kjump --help`, with the module that has its command, `VERB_command`."""
+
+_VERBS = {verb: module for verbs in SECTIONS.values() for verb, module in verbs.items()}
 
 
 class _Verbs(click.Group):
@@ -48,11 +61,20 @@ class _Verbs(click.Group):
             return None
         command = getattr(importlib.import_module(_VERBS[cmd_name]), f"{cmd_name.replace('-', '_')}_command")
         assert isinstance(command, click.Command)
+        show_examples(command, cmd_name)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        longest = max(map(len, _VERBS))
+        for heading, verbs in SECTIONS.items():
+            found = ((verb, self.get_command(ctx, verb)) for verb in verbs)
+            room = formatter.width - longest - 4
+            with formatter.section(heading):
+                formatter.write_dl([(v.ljust(longest), c.get_short_help_str(room)) for v, c in found if c])
 
 
 @click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="kjump")
+@click.version_option(package_name="kjump", prog_name="kjump")
 def kjump() -> None:
     """Leave a running Linux, run something else on the bare machine, and come back."""
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import click
 
 from kjump.call.bios import BUFFER_SEGMENT, Bios, Registers
+from kjump.cli.arguments import need_root
 from kjump.cli.options import NUMBER, human, print_json
 from kjump.errors import UsageError
 
@@ -16,12 +17,13 @@ _BUFFER = "buffer"
 
 @click.group()
 def bios_command() -> None:
-    """Call the BIOS of this machine (root; x86 with a BIOS, not under UEFI)."""
+    """Call services of the BIOS (not under UEFI)."""
 
 
 def _bios() -> Bios:
     from kjump.call.host import HostMachine
 
+    need_root()
     return Bios(HostMachine())
 
 
@@ -85,7 +87,10 @@ def _register_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--data", default="", help="What the buffer begins with, as hexadecimal digits.")
 @_JSON
 def interrupt(number: int, data: str, as_json: bool, es_di: str | None, ds_si: str | None, **values: int) -> None:
-    """Call interrupt NUMBER with these registers; print the registers it leaves, and the buffer if it was used."""
+    """Call interrupt NUMBER with these registers.
+
+    Prints the registers that it leaves, and the buffer if it was used.
+    """
     if not 0 <= number <= 255:
         raise UsageError(f"interrupt {number:#x} is not between 0 and 0xff")
     for text, segment, offset in ((es_di, "es", "edi"), (ds_si, "ds", "esi")):

@@ -68,12 +68,19 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             click.option(
                 "--on", type=click.Choice(["emulator", "host"]), help="Default: host for root, else emulator."
             ),
-            click.option("--arch", type=click.Choice(list(_ARCHES)), default="x86_64", show_default=True),
+            click.option(
+                "--arch", type=click.Choice(list(_ARCHES)), default="x86_64", show_default=True, help="Of the program."
+            ),
             click.option("--function", help="Function of a C file (default: the file's name)."),
             click.option("--at", type=NUMBER, help="Physical address of a flat binary."),
-            click.option("--preserve", type=click.Choice(list(_PRESERVE)), multiple=True, help="What is kept for A."),
             click.option(
-                "--in-memory", "way", flag_value="install", help="Put it into A's memory and load a fake image."
+                "--preserve", type=click.Choice(list(_PRESERVE)), multiple=True, help="What is kept for this system."
+            ),
+            click.option(
+                "--in-memory",
+                "way",
+                flag_value="install",
+                help="Put it into this system's memory and load a fake image.",
             ),
             click.option(
                 "--bare", "way", flag_value="load_bare", help="Without a gate: the entry is the jump-back entry."
@@ -112,7 +119,9 @@ def call_command(
     preserve: tuple[str, ...],
     **rest: Any,
 ) -> None:
-    """Call PROGRAM (a C file, an ELF executable, or a flat binary with --at) with ARGs and print what it returns.
+    """Call a program on the bare machine, or an emulated one.
+
+    PROGRAM is a C file, an ELF executable, or a flat binary (with --at). What it returns is printed.
 
     An ARG is a number, or a string: two arguments, address and length (@FILE: the file's bytes; s:40: not a number).
     """

@@ -44,7 +44,9 @@ def _machine(memory: str, *, version: str = "6.12", why: str = "Kernel version."
     def add(command: _Command) -> _Command:
         for option in (
             click.option("--cpu", default="max", show_default=True, help="QEMU CPU model."),
-            click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True),
+            click.option(
+                "--cpus", type=click.IntRange(1, 64), default=2, show_default=True, help="CPUs of the machine."
+            ),
             click.option("--memory", type=SIZE, default=memory, show_default=True, help="RAM of the machine."),
             kernel_option(version, why),
         ):
@@ -77,7 +79,7 @@ def demo() -> None:
 @_machine("768M")
 @click.option("--fill", type=SIZE, default=0, help="Bytes of random memory more than the usual workload.")
 @click.option("--rounds", type=click.IntRange(1), default=1, show_default=True, help="Hibernations in a row.")
-@click.option("--options", default="", help="Kernel options for the system that is saved.")
+@click.option("--options", default="", help="Kernel options for the first Linux.")
 @click.option(
     "--target", type=click.Choice(["disk", "file"]), default="disk", show_default=True, help="Where the image goes."
 )
@@ -97,7 +99,10 @@ def demo_hibernate(
     keep: Path | None,
     as_json: bool,
 ) -> None:
-    """Save a system at work from a second kernel, switch off, bring it back, and check its work."""
+    """Hibernate a Linux at work, and check its work.
+
+    It is saved from a second kernel, switched off, and brought back.
+    """
     requirements.check()
     from kjump.lab import hibernation
     from kjump.lab.machine.installation import Hardware
@@ -123,7 +128,7 @@ def demo_hibernate(
 def demo_faults(
     version: str, only: tuple[str, ...], quick: bool, seed: int, jobs: int, keep: Path | None, as_json: bool
 ) -> None:
-    """Provoke all that may go wrong in a hibernation, and say what came of it."""
+    """Provoke what may go wrong, and say what came of it."""
     requirements.check()
     from kjump.lab.campaign import catalogue
     from kjump.lab.campaign.campaign import QUICK, Campaign, CampaignSize, run
@@ -152,14 +157,17 @@ def demo_faults(
 @click.option(
     "--share", type=click.FloatRange(0.1, 0.95), help="How much of it to fill (default: 0.65 of 1G, 0.88 of 4G)."
 )
-@click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True)
+@click.option("--cpus", type=click.IntRange(1, 64), default=2, show_default=True, help="CPUs of the machine.")
 @click.option("--cpu", default="max", show_default=True, help="QEMU CPU model.")
 @_keep
 @_json
 def demo_big_image(
     version: str, memory: int | None, share: float | None, cpus: int, cpu: str, keep: Path | None, as_json: bool
 ) -> None:
-    """Save machines nearly full of random bytes, which swsusp refuses, and bring them back."""
+    """Hibernate machines nearly full of random bytes.
+
+    swsusp refuses them.
+    """
     requirements.check()
     from kjump.lab import big_image
     from kjump.lab.machine.installation import Hardware
@@ -186,7 +194,10 @@ def demo_big_image(
 @_keep
 @_json
 def demo_call(version: str, memory: int, cpus: int, cpu: str, calls: int, keep: Path | None, as_json: bool) -> None:
-    """Call functions, code in memory and the BIOS from a running Linux, and compare with the emulated machine."""
+    """Call programs and the BIOS from a running Linux.
+
+    What they return is compared with the emulated machine.
+    """
     requirements.check(emulator=True)
     from kjump.lab import calling
     from kjump.lab.machine.installation import Hardware
@@ -201,12 +212,12 @@ def demo_call(version: str, memory: int, cpus: int, cpu: str, calls: int, keep: 
 
 
 @demo.command("switch")
-@_machine("640M", why="Version of the first kernel.")
-@click.option("--peer-kernel", "peer_version", help="Version of the second kernel (default: the first one's).")
-@click.option("--rounds", type=click.IntRange(0), default=50, show_default=True, help="Round trips to a peer.")
+@_machine("640M", why="Kernel version of the first Linux.")
+@click.option("--peer-kernel", "peer_version", help="Kernel version of the peers (default: the first one's).")
+@click.option("--rounds", type=click.IntRange(0), default=50, show_default=True, help="Round trips to one peer.")
 @click.option("--rounds-of-three", type=click.IntRange(0), default=20, show_default=True, help="Rounds with two peers.")
 @click.option("--jumps", type=click.IntRange(0), default=0, show_default=True, help="Jumps of a search for leaks.")
-@click.option("--options", default="", help="Options for the first kernel.")
+@click.option("--options", default="", help="Kernel options for the first Linux.")
 @_keep
 @_json
 def demo_switch(
@@ -222,7 +233,10 @@ def demo_switch(
     keep: Path | None,
     as_json: bool,
 ) -> None:
-    """Switch between two and three running Linuxes, all of them at work, and check that none has noticed."""
+    """Switch between running Linuxes, all of them at work.
+
+    Two, and then three; that none has noticed is checked.
+    """
     requirements.check()
     from kjump.lab import switching
     from kjump.lab.machine.installation import Hardware
@@ -243,7 +257,10 @@ def demo_switch(
 @_keep
 @_json
 def demo_snapshot(version: str, memory: int, cpus: int, cpu: str, count: int, keep: Path | None, as_json: bool) -> None:
-    """Take snapshots of a system at work; read each with drgn and crash: does it show the moment it was taken at?"""
+    """Take snapshots of a Linux at work, and open each.
+
+    With drgn and crash: is it the moment it was taken at?
+    """
     requirements.check()
     from kjump.lab import snapshot
     from kjump.lab.machine.installation import Hardware
@@ -262,7 +279,7 @@ def demo_snapshot(version: str, memory: int, cpus: int, cpu: str, count: int, ke
 @_keep
 @_json
 def demo_rollback(version: str, memory: int, cpus: int, cpu: str, keep: Path | None, as_json: bool) -> None:
-    """Destroy a system from within, and roll it back to a snapshot, disks included; twice."""
+    """Destroy a Linux, and roll it back, disks and all; twice."""
     requirements.check()
     from kjump.lab import rollback
     from kjump.lab.machine.installation import Hardware

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kjump.cli.options import human, print_json
+from kjump.cli.options import DUMP_LEVEL, Renamed, human, print_json
+from kjump.cli.progress import progress
 
 if TYPE_CHECKING:
     from kjump.dump.info import Info
@@ -32,7 +33,9 @@ class _Dump(click.Group):
 
 @click.group(cls=_Dump, subcommand_metavar="SRC DST [OPTIONS] | COMMAND")
 def dump_command() -> None:
-    """Write what is worth keeping of a kernel's memory, from a vmcore, /proc/vmcore, /proc/kcore or another dump.
+    """Write a kernel's memory to a file, or look into one.
+
+    Reads a vmcore, /proc/vmcore, /proc/kcore or another dump.
 
     `kjump dump SRC DST` writes; see `kjump dump write --help` for its options.
     """
@@ -64,7 +67,9 @@ def _writing(function: Callable[..., None]) -> Callable[..., None]:
     options = (
         click.argument("source", type=click.Path()),
         click.argument("destinations", nargs=-1, required=True, metavar="DST..."),
-        click.option("--format", "form", type=click.Choice(_FORMATS), default="image", show_default=True),
+        click.option(
+            "--format", "form", type=click.Choice(_FORMATS), default="image", show_default=True, help="Of DST."
+        ),
         click.option("--compress", type=_Compress(), help="zstd, zlib, lzo, snappy or none; :LEVEL if you like."),
         click.option("--threads", type=click.IntRange(1, 256), help="Threads that compress [all CPUs]."),
         click.option("--force", is_flag=True, help="Replace a file that exists."),
@@ -78,20 +83,28 @@ def _writing(function: Callable[..., None]) -> Callable[..., None]:
 
 @dump_command.command("write")
 @click.option(
+    "--dump-level",
     "--level",
-    type=click.IntRange(0, 31),
+    "level",
+    cls=Renamed,
+    type=DUMP_LEVEL,
     default=31,
     show_default=True,
     help="What to leave out, as a sum: 1 zeros, 2 page cache, 4 private page cache, 8 user pages, 16 free pages.",
 )
 @_writing
 def write_command(level: int, **options: Any) -> None:
-    """Write the kernel's memory in SRC to DST; `-` is standard output, several DST split a kdump file."""
+    """Write what is worth keeping of SRC to DST.
+
+    SRC is a vmcore, /proc/vmcore, /proc/kcore or another dump; `-` is standard output, several DST split a kdump file.
+    """
     _dump(level, **options)
 
 
 @dump_command.command("convert")
-@click.option("--level", type=click.IntRange(0, 31), help="Leave out more, see `kjump dump write`.")
+@click.option(
+    "--dump-level", "--level", "level", cls=Renamed, type=DUMP_LEVEL, help="Leave out more, see `kjump dump write`."
+)
 @_writing
 def convert_command(level: int | None, **options: Any) -> None:
     """Write all that the dump SRC has to DST in another format."""
@@ -102,8 +115,8 @@ def _dump(level: int | None, source: str, as_json: bool, dry_run: bool, **option
     from kjump.dump.job import dump, request_of
 
     request = _request(level, **options)
-    with _open(source) as opened, _progress(sys.stderr.isatty() and not as_json) as progress:
-        report = dump(opened, request_of(request, progress=progress), dry_run=dry_run)
+    with _open(source) as opened, _progress(source, wanted=not as_json and not dry_run) as report_progress:
+        report = dump(opened, request_of(request, progress=report_progress), dry_run=dry_run)
     if as_json:
         _print(print_json, report.as_json(), request)
     else:
@@ -151,21 +164,12 @@ def _open(path: str) -> Source:
 
 
 @contextmanager
-def _progress(wanted: bool) -> Iterator[Callable[[int, int, int], None] | None]:
+def _progress(source: str, *, wanted: bool) -> Iterator[Callable[[int, int, int], None] | None]:
     if not wanted:
         yield None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), TextColumn("{task.percentage:3.0f}%  {task.description}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=1)
-
-        def report(done: int, total: int, written: int) -> None:
-            bar.update(task, completed=done, total=total, description=f"{human(written)} written")
-
-        yield report
+    with progress(f"dumping {source}") as report:
+        yield lambda done, total, written: report(done / max(1, total), f"{human(written)} written")
 
 
 def _tell(report: Report) -> None:

@@ -8,16 +8,22 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kjump.cli.arguments import check_saved, check_second_kernel, check_target, need_root, open_saved
 from kjump.cli.options import (
     KJUMP_INITRD,
     LEVEL,
+    OFFSET,
+    OVERWRITE,
     RESTORING_KERNEL,
+    SAVED,
     SECOND_KERNEL,
     SIZE,
     WINDOW_PLACE,
+    Renamed,
     human,
     print_json,
 )
+from kjump.cli.progress import step
 from kjump.hibernate import DEFAULT_WATCHDOG
 from kjump.image import DEFAULT_LEVEL
 from kjump.kexec.window import DEFAULT_SIZE
@@ -31,7 +37,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option(
-    "--to", "target", required=True, help="Block device, or file of `kjump target create`; what it holds is lost."
+    "--to",
+    "target",
+    metavar="TARGET",
+    required=True,
+    help="Block device, or file of `kjump target create`; what it holds is lost.",
 )
 @SECOND_KERNEL
 @KJUMP_INITRD
@@ -43,7 +53,7 @@ if TYPE_CHECKING:
     "--time-limit", type=click.FloatRange(0), default=0, help="Seconds it may take (default: by size of RAM)."
 )
 @click.option("--watchdog", type=click.IntRange(1), default=DEFAULT_WATCHDOG, show_default=True, hidden=True)
-@click.option("--force", is_flag=True, help="Overwrite a file system or other signature on the device.")
+@OVERWRITE
 @click.option("--json", "as_json", is_flag=True, help="Print what happened as one JSON object.")
 @click.option("--fault", default="", hidden=True)
 def hibernate_command(
@@ -60,7 +70,13 @@ def hibernate_command(
     as_json: bool,
     fault: str,
 ) -> None:
-    """Save this system to a device and switch the machine off; resumed at the next boot."""
+    """Save this system and switch off; the next boot resumes it.
+
+    Returns when the system has been resumed, or at once with the reason when it cannot be saved.
+    """
+    check_target(target)
+    check_second_kernel(kernel, initrd)
+    need_root()
     particular = bool(kernel or initrd or window or append)
     ahead = _unpacked_ahead()
     # Imported no sooner than another CPU has something to do.
@@ -83,16 +99,12 @@ def hibernate_command(
         fault=fault,
     )
     preflight.require(preflight.checks(target=target, window_size=None if on_standby else size))
-
-    def tell(text: str) -> None:
-        click.echo(f"kjump: {text}", err=True)
-
     if on_standby:
         from kjump.peers.standby import travel
 
-        result = hibernate(request, tell=tell, go=partial(travel, ahead=ahead))
+        result = hibernate(request, tell=step, go=partial(travel, ahead=ahead))
     else:
-        result = hibernate(request, tell=tell)
+        result = hibernate(request, tell=step)
     if as_json:
         print_json(vars(result))
     elif result.resumed:
@@ -103,12 +115,12 @@ def hibernate_command(
 
 
 def _unpacked_ahead() -> Unpacking | None:
-    """Return what of a kernel that waits on disk is being unpacked since the command was started."""
+    """Begin to unpack a kernel that waits on disk, if there is one, while the rest is imported."""
     if not FOLDER.exists():
         return None
     from kjump.peers import prefetch
 
-    return prefetch.begun()
+    return prefetch.unpack_ahead()
 
 
 def _goes_on_standby(ahead: Unpacking | None, *, particular: bool) -> bool:
@@ -139,30 +151,43 @@ def _describe(result: Hibernation) -> None:
 
 
 @click.command()
-@click.option("--from", "target", required=True, help="Block device that holds the image.")
-@click.option("--offset", type=int, default=0, help="First block of a target file on it, as kjump.resume_offset=.")
+@SAVED
+@OFFSET
 @RESTORING_KERNEL
 @KJUMP_INITRD
 @click.option("--dry-run", is_flag=True, help="Only say whether it would work.")
-@click.option("--force", is_flag=True, help="Resume although file systems are mounted here; they may be damaged.")
+@click.option(
+    "--although-mounted",
+    "--force",
+    "although_mounted",
+    cls=Renamed,
+    is_flag=True,
+    help="Resume although file systems are mounted here; they may be damaged.",
+)
 def resume_command(
-    target: str, offset: int, kernel: Path | None, initrd: Path | None, dry_run: bool, force: bool
+    target: str, offset: int, kernel: Path | None, initrd: Path | None, dry_run: bool, although_mounted: bool
 ) -> None:
-    """Replace this running system by the one saved on a device."""
-    from kjump.formats.extentmap import BLOCK
+    """Replace this running system by a hibernated one.
+
+    A boot does so by itself when its initramfs is kjump's and kjump.resume= names the target.
+    """
     from kjump.hibernate.resume import open_for_resume, prepare_resume, refuse_if_mounted
     from kjump.hibernate.suspend import default_initrd, default_kernel
-    from kjump.target.device import open_at
 
-    with open_at(target, offset * BLOCK, writable=not dry_run) as opened:
+    check_second_kernel(kernel, initrd)
+    check_saved(target, offset)
+    need_root()
+    with open_saved(target, offset, writable=not dry_run) as opened:
+        step("looking at the image")
         kernel_bytes = (kernel or default_kernel()).read_bytes()
         initrd_bytes = (initrd or default_initrd()).read_bytes()
         prepared = prepare_resume(opened, open_for_resume(opened), kernel_bytes, initrd_bytes)
         prepared.plan({})
-        if not force:
+        if not although_mounted:
             refuse_if_mounted()
         if dry_run:
             facts = prepared.opened.contents.facts
             click.echo(f"the image on {target} (kernel {facts['release']}) can be resumed")
             return
+        step("jumping to the saved system")
         prepared.go({})

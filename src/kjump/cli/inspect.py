@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from kjump.cli.arguments import need_root
 from kjump.errors import UsageError
 
 
@@ -20,6 +21,7 @@ def inspect_command(plan: bool, svg: Path | None, width: int) -> None:
 
     if not plan:
         raise UsageError("say what to inspect: --plan")
+    need_root()
     with Peers() as peers:
         survey = peers.survey()
     if svg is not None:

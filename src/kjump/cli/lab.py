@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from kjump.cli.demo import demo, kernel_option
 from kjump.cli.options import SIZE, human
+from kjump.cli.progress import progress
 from kjump.lab import requirements
 
 
 @click.group()
 def lab_command() -> None:
-    """The laboratory: kernels from source, virtual machines, demonstrations."""
+    """Kernels from source, QEMU machines, demonstrations."""
 
 
 lab_command.add_command(demo)
@@ -30,51 +27,19 @@ def kernel() -> None:
 
 @kernel.command("build")
 @click.option("--version", default="6.12", show_default=True, help="Of Debian's linux-source-VERSION.")
-@click.option("--arch", default="x86_64", show_default=True, type=click.Choice(["x86_64", "i386"]))
+@click.option(
+    "--arch", default="x86_64", show_default=True, type=click.Choice(["x86_64", "i386"]), help="Of the kernel."
+)
 @click.option("--debug-info", is_flag=True, help="Keep a vmlinux with DWARF, for crash and drgn.")
 def kernel_build(version: str, arch: str, debug_info: bool) -> None:
     """Build a kernel, or say where the cached one is."""
     from kjump.lab.machine import kernel_source as kernels
 
-    with _progress(f"linux {version}") as progress:
-        built = kernels.build(version, arch=arch, debug_info=debug_info, progress=progress)
+    with progress(f"linux {version}") as report:
+        built = kernels.build(
+            version, arch=arch, debug_info=debug_info, progress=lambda share, what: report(share, what[-60:])
+        )
     click.echo(f"{built.image} (Linux {built.release}, {human(built.image.stat().st_size)})")
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Callable[[float, str], None]]:
-    """Give what shows the progress of a job: a bar on a terminal, else a line for each of its tenths."""
-    if not sys.stderr.isatty():
-        yield _Lines(title)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:3.0f}%"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=1.0)
-        yield lambda share, what: progress.update(task, completed=share, description=what[-60:])
-
-
-class _Lines:
-    """Prints a line when a job has begun, and for each tenth of it."""
-
-    def __init__(self, title: str) -> None:
-        self._title = title
-        self._begun = time.monotonic()
-        self._told = -1
-
-    def __call__(self, share: float, what: str) -> None:
-        tenth = int(share * 10)
-        if tenth > self._told:
-            self._told = tenth
-            seconds = time.monotonic() - self._begun
-            click.echo(f"{self._title}: {share:4.0%} after {seconds:.0f} s, {what}", err=True)
 
 
 @lab_command.command("vmcore")

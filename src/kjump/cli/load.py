@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 
+from kjump.cli.arguments import check_second_kernel, need_root
 from kjump.cli.options import WINDOW_PLACE, WINDOW_SIZE, plan_as_json, print_json, show_plan
 from kjump.errors import UsageError
 from kjump.formats import cmdline
@@ -37,19 +39,24 @@ def load_command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Load KERNEL (a bzImage) to be jumped to by `kjump exec`, or with --on-crash to be started by a panic."""
+    """Load a kernel for `kjump exec`, or for a panic.
+
+    KERNEL is a bzImage. With --on-crash a panic of the running kernel starts it; else `kjump exec` does.
+    """
     from kjump.host import procfs
     from kjump.kexec import second_kernel
     from kjump.peers.lifecycle import refuse_if_peers_are_resident
 
+    check_second_kernel(kernel, initrd)
+    if on_crash and (preserve_context or window or dry_run or as_json):
+        raise UsageError(
+            "where a crash kernel goes is for the running one to say: use --on-crash without a window, "
+            "--preserve-context, --dry-run and --json"
+        )
+    need_root()
     reused = second_kernel.machine_options(procfs.command_line()) if reuse_cmdline else ""
     command_line = cmdline.join([reused, command_line])
     if on_crash:
-        if preserve_context or window or dry_run or as_json:
-            raise UsageError(
-                "where a crash kernel goes is for the running one to say: use --on-crash without a window, "
-                "--preserve-context, --dry-run and --json"
-            )
         syscalls.load_on_crash(kernel, initrd, command_line)
         return
     plan = second_kernel.plan_kernel(
@@ -71,22 +78,30 @@ def load_command(
 
 @click.command()
 def exec_command() -> None:
-    """Jump to what is loaded; returns when the other side comes back (with --preserve-context)."""
-    import os
+    """Jump to what is loaded.
+
+    Returns when the other side comes back, if it was loaded with --preserve-context.
+    """
 
     if not syscalls.is_loaded():
         raise UsageError("nothing is loaded: use `kjump load` first")
+    need_root()
     os.sync()
     syscalls.jump()
 
 
-def _peers() -> list[dict[str, object]]:
-    """Return the resident peers, each as a JSON object: what its gate says of it, not only what is remembered."""
+def _peers() -> list[dict[str, object]] | None:
+    """Return the resident peers, each as a JSON object: what its gate says of it, not only what is remembered.
+
+    None when there may be some, but only root can tell.
+    """
     from kjump.peers import FOLDER
     from kjump.peers.lifecycle import Peers
 
     if not FOLDER.exists():
         return []
+    if os.geteuid() != 0:
+        return None
     with Peers() as peers:
         return peers.listing()
 
@@ -95,13 +110,17 @@ def _peers() -> list[dict[str, object]]:
 @click.option("--on-crash", is_flag=True, help="Drop the crash kernel instead.")
 def unload_command(on_crash: bool) -> None:
     """Drop what is loaded."""
+    need_root()
     syscalls.unload(ARCH_X86_64 | (ON_CRASH if on_crash else 0))
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status_command(as_json: bool) -> None:
-    """Say what is loaded and which peers are resident; exit 0 when a jump would go somewhere, 1 when not."""
+    """Say what is loaded, and which peers are resident.
+
+    Exits with 0 when something is loaded for a jump, 1 when not.
+    """
     peers = _peers()
     state = {"loaded": syscalls.is_loaded(), "crash_loaded": syscalls.is_loaded(on_crash=True), "peers": peers}
     if as_json:
@@ -109,6 +128,8 @@ def status_command(as_json: bool) -> None:
     else:
         click.echo(f"loaded for a jump: {'yes' if state['loaded'] else 'no'}")
         click.echo(f"loaded for a crash: {'yes' if state['crash_loaded'] else 'no'}")
-        for peer in peers:
+        if peers is None:
+            click.echo("resident peers: only root can see them")
+        for peer in peers or ():
             click.echo("peer {name}: {state}, Linux {release}, window {window}, {switches} switches".format(**peer))
     raise SystemExit(0 if state["loaded"] else 1)

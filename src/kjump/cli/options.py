@@ -13,6 +13,7 @@ from kjump.kexec.plan import Plan
 from kjump.kexec.window import DEFAULT_SIZE
 from kjump.ranges import Range
 
+_FASTEST, _SMALLEST = -50, 19
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -60,21 +61,45 @@ class Number(click.ParamType[int]):
 
 
 class Level(click.ParamType[int]):
-    """A zstd level, or `auto` (0): the one that measuring finds."""
+    """A zstd level; its 0 is `zero`, in words."""
 
     name = "level"
 
+    def __init__(self, zero: str = "") -> None:
+        """Take the word for level 0, if there is one."""
+        self._zero = zero
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the level."""
-        if value == "auto":
+        if value == self._zero:
             return 0
         try:
-            return int(value)
+            level = int(value)
         except ValueError:
-            self.fail(f"{value!r} is not a level: give a number, or auto", param, ctx)
+            level = _FASTEST - 1
+        if not _FASTEST <= level <= _SMALLEST:
+            word = f", or {self._zero}" if self._zero else ""
+            self.fail(f"{value!r} is no zstd level: give a number from {_FASTEST} to {_SMALLEST}{word}", param, ctx)
+        return level
 
 
-LEVEL = Level()
+class Renamed(click.Option):
+    """An option with former names, which it still answers to: all but the first of its names, left out of the help."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return what the help shows: the first name."""
+        names = self.opts
+        self.opts = names[:1]
+        try:
+            return super().get_help_record(ctx)
+        finally:
+            self.opts = names
+
+
+LEVEL = Level("auto")
+PLAIN_LEVEL = Level()
+DUMP_LEVEL = click.IntRange(0, 31)
+"""A sum that says which pages a dump leaves out."""
 NUMBER = Number()
 SIZE = Size()
 WINDOW = Window()
@@ -87,6 +112,23 @@ RESTORING_KERNEL = click.option(
     "--kernel", type=FILE, help="Kernel that restores (default: the running one's bzImage in /boot)."
 )
 KJUMP_INITRD = click.option("--initrd", type=FILE, help="kjump's initramfs (default: /boot/kjump-initramfs.img).")
+OVERWRITE = click.option(
+    "--overwrite",
+    "--force",
+    "force",
+    cls=Renamed,
+    is_flag=True,
+    help="Overwrite a file system or other signature on the device.",
+)
+SAVED = click.option(
+    "--from", "target", metavar="TARGET", required=True, help="Device or target file that holds what was saved."
+)
+OFFSET = click.option(
+    "--offset",
+    type=click.IntRange(0),
+    default=0,
+    help="First block of a target file on the device, as kjump.resume_offset=.",
+)
 WINDOW_PLACE = click.option("--window", type=WINDOW, help="Where the second kernel lives: START,SIZE (default: found).")
 WINDOW_SIZE = click.option(
     "--window-size", type=SIZE, default=DEFAULT_SIZE, show_default="128M", help="Size of a window to find."

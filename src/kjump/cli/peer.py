@@ -6,14 +6,18 @@ from pathlib import Path
 
 import click
 
+from kjump.cli.arguments import check_second_kernel, need_root
 from kjump.cli.options import KJUMP_INITRD, SECOND_KERNEL, WINDOW_PLACE, WINDOW_SIZE
-from kjump.errors import JumpError
+from kjump.cli.progress import step
+from kjump.errors import JumpError, UsageError
 from kjump.hibernate import preflight
 from kjump.hibernate.post_mortem import reason
 from kjump.hibernate.suspend import Request, default_initrd, default_kernel, travel
 from kjump.kexec import mailbox
 from kjump.peers.lifecycle import refuse_if_peers_are_resident
 from kjump.ranges import Range
+
+_VIEWS = ("info", "dump", "drgn")
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -25,12 +29,16 @@ from kjump.ranges import Range
 def peer_command(
     kernel: Path | None, initrd: Path | None, window: Range | None, window_size: int, words: tuple[str, ...]
 ) -> None:
-    """Go to a second kernel, look at this system from there while it stands still, and come back.
+    """Look at this system from a second kernel, while it stands still.
 
     In a second kernel that kjump has started the same command looks at the system that is parked. Paths are those
     there: `dump` writes to a device (with --force), or a file on what a hook or a shell has mounted. The options of
     this command come first.
     """
+    if words[0] not in _VIEWS:
+        raise UsageError(f"`kjump peer` knows {', '.join(_VIEWS)}, not {words[0]!r}")
+    check_second_kernel(kernel, initrd)
+    need_root()
     request = Request(
         target="",
         kernel=kernel or default_kernel(),
@@ -41,7 +49,7 @@ def peer_command(
     )
     refuse_if_peers_are_resident()
     preflight.require(preflight.checks(target=None, window_size=window.size if window else window_size))
-    trip = travel(request, lambda _: None)
+    trip = travel(request, step)
     if trip.outcome != mailbox.OUTCOME_DONE:
         raise JumpError(reason(trip.outcome, trip.report))
     click.echo(trip.report["output"])

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kjump.cli.arguments import check_second_kernel, need_root
 from kjump.cli.options import FILE, KJUMP_INITRD, SECOND_KERNEL, SIZE, WINDOW, WINDOW_SIZE, human, print_json
+from kjump.cli.progress import step
 from kjump.errors import UsageError
 from kjump.hibernate import DEFAULT_WATCHDOG
 from kjump.kexec.window import DEFAULT_SIZE
@@ -75,11 +77,11 @@ def _tell(visit: Visit, receive: Path | None, as_json: bool) -> None:
 @click.argument("kernel", type=FILE, required=False)
 @click.argument("command", nargs=-1)
 @click.option("--initrd", type=FILE, multiple=True, help="Initial RAM disk; several are joined (default: kjump's own).")
-@click.option("--name", help="What the peer is called from now on (default: B).")
+@click.option("--name", help="What the peer is called from now on (default: second).")
 @click.option("--append", default="", help="More for the command line of its kernel.")
 @click.option("--window", type=WINDOW, help="Where it lives: START,SIZE (default: found).")
 @WINDOW_SIZE
-@click.option("--declared", type=FILE, help="A TOML file that declares several peers, in place of KERNEL.")
+@click.option("--declared", type=FILE, help="TOML file that declares several peers, in place of KERNEL.")
 @_job_options
 def boot_peer_command(
     kernel: Path | None,
@@ -98,10 +100,13 @@ def boot_peer_command(
     watchdog: int,
     as_json: bool,
 ) -> None:
-    """Start KERNEL (default: the running one's bzImage) beside this system, to be switched to again and again.
+    """Start a second kernel that stays, to be switched to.
 
-    It does its first job (COMMAND, or --job) and comes back; then `kjump switch` goes to it and returns.
+    KERNEL is a bzImage (default: the running one's). It does its first job (COMMAND, or --job) and comes back; from
+    then on `kjump switch` goes to it and returns, as often as wanted.
     """
+    check_second_kernel(kernel, *initrd)
+    order = _order(command, job, background, send, time_limit, watchdog)
     from kjump.hibernate.suspend import default_initrd, default_kernel
     from kjump.peers.declaration import Declared, read_declaration
     from kjump.peers.lifecycle import Peers
@@ -112,9 +117,11 @@ def boot_peer_command(
         wanted = read_declaration(declared.read_text(), kernel=default_kernel(), initrd=default_initrd())
     else:
         image, initrds = kernel or default_kernel(), initrd or (default_initrd(),)
-        wanted = [Declared(name or "B", image, tuple(initrds), append, window, window_size)]
+        wanted = [Declared(name or "second", image, tuple(initrds), append, window, window_size)]
+    need_root()
     with Peers() as peers:
-        visits = peers.boot(wanted, _order(command, job, background, send, time_limit, watchdog))
+        step(f"booting {', '.join(w.name for w in wanted)}")
+        visits = peers.boot(wanted, order)
         for visit in visits:
             _tell(visit, receive, as_json)
 
@@ -134,10 +141,10 @@ def switch_command(
     watchdog: int,
     as_json: bool,
 ) -> None:
-    """Go to the resident peer NAME (default: the only one) and return when it comes back.
+    """Go to a resident peer, and return when it comes back.
 
-    The peer does its job meanwhile: COMMAND, if one is given, with what is sent as its input. In a peer, this goes
-    back to the first kernel, and returns when that has switched here again.
+    NAME need not be given when there is one peer. It does its job meanwhile: COMMAND, if one is given, with what is
+    sent as its input. In a peer, this goes back to the first kernel, and returns when that has switched here again.
     """
     from kjump.init.peer_link import is_resident
     from kjump.peers.lifecycle import Peers
@@ -145,8 +152,11 @@ def switch_command(
     if is_resident():
         _switch_home(send, receive)
         return
+    order = _order(command, job, background, send, time_limit, watchdog)
+    need_root()
     with Peers() as peers:
-        visit = peers.switch(name, _order(command, job, background, send, time_limit, watchdog))
+        step(f"switching to {name or 'the peer'}")
+        visit = peers.switch(name, order)
     _tell(visit, receive, as_json)
 
 
@@ -165,19 +175,25 @@ def _switch_home(send: Path | None, receive: Path | None) -> None:
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print what happened as one JSON object.")
 def restart_command(name: str | None, as_json: bool) -> None:
-    """Start the resident peer NAME (default: the only one) anew from its files; other peers stay as they are."""
+    """Boot a resident peer anew, whatever became of it.
+
+    NAME need not be given when there is one peer. It starts from its files; other peers stay as they are.
+    """
     from kjump.peers.lifecycle import Peers
 
+    need_root()
     with Peers() as peers:
+        step(f"starting {name or 'the peer'} anew")
         visit = peers.restart(name)
     _tell(visit, None, as_json)
 
 
 @click.command("drop")
 def drop_command() -> None:
-    """Let all resident peers go, and give their memory back."""
+    """Let all resident peers go; their memory is free again."""
     from kjump.peers.lifecycle import Peers
 
+    need_root()
     with Peers(even_damaged=True) as peers:
         names = peers.drop()
     click.echo(f"dropped {', '.join(names)}" if names else "there was no resident peer")
@@ -192,15 +208,21 @@ def drop_command() -> None:
 def standby_command(
     off: bool, kernel: Path | None, initrd: Path | None, window_size: int, on_disk: Path | None
 ) -> None:
-    """Keep a second kernel booted, so that the next `kjump hibernate` need not boot one."""
+    """Keep a second kernel booted for quicker hibernations.
+
+    It is used by the next `kjump hibernate` and `kjump snapshot`, which then need not boot one.
+    """
+    check_second_kernel(kernel, initrd)
     from kjump.hibernate.suspend import default_initrd, default_kernel
     from kjump.peers import standby
 
+    need_root()
     if off:
         there = standby.stop()
         click.echo("no kernel stands by any more" if there else "no kernel stood by")
         return
     wanted = standby.Wanted(kernel or default_kernel(), initrd or default_initrd(), window_size)
+    step(f"booting {wanted.kernel}, to stand by")
     visit = standby.start(wanted, on_disk=on_disk)
     where = f" in {on_disk}, {human(on_disk.stat().st_size)}" if on_disk else ""
     click.echo(f"Linux {visit.report['release']} stands by{where}; it booted in {visit.report['boot_seconds']:.1f} s")

@@ -8,16 +8,24 @@ from pathlib import Path
 
 import click
 
+from kjump.cli.arguments import check_saved, check_second_kernel, check_target, need_root, open_saved
 from kjump.cli.options import (
+    DUMP_LEVEL,
     FILE,
     KJUMP_INITRD,
+    OFFSET,
+    OVERWRITE,
+    PLAIN_LEVEL,
     RESTORING_KERNEL,
+    SAVED,
     SECOND_KERNEL,
     WINDOW_PLACE,
     WINDOW_SIZE,
+    Renamed,
     human,
     print_json,
 )
+from kjump.cli.progress import step
 from kjump.hibernate import preflight
 from kjump.hibernate.away import Tell
 from kjump.hibernate.hooks import TIMEOUT, Hook
@@ -33,6 +41,7 @@ from kjump.ranges import Range
 @click.option(
     "--to",
     "target",
+    metavar="TARGET",
     required=True,
     help="Block device or target file, whose contents are lost, or a folder for numbered files.",
 )
@@ -40,16 +49,25 @@ from kjump.ranges import Range
 @click.option("--hook-tool", "tools", type=FILE, multiple=True, help="Static program that the hook needs: busybox.")
 @click.option("--hook-timeout", type=click.FloatRange(0.1), default=TIMEOUT, show_default=True, help="In seconds.")
 @click.option(
-    "--level",
-    type=click.IntRange(0, 31),
-    help="Make a debugging dump instead: leave pages out, as `kjump dump --level` does; there is no way back to it.",
+    "--dump-level",
+    type=DUMP_LEVEL,
+    help="Make a debugging dump instead: leave pages out, as `kjump dump` does; there is no way back to it.",
 )
-@click.option("--compression", type=int, default=DEFAULT_LEVEL, show_default=True, help="zstd level of the image.")
+@click.option(
+    "--level",
+    "--compression",
+    "level",
+    cls=Renamed,
+    type=PLAIN_LEVEL,
+    default=DEFAULT_LEVEL,
+    show_default=True,
+    help="zstd level of the image.",
+)
 @SECOND_KERNEL
 @KJUMP_INITRD
 @WINDOW_PLACE
 @WINDOW_SIZE
-@click.option("--force", is_flag=True, help="Overwrite a file system or other signature on the device.")
+@OVERWRITE
 @click.option("--json", "as_json", is_flag=True, help="Print what happened as one JSON object.")
 @click.option("--fault", default="", hidden=True)
 def snapshot_command(
@@ -57,8 +75,8 @@ def snapshot_command(
     hook: Path | None,
     tools: tuple[Path, ...],
     hook_timeout: float,
-    level: int | None,
-    compression: int,
+    dump_level: int | None,
+    level: int,
     kernel: Path | None,
     initrd: Path | None,
     window: Range | None,
@@ -67,23 +85,30 @@ def snapshot_command(
     as_json: bool,
     fault: str,
 ) -> None:
-    """Save this system to a device and go on; comes back once more each time it is rolled back to."""
+    """Save this system to a target, and go on.
+
+    Comes back once more each time the system is rolled back to the snapshot.
+    """
+    check_target(target, folder=True)
+    check_second_kernel(kernel, initrd)
     if tools and not hook:
         raise click.UsageError("--hook-tool is of no use without --hook")
-    if hook and level is not None:
-        raise click.UsageError("--hook is of no use with --level: there is no way back to a dump")
+    if hook and dump_level is not None:
+        raise click.UsageError("--hook is of no use with --dump-level: there is no way back to a dump")
     if hook and (Path(target).is_file() or Path(target).is_dir()):
         raise click.UsageError("--hook needs a device as target: it would put a file back to what it was before")
+    read_hook = Hook.read(hook, tools) if hook else None
+    need_root()
     request = Request(
         target=target,
         kernel=kernel or default_kernel(),
         initrd=initrd or default_initrd(),
         window=window,
         window_size=window_size,
-        level=compression,
+        level=level,
         force=force,
-        dump_level=level,
-        hook=Hook.read(hook, tools) if hook else None,
+        dump_level=dump_level,
+        hook=read_hook,
         hook_timeout=hook_timeout,
         fault=fault,
     )
@@ -110,7 +135,7 @@ def _take(request: Request, go: Callable[[Request, Tell], Trip]) -> Snapshot:
     taken = False
     try:
         to = request if made is None else replace(request, target=str(made))
-        result = snapshot(to, tell=lambda text: click.echo(f"kjump: {text}", err=True), go=go)
+        result = snapshot(to, tell=step, go=go)
         taken = result.taken
         return result
     finally:
@@ -134,19 +159,27 @@ def _describe(result: Snapshot) -> str:
 
 
 @click.command()
-@click.option("--from", "target", required=True, help="Block device or target file that holds the snapshot.")
+@SAVED
+@OFFSET
 @RESTORING_KERNEL
 @KJUMP_INITRD
 @click.option("--dry-run", is_flag=True, help="Only say whether it would work.")
-def rollback_command(target: str, kernel: Path | None, initrd: Path | None, dry_run: bool) -> None:
-    """Replace this running system by the snapshot on a device; everything since is lost."""
+def rollback_command(target: str, offset: int, kernel: Path | None, initrd: Path | None, dry_run: bool) -> None:
+    """Replace this running system by a snapshot.
+
+    Everything since the snapshot is lost, but for what a hook of the snapshot keeps.
+    """
     from kjump.hibernate.rollback import rollback
 
-    rollback(
-        target,
-        (kernel or default_kernel()).read_bytes(),
-        (initrd or default_initrd()).read_bytes(),
-        dry_run=dry_run,
-        tell=lambda text: click.echo(f"kjump: {text}", err=True),
-    )
+    check_second_kernel(kernel, initrd)
+    check_saved(target, offset)
+    need_root()
+    with open_saved(target, offset, writable=not dry_run) as opened:
+        rollback(
+            opened,
+            (kernel or default_kernel()).read_bytes(),
+            (initrd or default_initrd()).read_bytes(),
+            dry_run=dry_run,
+            tell=step,
+        )
     click.echo(f"the snapshot on {target} can be rolled back to")

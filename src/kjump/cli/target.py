@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import stat
-from pathlib import Path
 from typing import Any
 
 import click
 
-from kjump.cli.options import SIZE, human, print_json
+from kjump.cli.arguments import need_root, open_saved
+from kjump.cli.options import OFFSET, SIZE, human, print_json
 from kjump.errors import FormatError
 from kjump.formats.extentmap import BLOCK
 from kjump.formats.superblock import State, Superblock
-from kjump.target.device import Target, open_at, why_not_resumable
-from kjump.target.file import FileTarget, create
+from kjump.target.device import Target, why_not_resumable
+from kjump.target.file import create
 
 
 @click.group()
 def target_command() -> None:
-    """Where images are kept: make a target file, see what a target holds."""
+    """Make a target file, or see what a target holds."""
 
 
 @target_command.command("create")
@@ -26,7 +25,11 @@ def target_command() -> None:
 @click.argument("size", type=SIZE)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def create_command(file: str, size: int, as_json: bool) -> None:
-    """Make FILE of SIZE bytes (2G, ...) on a mounted ext4, and print the kernel options that find it at boot."""
+    """Make FILE of SIZE bytes (2G, ...) on a mounted ext4.
+
+    Prints the kernel options that let a boot find it.
+    """
+    need_root()
     with create(file, size) as target:
         described = _describe(target)
     if as_json:
@@ -39,11 +42,11 @@ def create_command(file: str, size: int, as_json: bool) -> None:
 
 @target_command.command("show")
 @click.argument("path", metavar="FILE|DEVICE")
-@click.option("--offset", type=int, default=0, help="First block of a target file on DEVICE, as kjump.resume_offset=.")
+@OFFSET
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show_command(path: str, offset: int, as_json: bool) -> None:
     """Say what the target FILE or DEVICE holds."""
-    with _open(path, offset) as target:
+    with open_saved(path, offset, writable=False) as target:
         described = _describe(target)
     if as_json:
         print_json(described)
@@ -56,12 +59,6 @@ def show_command(path: str, offset: int, as_json: bool) -> None:
         click.echo(f"image of {human(described['image_bytes'])}, generation {described['generation']}")
     if described["options"]:
         click.echo(f"kernel options: {described['options']}")
-
-
-def _open(path: str, offset: int) -> Target:
-    if Path(path).exists() and stat.S_ISREG(Path(path).stat().st_mode):
-        return FileTarget(path)
-    return open_at(path, offset * BLOCK, writable=False)
 
 
 def _describe(target: Target) -> dict[str, Any]:

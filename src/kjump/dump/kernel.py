@@ -114,10 +114,6 @@ class KernelLayout:
             length -= size
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def read_u32(self, linear: int) -> int:
-        """Return the little-endian u32 at the kernel's linear address `linear`."""
-        return int.from_bytes(self.read(linear, 4), "little")
-
     def read_u64(self, linear: int) -> int:
         """Return the little-endian u64 at the kernel's linear address `linear`."""
         return int.from_bytes(self.read(linear, 8), "little")

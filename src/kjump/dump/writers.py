@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -67,9 +67,6 @@ class Written:
     pages: int
     zero_pages: int
     size: int
-
-
-Writer = Callable[[Task, Output], Written]
 
 
 def memory_of(source: Source) -> bytearray:

@@ -14,7 +14,7 @@ from kjump.errors import FormatError, JumpError
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range
 
-OUT, PROGRAM, BACK = "on the way to the program", "in the program", "on the way back to A"
+OUT, PROGRAM, BACK = "on the way to the program", "in the program", "on the way back"
 """Where a machine can be."""
 
 _LINES = 6
@@ -78,7 +78,9 @@ def _tables(linux: Observed) -> str:
         now = linux.ram.read(page, PAGE_SIZE)
         if any((a ^ b) & ~_ACCESSED_DIRTY for a, b in zip(_words(now), _words(before), strict=True)):
             writer = linux.access.written.get(page)
-            return f": the program wrote A's page tables at {page:#x}{f' (from {writer:#x})' if writer else ''}"
+            return (
+                f": the program wrote the caller's page tables at {page:#x}{f' (from {writer:#x})' if writer else ''}"
+            )
     return ""
 
 

@@ -14,12 +14,8 @@ from dataclasses import dataclass
 from struct import Struct, unpack_from
 
 from kjump.errors import FormatError
-from kjump.ranges import Range, align_up
 
 XLF_KERNEL_64 = 1 << 0
-XLF_CAN_BE_LOADED_ABOVE_4G = 1 << 1
-XLF_5LEVEL = 1 << 5
-XLF_5LEVEL_ENABLED = 1 << 6
 
 HEADER_START = 0x1F1
 HEADER_LIMIT = 0x290
@@ -73,11 +69,6 @@ class BzImage:
         return 0x200
 
     @property
-    def can_load_above_4g(self) -> bool:
-        """Whether kernel, boot_params, command line and initrd may lie above 4 GiB."""
-        return bool(self.xloadflags & XLF_CAN_BE_LOADED_ABOVE_4G)
-
-    @property
     def release(self) -> str:
         """The kernel's release, as uname -r prints it; empty when the file does not tell."""
         return self.kernel_version.partition(" ")[0]
@@ -87,11 +78,6 @@ class BzImage:
         """The compressed kernel."""
         return self.protected_mode[self.payload_offset : self.payload_offset + self.payload_length]
 
-    def runtime_range(self, load_address: int) -> Range:
-        """Return what memory the kernel takes from boot until it reads its memory map, when loaded there."""
-        start = align_up(max(load_address, self.pref_address), self.kernel_alignment)
-        return Range.of_size(start, self.init_size)
-
 
 def parse(data: bytes | bytearray | memoryview) -> BzImage:
     """Read a whole kernel file; FormatError when it is no bzImage, cut off, too old or not relocatable.
@@ -99,7 +85,7 @@ def parse(data: bytes | bytearray | memoryview) -> BzImage:
     The parts point into `data`, which is not copied.
     """
     view = memoryview(data)
-    _check_magic(view)
+    check_magic(view)
     (version,) = unpack_from("<H", view, 0x206)
     if version < _OLDEST:
         raise FormatError(f"the kernel is too old: boot protocol {version >> 8}.{version & 255:02}, 2.12 is needed")
@@ -133,7 +119,9 @@ def parse(data: bytes | bytearray | memoryview) -> BzImage:
     return image
 
 
-def _check_magic(view: memoryview) -> None:
+def check_magic(data: bytes | memoryview) -> None:
+    """Raise FormatError unless `data`, the first bytes of a file (1 KiB at least), begin as a bzImage does."""
+    view = memoryview(data)
     if len(view) < _LEAST_END:
         raise FormatError(f"not a bzImage: {len(view)} bytes are too few for its header")
     (boot_flag,) = unpack_from("<H", view, 0x1FE)

@@ -44,6 +44,7 @@ _REFRESHES = 8
 _SHORT = 512
 """Pages on a list: a list no longer than that is let be."""
 
+_AS_ROOT = "run as root"
 _LEAST_TARGET = 4 << 20
 """No image of a Linux is as small as this."""
 
@@ -69,19 +70,19 @@ def checks(*, target: str | None, window_size: int | None) -> list[Check]:
         _kernel_config(),
         _lockdown(),
         _kexec_disabled(),
-        _guard("symbols", _symbols, "be root, and set kernel.kptr_restrict to 0 or 1"),
+        _guard("symbols", _only_root(_symbols), "set kernel.kptr_restrict to 0 or 1"),
         _guard("paging", _paging, "run on x86_64"),
     ]
     if window_size is not None:
         found += [
-            _guard("window", lambda: _window(window_size), "take a smaller window with --window-size"),
+            _guard("window", _only_root(lambda: _window(window_size)), "take a smaller window with --window-size"),
             _free_memory(window_size),
         ]
     if target is not None:
         found.append(
             _guard(
                 "target",
-                lambda: _target(target),
+                _only_root(lambda: _target(target)),
                 "name a partition or disk that nothing else uses, or a file of `kjump target create`",
             )
         )
@@ -98,13 +99,28 @@ def require(found: Iterable[Check]) -> None:
 def _guard(name: str, look: Callable[[], str], remedy: str) -> Check:
     try:
         return Check(name, True, look(), remedy)
+    except _NotRootError as error:
+        return Check(name, False, str(error), _AS_ROOT)
     except KjumpError as error:
         return Check(name, False, str(error), remedy)
 
 
+class _NotRootError(HostError):
+    """What was to be looked at shows itself to root only."""
+
+
+def _only_root(look: Callable[[], str]) -> Callable[[], str]:
+    """Return `look` for root, and for others something that raises _NotRootError."""
+
+    def refuse() -> str:
+        raise _NotRootError("not checked: only root can")
+
+    return look if os.geteuid() == 0 else refuse
+
+
 def _privileges() -> Check:
     root = os.geteuid() == 0
-    return Check("privileges", root, "root" if root else f"user {os.geteuid()}", "run as root")
+    return Check("privileges", root, "root" if root else f"user {os.geteuid()}", _AS_ROOT)
 
 
 def _architecture() -> Check:

@@ -15,33 +15,32 @@ from pathlib import Path
 
 from kjump.hibernate.hooks import Hook
 from kjump.hibernate.resume import check_disks, prepare_rollback
-from kjump.target.file import open_for_image
+from kjump.target.device import Target
 
 _TIME_TO_STOP = 1.0
 _PF_KTHREAD = 0x00200000
 
 
 def rollback(
-    path: str, kernel: bytes, initrd: bytes, *, dry_run: bool = False, tell: Callable[[str], None] = lambda _: None
+    target: Target, kernel: bytes, initrd: bytes, *, dry_run: bool = False, tell: Callable[[str], None] = lambda _: None
 ) -> None:
-    """Replace this system by the snapshot on `path`; returns only for a `dry_run`.
+    """Replace this system by the snapshot on `target`; returns only for a `dry_run`, for which it may be read only.
 
     ImageError says why the snapshot cannot be gone back to, HostError and PlanError why C cannot be started: nothing
     is lost then. `tell` gets one line for each step.
     """
     os.sync()
-    with open_for_image(path) as target:
-        prepared = prepare_rollback(target, kernel, initrd)
-        prepared.plan({})
-        if dry_run:
-            return
-        tell("rolling back")
-        if Hook.of_facts(prepared.opened.contents.facts):
-            prepared.go({})
-        with everyone_stopped():
-            os.sync()
-            check_disks(prepared.opened, cold=False)
-            prepared.go({})
+    prepared = prepare_rollback(target, kernel, initrd)
+    prepared.plan({})
+    if dry_run:
+        return
+    tell("rolling back")
+    if Hook.of_facts(prepared.opened.contents.facts):
+        prepared.go({})
+    with everyone_stopped():
+        os.sync()
+        check_disks(prepared.opened, cold=False)
+        prepared.go({})
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from kjump.kexec.window import DEFAULT_SIZE, WindowLayout, lay_out
 from kjump.ranges import Range, RangeSet
 from kjump.target import filesystems
 from kjump.target.device import Target
-from kjump.target.file import open_for_image
+from kjump.target.file import FileTarget, open_for_image
 
 _LEAST_TIME = 300
 _SLOWEST = 20_000_000
@@ -41,12 +41,13 @@ class Request:
     """What to hibernate to, and with what: the target (a device or a file), the second kernel and its initramfs.
 
     `window` is found when None; `window_size` and `level` are bytes and a zstd level
-    (0: found by measuring, see `image.compression`). `force` overwrites what the
-    target carries. `append` is added to the second kernel's command line. `time_limit` is how long B may take, in
-    seconds (0: by the size of RAM); `watchdog` the timeout, in seconds, of the machine's watchdog while B works.
+    (0: found by measuring, see `image.compression`). `force` overwrites what a device carries, by its signature; a file
+    must be a target in any case. `append` is added to the second kernel's command line. `time_limit` is how long B may
+    take, in seconds (0: by the size of RAM); `watchdog` the timeout, in seconds, of the machine's watchdog
+    while B works.
     `kind` says what the image is for; for all but a hibernation B comes back. With `dump_level` it is a dump that
-    leaves out what `kjump dump --level` does. `hook` runs in B first, for `hook_timeout` seconds at most. With `look`
-    nothing is saved, and the target is none: B looks at A as `kjump peer` with these words does.
+    leaves out what `kjump dump --dump-level` does. `hook` runs in B first, for `hook_timeout` seconds at most. With
+    `look` nothing is saved, and the target is none: B looks at A as `kjump peer` with these words does.
     `fault` provokes a failure in B, for tests (see `init.jobs.faults`).
     """
 
@@ -308,7 +309,7 @@ def claim(request: Request) -> Target:
     target = open_for_image(request.target)
     try:
         target.hold()
-        if not request.force:
+        if not request.force or isinstance(target, FileTarget):
             target.refuse_if_it_carries_something()
     except BaseException:
         target.close()

@@ -268,7 +268,9 @@ class Aside:
         """Give A the short list in place of the one that begins with `head`."""
         memory, kept = self._file.memory, self._bytes_at(swap.kept_head, 8)
         if int.from_bytes(memory[kept], "little") != head:
-            raise ImageError(f"there is no indirection list of A's where the facts say so ({swap.kept_head:#x})")
+            raise ImageError(
+                f"the saved kernel's list of pages is not where the image says it is ({swap.kept_head:#x})"
+            )
         memory[kept] = swap.head.to_bytes(8, "little")
         for address, content in swap.list_pages.items():
             memory[self._bytes_at(address, PAGE_SIZE)] = content

@@ -115,7 +115,7 @@ def save(
     `ram` is A's RAM (physical ranges); `facts` goes into the image's note. `free_pages` is what A trusts them to
     hold (see `host.kernel_memory.free_page_policy`): any, then they are left out; zero, then they are left out but
     stand in the stream as zeros, which the restorer writes; poison, then they are kept. With `dump_level` (as `kjump
-    dump --level` takes it) the image is a dump, which cannot be restored. `finish` writes the superblock that says
+    dump --dump-level` takes it) the image is a dump, which cannot be restored. `finish` writes the superblock that says
     complete (default: the target does), and may refuse to. TargetError when the image does not fit or a write fails,
     SaveCancelled when `progress` returned False: the superblock then says so too.
     """

@@ -44,7 +44,7 @@ def bring_back(role: Role, target: Target, opened: OpenImage, landing: Landing, 
     report["seed"] = fresh_seed(report.get("seed", ""))
     report["rolled_back"] = last.details.get("rolled_back", 0)
     box.report(mailbox.OUTCOME_RESUMED, report)
-    role.console.line("kjump: A is restored; going back to it")
+    role.console.line("kjump: the saved system is restored; going back to it")
     role.status.send("going-back")
     syscalls.jump()
 

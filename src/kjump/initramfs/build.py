@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kjump import _core, precompiled
-from kjump.errors import HostError
-from kjump.formats import cpio
+from kjump.errors import FormatError, HostError
+from kjump.formats import bzimage, cpio
 from kjump.gates import door_binary, gate_binary
 from kjump.initramfs.contents import FILE_LIST, KERNEL, tool_entries
 
@@ -163,8 +163,18 @@ def entries(kernel: Path | None, *, tools: Sequence[Path] = (), with_dump: bool 
     names = "".join(f"{e.name}\n" for e in made if e.name != "dev/console")
     made.append(cpio.regular(str(FILE_LIST).lstrip("/"), names.encode()))
     if kernel is not None:
-        made.append(cpio.regular(str(KERNEL).lstrip("/"), kernel.read_bytes()))
+        made.append(cpio.regular(str(KERNEL).lstrip("/"), _kernel(kernel)))
     return made
+
+
+def _kernel(path: Path) -> bytes:
+    """Return the bzImage at `path`; FormatError when it is none, for a boot would find that out too late."""
+    data = path.read_bytes()
+    try:
+        bzimage.parse(data)
+    except FormatError as error:
+        raise FormatError(f"{path} cannot be the kernel that restores: {error}") from None
+    return data
 
 
 def _library_entry(path: Path) -> cpio.Entry:

@@ -36,6 +36,8 @@ def tool_entries(paths: Iterable[Path]) -> list[cpio.Entry]:
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _CPIO_MAGIC = b"07070"
+_OTHER_MAGICS = (b"\x1f\x8b", b"\x1f\x9e", b"BZh", b"\x5d\x00", b"\xfd7zXZ\x00", b"\x89LZO", b"\x02!L\x18")
+"""Of gzip (both), bzip2, LZMA, XZ, LZO and LZ4, as lib/decompress.c of Linux 6.12 knows them."""
 _USUAL_RATIO = 3
 
 
@@ -75,6 +77,11 @@ def without_kernel(initrd: bytes) -> bytes:
         return cpio.without(initrd, str(KERNEL).lstrip("/"))
     except FormatError:
         return initrd
+
+
+def is_initramfs(head: bytes) -> bool:
+    """Tell by its first bytes whether a file can be an initramfs: a cpio archive, as it is or compressed."""
+    return head.startswith((_CPIO_MAGIC, _ZSTD_MAGIC, *_OTHER_MAGICS))
 
 
 def unpacked_size(initrd: bytes) -> int:

@@ -62,8 +62,8 @@ def command_line(own: str, role: str, *, la57: bool, loops_per_jiffy: int = 0, t
 
     Options about the machine are passed on, those about the system are not. The second kernel must use as many
     levels of page tables as A (`la57`: five), and stay where it was loaded. `loops_per_jiffy` and `tsc_khz` spare it
-    the measuring (see docs/speed.md); 0 for what is not known, and the former also when the second kernel is not the
-    same build as the one that measured it. A second kernel reaches A's memory through /dev/mem: one with
+    the measuring (see docs/performance.md); 0 for what is not known, and the former also when the second kernel is not
+    the same build as the one that measured it. A second kernel reaches A's memory through /dev/mem: one with
     IO_STRICT_DEVMEM refuses what is reserved and busy there (seen on 6.12), unless it is told iomem=relaxed.
     """
     options = ["rcupdate.rcu_expedited=1", "iomem=relaxed", *([] if la57 else ["no5lvl"])]

@@ -204,7 +204,7 @@ def _initrds() -> tuple[str, ...]:
 def _one_peer(switching: _Switching, rounds: int, memory: int, tell: Tell) -> str:
     """Switch between two kernels; return the release that the peer says it is."""
     found = switching.found
-    (booted,) = switching.boot(OTHER_KERNEL, *_initrds())
+    (booted,) = switching.boot(OTHER_KERNEL, "--name", "B", *_initrds())
     found.boot_seconds = booted.boot_seconds
     switching.start_work("B")
     switching.verify("before", "B")
@@ -252,7 +252,7 @@ window_size = {96 << 20}
 
 
 def _leaks(switching: _Switching, jumps: int) -> None:
-    switching.boot(OTHER_KERNEL, *_initrds())
+    switching.boot(OTHER_KERNEL, "--name", "B", *_initrds())
     done = switching.rounds("leak_test", ["B"], jumps, "--memory")
     settled = min(_SETTLED, jumps // 4)
     lost = round(slope(done.free[settled:]), 1)

@@ -52,7 +52,7 @@ class Survey:
         shadows = [(p.name, p.shadow) for p in self.peers]
         return [
             ("while a peer runs: its window and low memory", fixed + places),
-            ("while A runs: where they are", fixed + shadows),
+            ("while this system runs: where they are", fixed + shadows),
         ]
 
 
@@ -80,7 +80,7 @@ def _without_later(kinds: Sequence[tuple[str, RangeSet]]) -> Iterable[tuple[str,
 
 def legend(survey: Survey) -> list[tuple[str, str]]:
     """Return (kind, words) for each kind that is drawn."""
-    words = [("ram", "A's memory"), ("kernel", "A's kernel"), ("channel", "the channel")]
+    words = [("ram", "this system's memory"), ("kernel", "its kernel"), ("channel", "the channel")]
     for peer in survey.peers:
         shown = ", ".join(str(r) for r in peer.place)
         words.append((peer.name, f"{peer.name}, Linux {peer.release}: {peer.place.size // _MIB} MiB at {shown}"))

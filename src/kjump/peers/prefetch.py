@@ -5,7 +5,6 @@ Python imports what a hibernation needs on one CPU, for longer than it takes to 
 
 from __future__ import annotations
 
-import functools
 import os
 from pathlib import Path
 
@@ -17,12 +16,6 @@ from kjump.peers.registry import Ledger
 
 _SPARE = 64 << 20
 """Bytes of memory that must be left: more than `preflight.has_room` asks for, which is not asked then."""
-
-
-@functools.cache
-def begun() -> Unpacking | None:
-    """Return what `unpack_ahead` began when this was called first: before the command line is looked at, if it can."""
-    return unpack_ahead()
 
 
 def unpack_ahead(folder: Path = FOLDER) -> Unpacking | None:

@@ -126,7 +126,7 @@ class Ledger:
     def __enter__(self) -> Ledger:
         """Lock it; HostError while another command has it."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what is in it is for root only
             self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise HostError(f"cannot write in {self.folder}: {error.strerror}; be root") from None

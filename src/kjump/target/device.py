@@ -178,7 +178,7 @@ class Target:
         size = min(signatures.LENGTH, self.capacity // _BLOCK * _BLOCK)
         carried = signatures.found(self.read(0, size))
         if carried is not None:
-            raise TargetError(f"target {self.path} carries {carried}: wipe it first, or give --force")
+            raise TargetError(f"target {self.path} carries {carried}: wipe it first, or give --overwrite")
 
     def arm(self) -> Superblock:
         """Make the target ready for one image: write a superblock with a new random cookie and return it.

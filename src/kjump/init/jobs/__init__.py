@@ -72,7 +72,8 @@ def save_job(work: Work) -> dict[str, Any]:
             done = {"saved": result.as_report(), "stamps": stamps, "seed": fresh_seed()}
             made.keep()
             return done
-        role.console.line(f"kjump: A is saved ({result.image_bytes / 1e6:.1f} MB on the target); switching off")
+        megabytes = result.image_bytes / 1e6
+        role.console.line(f"kjump: the first system is saved ({megabytes:.1f} MB on the target); switching off")
         if not work.guard.disarm():
             raise HostError("the time limit struck when the image was complete")
         syscalls.power_off()
@@ -157,7 +158,7 @@ def shell_job(work: Work) -> dict[str, Any]:
     shell = next((path for path in _SHELLS if os.access(path[0], os.X_OK)), None)
     if shell is None:
         raise HostError("the second kernel's initramfs has no shell: add one with a further --initrd")
-    work.role.console.line("kjump: a shell of the second kernel; `exit` goes back to A")
+    work.role.console.line("kjump: a shell of the second kernel; `exit` goes back to the first one")
     pid = os.posix_spawn(shell[0], shell, os.environ)
     _, status = os.waitpid(pid, 0)
     return {"status": os.waitstatus_to_exitcode(status)}

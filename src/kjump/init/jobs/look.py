@@ -23,7 +23,7 @@ from kjump.kexec import mailbox
 from kjump.kexec.physical import read_physical
 
 USAGE = """usage: kjump peer info [--json]
-       kjump peer dump [--level 0-31] [--format image|kdump|elf] [--force] DST
+       kjump peer dump [--dump-level 0-31] [--format image|kdump|elf] [--force] DST
        kjump peer drgn [VMLINUX [SCRIPT]]"""
 _LEVEL = 31
 
@@ -63,7 +63,7 @@ def dump(arguments: Sequence[str]) -> str:
     options, destination = _dump_options(arguments)
     request = Request(
         (destination,),
-        level=int(options["--level"]),
+        level=int(options["--dump-level"]),
         format=Format(options["--format"]),
         threads=os.cpu_count() or 1,
         force="--force" in options,
@@ -75,8 +75,8 @@ def dump(arguments: Sequence[str]) -> str:
 
 
 def _dump_options(arguments: Sequence[str]) -> tuple[dict[str, str], str]:
-    options = {"--level": str(_LEVEL), "--format": "image"}
-    words, left = [], list(arguments)
+    options = {"--dump-level": str(_LEVEL), "--format": "image"}
+    words, left = [], ["--dump-level" if a == "--level" else a for a in arguments]
     while left:
         word = left.pop(0)
         if word == "--force":
@@ -85,7 +85,11 @@ def _dump_options(arguments: Sequence[str]) -> tuple[dict[str, str], str]:
             options[word] = left.pop(0)
         else:
             words.append(word)
-    if len(words) != 1 or not options["--level"].isdecimal() or options["--format"] not in ("image", "kdump", "elf"):
+    if (
+        len(words) != 1
+        or not options["--dump-level"].isdecimal()
+        or options["--format"] not in ("image", "kdump", "elf")
+    ):
         raise UsageError(USAGE)
     return options, words[0]
 
@@ -94,8 +98,8 @@ def drgn(arguments: Sequence[str]) -> str:
     """Open A in drgn, with the debugging information in VMLINUX; run SCRIPT, or its prompt."""
     if importlib.util.find_spec("drgn") is None:
         raise HostError(
-            "drgn is not in this initramfs, and its debugging information seldom fits beside it: save A with `kjump "
-            "peer dump`, or from A with `kjump snapshot --level`, and open that with drgn elsewhere"
+            "drgn is not in this initramfs, and its debugging information seldom fits beside it: save the system with "
+            "`kjump peer dump`, or before with `kjump snapshot --dump-level`, and open that with drgn elsewhere"
         )
     import runpy
 

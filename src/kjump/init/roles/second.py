@@ -71,7 +71,7 @@ class _WayBack:
                 self.guard.end()
             self._tell(outcome, self._report | report)
             with contextlib.suppress(Exception):
-                self.role.console.line("kjump: going back to A")
+                self.role.console.line("kjump: going back to the first system")
                 self.role.status.send("going-back")
             syscalls.jump()
 
