@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from kjump.cli import lab
 from kjump.errors import LabError
 from kjump.lab.machine import cache, kernel, kernel_config, kernel_make, kernel_source, tools
 from kjump.lab.machine.kernel import LabKernel
@@ -285,12 +284,3 @@ def test_trees_that_killed_builds_left_are_swept_and_those_at_work_are_not(tmp_p
         fcntl.flock(lock, fcntl.LOCK_EX)
         kernel_make._sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.glob("*.work")) == ["held.work"]
-
-
-def test_progress_is_told_in_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with lab._progress("linux 6.12") as report:
-        for step in range(101):
-            report(step / 100, f"file{step}.o")
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 11
-    assert lines[0].startswith("linux 6.12:   0% after 0 s, file0.o") and "100%" in lines[-1]
