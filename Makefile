@@ -1,6 +1,7 @@
 # make demo   sets everything up and hibernates a Linux in a virtual machine
 # make test   sets everything up and runs all tests
 # make lint   format and type checks
+# make check-native  the tests of the native modules, which are built with the address and undefined behaviour sanitizers
 # make bench  speed and memory, against the peers
 # make clean-room SUITE=trixie   what README.md says, in a minimal Debian of its own (bookworm, trixie; DEMO=1: make demo too)
 # make soak   twenty hibernations of a busy machine in a row (SOAK=n: n of them), five from standby, 200 jumps; takes half an hour
@@ -24,7 +25,15 @@ PYTEST ?= $(BIN)/python -m pytest
 SOAK ?= 20
 SUITE ?= bookworm
 
-.PHONY: setup apt kernels kernel-i386 demo test lint format soak bench clean-room clean
+C_FILES = $(shell find src examples tests -name '*.[ch]')
+
+# The native modules with sanitizers, in a folder of their own, and the tests that drive them.
+NATIVE := $(CURDIR)/build/native
+NATIVE_TESTS := $(addprefix tests/unit/test_, core.py kexec_kimage.py seekable.py image_layout.py destination.py \
+  peers_on_disk.py second_kernel.py snapshot_rules.py dump_classes.py dump_files.py dump_formats.py dump_mutations.py)
+PRELOAD = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libubsan.so)
+
+.PHONY: setup apt kernels kernel-i386 demo test lint format check-native soak bench clean-room clean
 
 setup: apt $(INSTALLED)
 
@@ -61,13 +70,25 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/mypy bench build-aux tests/conftest.py
 	for ring in unit emulator lab; do $(BIN)/mypy --implicit-reexport tests/$$ring || exit; done
+	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
 
 format: setup
+	$(BIN)/clang-format -i $(C_FILES)
 	$(BIN)/ruff format src tests bench build-aux
 	$(BIN)/ruff check --fix src tests bench build-aux
 
 test: setup lint kernels kernel-i386
 	$(PYTEST)
+
+# Python's own allocations go to the sanitizer too (PYTHONMALLOC); what Python keeps to its end is no leak. A report ends
+# the process and goes to its standard error, which pytest must not hold back.
+check-native: setup
+	rm -rf $(NATIVE)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/meson setup $(NATIVE)/build $(CURDIR) --buildtype debugoptimized -Db_lundef=false \
+	  -Db_sanitize=address,undefined -Dc_args=-fno-sanitize-recover=all -Dpython.platlibdir=/site -Dpython.purelibdir=/site
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/meson install -C $(NATIVE)/build --quiet --destdir $(NATIVE)
+	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
+	  PYTHONPATH=$(NATIVE)/site KJUMP_NATIVE=$(NATIVE)/site $(PYTEST) --capture=sys $(NATIVE_TESTS)
 
 soak: setup kernels
 	$(BIN)/kjump lab demo hibernate --rounds $(SOAK)

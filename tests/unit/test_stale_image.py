@@ -69,7 +69,7 @@ def test_b_gives_up_when_the_machine_stays_on(machine: Machine, power_off: Calla
     b_is_back_and_power_goes(machine)
 
 
-@pytest.mark.parametrize("where", ["saved", "kjump: A is saved"])
+@pytest.mark.parametrize("where", ["saved", "kjump: the first system is saved"])
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "console"), RuntimeError("odd"), KeyboardInterrupt()], ids=repr)
 def test_b_gives_up_when_something_raises_after_the_save(machine: Machine, where: str, error: BaseException) -> None:
     def raising(line: str) -> None:
@@ -80,7 +80,7 @@ def test_b_gives_up_when_something_raises_after_the_save(machine: Machine, where
     b_is_back_and_power_goes(machine)
 
 
-@pytest.mark.parametrize("where", ["saved", "kjump: A is saved"])
+@pytest.mark.parametrize("where", ["saved", "kjump: the first system is saved"])
 def test_b_gives_up_when_its_time_limit_strikes_after_the_save(machine: Machine, where: str) -> None:
     machine.time_limit = 0.3
     machine.in_b = lambda line: threading.Event().wait(60) if line.startswith(where) else None
@@ -123,8 +123,8 @@ def test_the_machine_is_not_switched_off_once_the_time_limit_has_struck(
         threading.Event().wait(0.5)
         machine.go_home()
 
-    monkeypatch.setattr(crash.second.host, "jump", jump)
-    machine.in_b = lambda line: leaving.wait(10) if line.startswith("kjump: A is saved") else None
+    monkeypatch.setattr(crash.second.syscalls, "jump", jump)
+    machine.in_b = lambda line: leaving.wait(10) if line.startswith("kjump: the first system is saved") else None
     trip = machine.travel()
     assert (trip.outcome, machine.state) == (mailbox.OUTCOME_FAILED, State.INVALID)
     assert "time limit" in trip.report["reason"]

@@ -1,5 +1,6 @@
 /*
- * The x86_64 door: through it a resident second kernel leaves. layouts.py has its fields (gate.h) and why it is a page of its own.
+ * The x86_64 door: through it a resident second kernel leaves. layouts.py has its fields (gate.h), and says why it is a
+ * page of its own.
  *
  * B's kernel calls it as any kexec target with preserved context: on B's identity tables, which map this page and B's
  * RAM, with the return address on a stack of one page. Only the tables are changed here; RSP and [RSP] go on to the
