@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from simulated_guest import Answer, SimulatedMachine
 
 from kjump.errors import FormatError, LabError
 from kjump.formats.superblock import State, Superblock
-from kjump.lab import hibernation, switching
+from kjump.lab import hibernation, rollback, switching
 from kjump.lab.campaign import campaign, power_faults, provocations
 from kjump.lab.campaign.campaign import Campaign, CampaignSize, fault
 from kjump.lab.hibernation import HibernationOptions
@@ -227,3 +229,50 @@ def test_moments_of_a_restore_are_spread_over_three_checkpoints(shared: Campaign
     assert prepared.command == first.unfinished[-1]
     moments = list(power_faults.moments_after(prepared.restoring, 2.0, 4, random.Random(1)))
     assert all(point == prepared.restoring for point, _ in moments)
+
+
+class RollingBack:
+    """A system that is destroyed and rolled back to its snapshot, whose command then ends once more."""
+
+    def __init__(self) -> None:
+        self.works = True
+        self.count = 0
+        self.ahead = 0
+
+    def said(self) -> str:
+        report = {"taken": True, "rolled_back": self.count > 0, "count": self.count, "kind": "snapshot"}
+        rest = {"target": "/dev/vdb", "phases": {"pause": 1.25}, "stamps": {}, "report": {}}
+        return f"{json.dumps(report | rest)}\nrandom{self.count}\n{time.time() + self.ahead}\n"
+
+    def __call__(self, machine: SimulatedMachine, command: Sequence[str]) -> Answer:
+        line = " ".join(command)
+        if "kjump.lab.guest.workload verify" in line:
+            return (0, account(GOOD), "") if self.works else (1, "", "no answer")
+        if command[0] == "sh" and "kjump snapshot" in line:
+            threading.Timer(0.05, lambda: machine.end(machine.unfinished[0], 0, self.said())).start()
+            return None
+        if command[0] == "sh" and "kill" in line:
+            self.works = False
+        if "clock_settime" in line:
+            self.ahead += int(line.rpartition("+ ")[2].rstrip(")"))
+        if line == "kjump rollback --from /dev/vdb":
+            self.works, self.count = True, self.count + 1
+            machine.end(machine.unfinished[0], 0, self.said())
+            return None
+        if line.startswith("kjump rollback"):
+            return 1, "", "kjump: the ext4 file system on /dev/vdc (mounted at /var) has changed\n"
+        return (1 if command[0] == "ls" else 0), "", ""
+
+
+def test_roll_backs_are_put_together(machines: Machines, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(rollback, "make_file_system", lambda *_: None)
+    monkeypatch.setattr(
+        rollback, "read_superblock", lambda _: Superblock(state=State.SNAPSHOT, details={"rolled_back": 2})
+    )
+    machines.append(SimulatedMachine(RollingBack()))
+    demo = rollback.run(tmp_path, version="6.12", hardware=HARDWARE)
+    assert demo.ok, demo.failed
+    assert (demo.pause, len(demo.seconds), len(demo.clock_errors)) == (1.25, 2, 2)
+    assert demo.refusal.endswith("/dev/vdc (mounted at /var) has changed")
+    for name in ("taken", "destroyed_2", "rolled_back_2", "file_2", "no_rubbish_1", "refused", "counted"):
+        assert name in demo.checks
