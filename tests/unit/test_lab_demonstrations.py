@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,16 @@ from simulated_guest import Answer, SimulatedMachine
 
 from kjump.errors import FormatError, LabError
 from kjump.formats.superblock import State, Superblock
-from kjump.lab import hibernation, rollback, switching
+from kjump.lab import hibernation, rollback, snapshot, switching
 from kjump.lab.campaign import campaign, power_faults, provocations
 from kjump.lab.campaign.campaign import Campaign, CampaignSize, fault
+from kjump.lab.guest.ticker import Pause
 from kjump.lab.hibernation import HibernationOptions
 from kjump.lab.machine import kernel_source
 from kjump.lab.machine.disks import make_disk, read_superblock, write_superblock
 from kjump.lab.machine.installation import Hardware, Installation
 from kjump.lab.machine.kernel import LabKernel
+from kjump.lab.reports import SavedBytes, SnapshotReport
 from kjump.lab.switching import SwitchingOptions
 
 GOOD = {"counting": True, "file": True}
@@ -276,3 +279,19 @@ def test_roll_backs_are_put_together(machines: Machines, monkeypatch: pytest.Mon
     assert demo.refusal.endswith("/dev/vdc (mounted at /var) has changed")
     for name in ("taken", "destroyed_2", "rolled_back_2", "file_2", "no_rubbish_1", "refused", "counted"):
         assert name in demo.checks
+
+
+def test_a_snapshot_lies_in_the_one_pause_that_its_jump_lies_in() -> None:
+    report = SnapshotReport(
+        True, False, 0, "snapshot", "/dev/vdc", {"pause": 1.0}, 1.0, entered=500, saved=SavedBytes(kept=200, image=100)
+    )
+    pauses = [Pause((7,), 100, 200), Pause((8, 9), 400, 900), Pause((9,), 1000, 1100)]
+    taken = snapshot._account(report, pauses, rate=250.0)
+    assert (taken.values, taken.process_pause, taken.kept_bytes, taken.exact) == ((8, 9), 2.0, 200, False)
+    assert replace(taken, seen={"kjump": 9, "drgn": 9}).exact
+    assert not replace(taken, seen={"kjump": 9, "drgn": 8}).exact
+    assert not replace(taken, seen={"kjump": 7}).exact
+    with pytest.raises(LabError, match="saw 0 pauses"):
+        snapshot._account(report, pauses[:1], rate=250.0)
+    with pytest.raises(LabError, match="does not say what was saved"):
+        snapshot._account(replace(report, saved=None), pauses, rate=250.0)

@@ -91,7 +91,7 @@ def _run(
 
 @click.group()
 def demo() -> None:
-    """Demonstrations: the real thing, in virtual machines."""
+    """Demonstrations and faults in virtual machines, each with its checks."""
 
 
 @demo.command("hibernate")
