@@ -91,7 +91,7 @@ def _run(
 
 @click.group()
 def demo() -> None:
-    """Demonstrations and faults in virtual machines, each with its checks."""
+    """Demonstrations and faults in virtual machines."""
 
 
 @demo.command("hibernate")
