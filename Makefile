@@ -5,6 +5,7 @@
 # make bench  speed and memory, against the peers
 # make clean-room SUITE=trixie   what README.md says, in a minimal Debian of its own (bookworm, trixie; DEMO=1: make demo too)
 # make soak   twenty hibernations of a busy machine in a row (SOAK=n: n of them), five from standby, 200 jumps; takes half an hour
+# make fuzz   coverage-guided fuzzing of all that reads what others wrote (SECONDS=n: for each target)
 # Each installs what it needs and can be run again at any time.
 
 PYTHON ?= /usr/bin/python3
@@ -24,6 +25,8 @@ KERNELS ?= $(shell for v in $(KERNEL_VERSIONS); do [ ! -e /usr/src/linux-source-
 PYTEST ?= $(BIN)/python -m pytest
 SOAK ?= 20
 SUITE ?= bookworm
+SECONDS ?= 60
+FUZZ_TARGETS := vmcoreinfo dumps notes images superblock cmdline
 
 C_FILES = $(shell find src examples tests -name '*.[ch]')
 
@@ -33,7 +36,7 @@ NATIVE_TESTS := $(addprefix tests/unit/test_, core.py kexec_kimage.py seekable.p
   peers_on_disk.py second_kernel.py snapshot_rules.py dump_classes.py dump_files.py dump_formats.py dump_mutations.py)
 PRELOAD = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libubsan.so)
 
-.PHONY: setup apt kernels kernel-i386 demo test lint format check-native soak bench clean-room clean
+.PHONY: setup apt kernels kernel-i386 demo test lint format check-native soak bench fuzz clean-room clean
 
 setup: apt $(INSTALLED)
 
@@ -65,17 +68,18 @@ demo: setup
 	$(BIN)/kjump lab demo hibernate --kernel $(firstword $(KERNELS))
 
 lint: setup
-	$(BIN)/ruff format --check src tests bench build-aux
-	$(BIN)/ruff check src tests bench build-aux
+	$(BIN)/ruff format --check src tests bench build-aux fuzz
+	$(BIN)/ruff check src tests bench build-aux fuzz
 	$(BIN)/mypy
 	$(BIN)/mypy bench build-aux tests/conftest.py
 	for ring in unit emulator lab; do $(BIN)/mypy --implicit-reexport tests/$$ring || exit; done
+	MYPYPATH=src:tests/unit:fuzz $(BIN)/mypy fuzz/*.py
 	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
 
 format: setup
 	$(BIN)/clang-format -i $(C_FILES)
-	$(BIN)/ruff format src tests bench build-aux
-	$(BIN)/ruff check --fix src tests bench build-aux
+	$(BIN)/ruff format src tests bench build-aux fuzz
+	$(BIN)/ruff check --fix src tests bench build-aux fuzz
 
 test: setup lint kernels kernel-i386
 	$(PYTEST)
@@ -104,6 +108,14 @@ bench: setup kernels
 # As root: a root file system is made and thrown away again.
 clean-room:
 	$(PYTHON) build-aux/clean_room.py $(SUITE) $(if $(DEMO),--demo) $(if $(KEEP),--keep)
+
+$(VENV)/.fuzz: pyproject.toml $(INSTALLED)
+	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation '.[fuzz]'
+	touch $@
+
+# One after the other; the first find ends it, and leaves its input in .fuzz/TARGET/.
+fuzz: setup $(VENV)/.fuzz
+	for target in $(FUZZ_TARGETS); do nice -n 19 $(BIN)/python fuzz/run.py $$target --seconds $(SECONDS) || exit 1; done
 
 clean:
 	rm -rf $(VENV) build

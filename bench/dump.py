@@ -24,8 +24,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from kjump.dump import pages
-from kjump.dump.sources import open_source
+from kjump.dump.opening import open_source
+from kjump.dump.selection import select_level
 from kjump.lab.machine.cache import cache_root
 from kjump.lab.machine.kernel_source import build
 
@@ -159,7 +159,7 @@ def filter_stage(core: Path) -> None:
         best_select = best_read = 1e9
         for _ in range(5):
             begun = time.perf_counter()
-            pages.select_level(source.layout, source.present, 31)
+            select_level(source.layout, source.present, 31)
             best_select = min(best_select, time.perf_counter() - begun)
             begun = time.perf_counter()
             size = 0

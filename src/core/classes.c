@@ -27,14 +27,27 @@ static inline uint64_t load(const uint8_t *at, size_t size)
     return value;
 }
 
-/* Return the order of the compound page that `page` heads; 0 when it heads none, or its order makes no sense. */
-static uint64_t compound_order(const struct job *job, uint64_t i, uint64_t flags)
+/* Tell whether the page with struct `i` can begin a block of that order: blocks lie at multiples of their size. */
+static bool fits(const struct job *job, uint64_t i, uint64_t order)
+{
+    return order <= MAX_ORDER && (job->first + i) % (1ull << order) == 0;
+}
+
+/* Return the order of the compound page with head `i`; 0 when it heads none, or its order makes no sense. */
+static uint64_t compound_order(const struct job *job, uint64_t i, uint64_t flags, const size_t word)
 {
     const struct page_fields *is = &job->is;
     if (!(flags & is->head_mask) || i + 1 >= job->count)
         return 0;
     uint64_t order = job->structs[i * is->stride + is->order_at];
-    return order <= MAX_ORDER && (job->first + i) % (1ull << order) == 0 ? order : 0;
+    if (!fits(job, i, order))
+        return 0;
+    /* What is no tail at the end of it was never counted in: kernels have moved the order more than once. */
+    uint64_t last = i + (1ull << order) - 1;
+    if (order && is->tail_mask && last < job->count &&
+        !(load(job->structs + last * is->stride + is->tail_at, word) & is->tail_mask))
+        return 0;
+    return order;
 }
 
 /* Return the class of the page with struct `i`, or -1; sets `*pages` to how many it stands for. */
@@ -48,10 +61,13 @@ static inline __attribute__((always_inline)) int classify_page(const struct job 
     *pages = 1;
     if (type == is->buddy || type == is->unaccepted) {
         uint64_t order = load(page + is->private_at, word);
-        *pages = order <= MAX_ORDER ? 1ull << order : 1;
+        bool good = order < is->free_orders && fits(job, i, order);
+        if (!good && type == is->buddy)
+            return -1; /* the struct is damaged, and says nothing of the page */
+        *pages = good ? 1ull << order : 1;
         return CLASS_FREE;
     }
-    uint64_t order = compound_order(job, i, flags);
+    uint64_t order = compound_order(job, i, flags, word);
     bool slab = type == is->slab || (flags & is->slab_mask);
     /* Tails use the words of `mapping` for something else; they go with their heads, or not at all. */
     bool tail = load(page + is->tail_at, word) & is->tail_mask;

@@ -40,7 +40,7 @@ bool codec_decompress(struct codec *codec, uint32_t method, const uint8_t *data,
 /* pages.c */
 
 typedef PyObject *dump_function(PyObject *module, PyObject *args, PyObject *kwargs);
-dump_function dump_advance, dump_compress_pages, dump_drop, dump_place, dump_read_pages, dump_read_kdump;
+dump_function dump_advance, dump_compress_pages, dump_drop, dump_missing, dump_place, dump_read_pages, dump_read_kdump;
 
 extern PyObject *dump_format_error;
 

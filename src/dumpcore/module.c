@@ -7,6 +7,7 @@ static PyMethodDef functions[] = {
     FUNCTION(dump, advance, "Find where the next pages of a bitmap end."),
     FUNCTION(dump, compress_pages, "Compress pages one by one, with descriptors."),
     FUNCTION(dump, drop, "Clear bits of a bitmap whose pages are marked."),
+    FUNCTION(dump, missing, "Find page descriptors whose data are not in a file."),
     FUNCTION(dump, place, "Make the offsets of page descriptors absolute."),
     FUNCTION(dump, read_kdump, "Read pages of a kdump-compressed file by their descriptors."),
     FUNCTION(dump, read_pages, "Read the pages of a bitmap from a file's pieces."),

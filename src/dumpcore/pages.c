@@ -25,8 +25,8 @@ static int take_file(struct file *file, int fd, const Py_buffer *pieces)
     return -1;
 }
 
-/* Read `length` bytes from `address`; 0, EFAULT when no piece has some of them, or as shared_read. */
-static int read_at(const struct file *file, uint64_t address, uint8_t *data, uint64_t length)
+/* Return the index of the first piece that ends behind `address`. */
+static size_t piece_at(const struct file *file, uint64_t address)
 {
     size_t low = 0, high = file->count;
     while (low < high) {
@@ -36,6 +36,27 @@ static int read_at(const struct file *file, uint64_t address, uint8_t *data, uin
         else
             high = middle;
     }
+    return low;
+}
+
+/* Tell whether all of `length` bytes from `address` are in the pieces. */
+static bool is_there(const struct file *file, uint64_t address, uint64_t length)
+{
+    for (size_t i = piece_at(file, address); length > 0; i++) {
+        const struct piece *piece = &file->pieces[i];
+        if (i >= file->count || address < piece->address)
+            return false;
+        uint64_t size = MIN(length, piece->address + piece->length - address);
+        address += size;
+        length -= size;
+    }
+    return true;
+}
+
+/* Read `length` bytes from `address`; 0, EFAULT when no piece has some of them, or as read_all. */
+static int read_at(const struct file *file, uint64_t address, uint8_t *data, uint64_t length)
+{
+    size_t low = piece_at(file, address);
     while (length > 0) {
         const struct piece *piece = &file->pieces[low++];
         if (low > file->count || address < piece->address)
@@ -53,10 +74,11 @@ static int read_at(const struct file *file, uint64_t address, uint8_t *data, uin
 
 static PyObject *raise_error(int error, const char *what, uint64_t where)
 {
+    /* PyErr_Format knows no flags such as the # of %#llx before Python 3.14: it prints the format itself. */
     if (error == EFAULT)
-        PyErr_Format(dump_format_error, "there is no %s at %#llx", what, (unsigned long long)where);
+        PyErr_Format(dump_format_error, "there is no %s at 0x%llx", what, (unsigned long long)where);
     else if (error == ENODATA)
-        PyErr_Format(dump_format_error, "the file is cut off: it ends before the %s at %#llx", what,
+        PyErr_Format(dump_format_error, "the file is cut off: it ends before the %s at 0x%llx", what,
                      (unsigned long long)where);
     else if (error == EILSEQ)
         PyErr_Format(dump_format_error, "%s %llu is damaged", what, (unsigned long long)where);
@@ -280,15 +302,11 @@ static int fetch(struct reader *reader, const struct desc *desc, const uint8_t *
 static int read_page(struct reader *reader, const struct desc *desc, uint8_t *page)
 {
     const uint8_t *data;
-    if (desc->offset == 0) { /* lost when the file was written */
-        memset(page, 0, PAGE);
-        return 0;
-    }
-    if (desc->offset == reader->shared_at) {
+    if (desc->offset != 0 && desc->offset == reader->shared_at) {
         memcpy(page, reader->shared, PAGE);
         return 0;
     }
-    if (desc->size == 0 || desc->size > PAGE || desc->offset > INT64_MAX - AHEAD)
+    if (desc->offset == 0 || desc->size == 0 || desc->size > PAGE || desc->offset > INT64_MAX - AHEAD)
         return EILSEQ;
     int error = fetch(reader, desc, &data);
     if (error == 0 && !codec_decompress(&reader->codec, desc->flags & METHODS, data, desc->size, page))
@@ -335,6 +353,31 @@ PyObject *dump_read_kdump(PyObject *Py_UNUSED(module), PyObject *args, PyObject 
     if (reader != NULL)
         codec_free(&reader->codec);
     free(reader);
+    PyBuffer_Release(&pieces);
+    PyBuffer_Release(&descs);
+    return result;
+}
+
+PyObject *dump_missing(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"pieces", "descs", NULL};
+    Py_buffer pieces, descs;
+    struct file file;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*y*:missing", names, &pieces, &descs))
+        return NULL;
+    PyObject *result = NULL;
+    uint64_t count = (uint64_t)descs.len / sizeof(struct desc);
+    if (take_file(&file, -1, &pieces) == 0 &&
+        (result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)((count + 7) / 8))) != NULL) {
+        uint8_t *marks = (uint8_t *)PyBytes_AsString(result);
+        const struct desc *desc = descs.buf;
+        memset(marks, 0, (count + 7) / 8);
+        Py_BEGIN_ALLOW_THREADS;
+        for (uint64_t i = 0; i < count; i++)
+            if (desc[i].offset == 0 || (desc[i].size <= PAGE && !is_there(&file, desc[i].offset, desc[i].size)))
+                marks[i / 8] |= (uint8_t)(1u << (i % 8));
+        Py_END_ALLOW_THREADS;
+    }
     PyBuffer_Release(&pieces);
     PyBuffer_Release(&descs);
     return result;

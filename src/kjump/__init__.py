@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from kjump.call.program import from_elf as program_from_elf
     from kjump.call.program import from_flat as program_from_flat
     from kjump.dump.classes import PageClass
-    from kjump.dump.info import gather as summarize_dump
-    from kjump.dump.job import Format as DumpFormat
-    from kjump.dump.job import Request as DumpRequest
-    from kjump.dump.job import dump as write_dump
-    from kjump.dump.pages import select_level as select_pages
-    from kjump.dump.sources import Source
-    from kjump.dump.sources import open_source as open_dump
+    from kjump.dump.create import Format as DumpFormat
+    from kjump.dump.create import Request as DumpRequest
+    from kjump.dump.create import dump as write_dump
+    from kjump.dump.opening import open_source as open_dump
+    from kjump.dump.selection import select_level as select_pages
+    from kjump.dump.source import Source
+    from kjump.dump.summary import summarize as summarize_dump
     from kjump.emulator.machine import EmulatedMachine
     from kjump.errors import (
         FormatError,
@@ -68,8 +68,8 @@ _HOMES = {
     "Arch": "kjump.call.program",
     "CallResult": "kjump.call.machine",
     "Check": "kjump.hibernate.preflight",
-    "DumpFormat": "kjump.dump.job:Format",
-    "DumpRequest": "kjump.dump.job:Request",
+    "DumpFormat": "kjump.dump.create:Format",
+    "DumpRequest": "kjump.dump.create:Request",
     "EmulatedMachine": "kjump.emulator.machine",
     "FaultError": "kjump.call.machine",
     "FormatError": "kjump.errors",
@@ -87,7 +87,7 @@ _HOMES = {
     "Range": "kjump.ranges",
     "RangeSet": "kjump.ranges",
     "Segment": "kjump.kexec.plan",
-    "Source": "kjump.dump.sources",
+    "Source": "kjump.dump.source",
     "TargetError": "kjump.errors",
     "UsageError": "kjump.errors",
     "checks": "kjump.hibernate.preflight",
@@ -97,17 +97,17 @@ _HOMES = {
     "jump": "kjump.kexec.syscalls",
     "load": "kjump.kexec.syscalls",
     "make_plan": "kjump.kexec.plan",
-    "open_dump": "kjump.dump.sources:open_source",
+    "open_dump": "kjump.dump.opening:open_source",
     "open_target": "kjump.target.file:open_for_image",
     "plan_kernel": "kjump.kexec.second_kernel",
     "program_from_elf": "kjump.call.program:from_elf",
     "program_from_flat": "kjump.call.program:from_flat",
     "roll_back": "kjump.hibernate.rollback:rollback",
-    "select_pages": "kjump.dump.pages:select_level",
-    "summarize_dump": "kjump.dump.info:gather",
+    "select_pages": "kjump.dump.selection:select_level",
+    "summarize_dump": "kjump.dump.summary:summarize",
     "take_snapshot": "kjump.hibernate.snapshot:snapshot",
     "unload": "kjump.kexec.syscalls",
-    "write_dump": "kjump.dump.job:dump",
+    "write_dump": "kjump.dump.create:dump",
 }
 """Where each name of the interface is: its module, and its name there when that is another.
 

@@ -31,9 +31,11 @@ def read_pages(fd: int, pieces: Buffer, keep: Buffer, stored: Buffer, start: int
 def read_kdump(fd: int, pieces: Buffer, descs: Buffer, first: int) -> bytes:
     """Return the pages that `descs` describe; their offsets are the pieces' addresses.
 
-    A descriptor without an offset gives a page of zeros. FormatError when a page is damaged; it counts pages from
-    `first` then.
+    FormatError when a page is damaged, or has no data; it counts pages from `first` then.
     """
+
+def missing(pieces: Buffer, descs: Buffer) -> bytes:
+    """Return a bitmap of those of `descs` whose data are not, or not all, in the pieces, or that have no offset."""
 
 def compress_pages(pages: Buffer, method: int, level: int, zeros: bool = False) -> tuple[bytearray, bytes]:
     """Compress whole pages one by one; return their descriptors, offsets from 0, and their data.

@@ -17,9 +17,11 @@ from pathlib import Path
 import pytest
 
 from kjump import _core, _dump
-from kjump.dump import pages
-from kjump.dump.job import Format, Request, dump
-from kjump.dump.sources import Source, open_source
+from kjump.dump import bitmaps
+from kjump.dump.create import Format, Request, dump
+from kjump.dump.opening import open_source
+from kjump.dump.selection import select_level
+from kjump.dump.source import Source
 from kjump.formats.kdump import Method
 from kjump.lab.machine import kernel_source as kernels
 from kjump.lab.machine import vmcore
@@ -73,14 +75,14 @@ def without_zeros(source: Source, keep: bytearray) -> bytearray:
 def test_the_same_frames_are_left_out_at_every_level(core: Path, tmp_path: Path) -> None:
     with open_source(core) as source:
         for level in range(32):
-            ours = pages.select_level(source.layout, source.present, level).keep
+            ours = select_level(source.layout, source.present, level).keep
             makedumpfile("-d", level, core, tmp_path / "theirs")
             with open_source(tmp_path / "theirs") as theirs:
                 kept = theirs.present
                 if level & 1:
                     ours, kept = without_zeros(source, ours), without_zeros(theirs, kept)
                 end = len(ours) * 8
-                assert pages.runs(ours, end) == pages.runs(kept, len(kept) * 8), f"level {level}"
+                assert bitmaps.runs(ours, end) == bitmaps.runs(kept, len(kept) * 8), f"level {level}"
 
 
 @needs_makedumpfile
@@ -116,9 +118,9 @@ def test_split_files_are_reassembled_by_makedumpfile(core: Path, tmp_path: Path)
     with open_source(core) as source:
         dump(source, Request(tuple(names), level=16, format=Format.KDUMP, method=Method.ZLIB))
         makedumpfile("--reassemble", *names, tmp_path / "whole")
-        keep = pages.select_level(source.layout, source.present, 16).keep
+        keep = select_level(source.layout, source.present, 16).keep
         with open_source(tmp_path / "whole") as whole:
-            assert pages.runs(whole.present, len(whole.present) * 8) == pages.runs(keep, len(keep) * 8)
+            assert bitmaps.runs(whole.present, len(whole.present) * 8) == bitmaps.runs(keep, len(keep) * 8)
             for first, last in _core.bitmap_runs(keep, 0, len(keep) * 8):
                 size = (last - first) << 12
                 assert whole.read(first << 12, size) == source.read(first << 12, size)

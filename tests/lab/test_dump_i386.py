@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from kjump import _core
-from kjump.dump import dmesg, pages
-from kjump.dump.job import Format, Request, dump
-from kjump.dump.sources import open_source
+from kjump.dump import bitmaps, dmesg
+from kjump.dump.create import Format, Request, dump
+from kjump.dump.opening import open_source
+from kjump.dump.selection import select_level
 from kjump.formats import cpio
 from kjump.formats.kdump import Method
 from kjump.lab.machine import kernel_source as kernels
@@ -107,11 +108,11 @@ def frames_of(ranges: RangeSet) -> set[int]:
 def test_levels_agree_with_the_kernel(judged: Judged) -> None:
     with open_source(judged.core) as source:
         assert source.word == 4
-        present = frames_of(pages.runs(source.present, len(source.present) * 8))
+        present = frames_of(bitmaps.runs(source.present, len(source.present) * 8))
         assert max(present) > (1 << 30) >> 12
         for level in range(2, 32, 2):
-            selection = pages.select_level(source.layout, source.present, level)
-            ours = present - frames_of(pages.runs(selection.keep, selection.end))
+            selection = select_level(source.layout, source.present, level)
+            ours = present - frames_of(bitmaps.runs(selection.keep, selection.end))
             theirs = judged.frames(level) & present
             # The kernel went on for a moment after it had told: its per-CPU lists of free pages move.
             assert len(ours ^ theirs) < 200, (level, len(ours - theirs), len(theirs - ours))
@@ -123,7 +124,7 @@ def test_levels_agree_with_the_kernel(judged: Judged) -> None:
 
 def test_formats_hold_the_same_pages(judged: Judged, tmp_path: Path) -> None:
     with open_source(judged.core) as source:
-        keep = pages.select_level(source.layout, source.present, 30).keep
+        keep = select_level(source.layout, source.present, 30).keep
         log = [record.text for record in dmesg.records(source.layout)]
         assert log[0].startswith("Linux version 6.1")
         for form, method in ((Format.ELF, Method.NONE), (Format.KDUMP, Method.LZO), (Format.IMAGE, Method.ZSTD)):

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 from kjump.dump import dmesg
-from kjump.dump.pages import runs
-from kjump.dump.sources import open_source
+from kjump.dump.bitmaps import runs
+from kjump.dump.opening import open_source
 from kjump.lab.machine import kernel_source as kernels
 from kjump.lab.machine.guest_channel import PORT_NAME, GuestChannel
 from kjump.lab.machine.installation import ROOT_DEVICE, TARGET_DEVICE, Hardware, Installation

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from kjump.dump import pages
-from kjump.dump.sources import Source, open_source
+from kjump.dump import bitmaps
+from kjump.dump.opening import open_source
+from kjump.dump.selection import select_level
+from kjump.dump.source import Source
 from kjump.errors import LabError
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
 from kjump.initramfs.build import build
@@ -176,12 +178,12 @@ def test_dumps_hooks_that_fail_and_looks_from_the_second_kernel(installation: In
     with open_source(installation.target_disk) as dump, open_source(target) as looked:
         assert dump.info.text == looked.info.text
         assert nothing_but_the_kernels(dump) and nothing_but_the_kernels(looked)
-        assert taken.saved.kept <= pages.count(dump.present) * 4096
+        assert taken.saved.kept <= bitmaps.count(dump.present) * 4096
 
 
 def nothing_but_the_kernels(source: Source) -> bool:
     """Tell whether pages that level 31 leaves out are not in the dump, or, in small gaps, zeros."""
-    keep = pages.select_level(source.layout, source.present, 31).keep
-    assert pages.count(keep) * 4096 > 10 * MIB
-    others = pages.runs(source.present, len(source.present) * 8) - pages.runs(keep, len(keep) * 8)
+    keep = select_level(source.layout, source.present, 31).keep
+    assert bitmaps.count(keep) * 4096 > 10 * MIB
+    others = bitmaps.runs(source.present, len(source.present) * 8) - bitmaps.runs(keep, len(keep) * 8)
     return not any(any(source.read(r.start * 4096, r.size * 4096)) for r in others)

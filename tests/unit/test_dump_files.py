@@ -6,6 +6,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -16,12 +17,14 @@ import pytest
 import tinykernel
 
 from kjump import _core
-from kjump.dump import outputs, pages, writers
+from kjump.dump import bitmaps, outputs, writers
+from kjump.dump.create import Format, Report, Request, dump
 from kjump.dump.elfsource import ElfSource
-from kjump.dump.info import gather
-from kjump.dump.job import Format, Report, Request, dump
+from kjump.dump.opening import open_source
 from kjump.dump.pipeline import Stopped, chunks, in_order
-from kjump.dump.sources import Source, open_source
+from kjump.dump.selection import select_level
+from kjump.dump.source import Source
+from kjump.dump.summary import summarize
 from kjump.errors import FormatError, KjumpError, TargetError, UsageError
 from kjump.formats.kdump import Method
 from kjump.memory import PAGE_SIZE
@@ -55,7 +58,7 @@ def page(source: Source, frame: int) -> bytes:
 def check(path: Path, source: Path, level: int) -> None:
     """Compare a dump, page by page, with what `level` keeps of its source."""
     with open_source(path) as made, open_source(source) as original:
-        keep = pages.select_level(original.layout, original.present, level).keep
+        keep = select_level(original.layout, original.present, level).keep
         for frame in range(tinykernel.FRAMES):
             if keep[frame // 8] >> frame % 8 & 1:
                 assert page(made, frame) == page(original, frame), frame
@@ -91,9 +94,9 @@ def test_split_files_have_all_pages_once(tmp_path: Path, vmcore: Path) -> None:
     names = tuple(str(tmp_path / f"part{i}") for i in range(3))
     with open_source(vmcore) as source:
         report = dump(source, Request(names, level=0, format=Format.KDUMP))
-        total = pages.count(pages.select_level(source.layout, source.present, 0).keep)
+        total = bitmaps.count(select_level(source.layout, source.present, 0).keep)
     found = [open_source(name) for name in names]
-    assert report.kept_pages == total == sum(pages.count(part.present) for part in found)
+    assert report.kept_pages == total == sum(bitmaps.count(part.present) for part in found)
     with open_source(vmcore) as source:
         for part in found:
             for first, last in _core.bitmap_runs(part.present, 0, len(part.present) * 8):
@@ -181,6 +184,18 @@ def test_a_pipe_takes_an_image_and_a_flattened_file(tmp_path: Path, vmcore: Path
         check(out, vmcore, 16)
 
 
+def test_what_is_opened_is_closed_again(tmp_path: Path, vmcore: Path) -> None:
+    def open_files() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = open_files()
+    for _ in range(3):
+        written(vmcore, Path("/dev/null"), 0, KINDS[-1])
+        with pytest.raises(Stopped):
+            written(vmcore, Path("/dev/null"), 0, KINDS[-1], progress=lambda *_: False)
+    assert open_files() == before
+
+
 def test_kdump_to_a_pipe_says_what_to_do(tmp_path: Path, vmcore: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writers, "CHUNK", 64)
     fifo = tmp_path / "fifo"
@@ -219,7 +234,7 @@ def test_live_memory_is_read_by_one_thread_at_a_time(vmcore: Path, live: bool) -
 
 def test_info(vmcore: Path) -> None:
     with open_source(vmcore) as source:
-        found = gather(source, zeros=True, threads=2)
+        found = summarize(source, zeros=True, threads=2)
     assert found.total == tinykernel.FRAMES - 1 == sum(found.classes.values())
     assert (found.kernel.release, found.kernel.cpus, found.kernel.crash_time) == ("6.12.0-tiny", 2, 1_700_000_000)
     assert found.zeros and json.dumps(found.as_json())
@@ -247,5 +262,7 @@ def test_an_incomplete_kdump_file_reads_as_far_as_it_goes(tmp_path: Path, vmcore
     (tmp_path / "cut").write_bytes(data[:-4096])
     with open_source(tmp_path / "cut") as source:
         assert not source.complete
-        assert page(source, tinykernel.FRAMES - 1) == bytes(PAGE_SIZE)
+        assert any(re.match(r"1 of \d+ pages", text) for text in source.warnings)
+        with pytest.raises(FormatError, match="not all memory"):
+            page(source, tinykernel.FRAMES - 1)
         assert page(source, 0) == tinykernel.memory()[:PAGE_SIZE]

@@ -12,9 +12,9 @@ import pytest
 import tinykernel
 
 from kjump.dump import dmesg
-from kjump.dump.info import gather
-from kjump.dump.job import Format, Request, dump
-from kjump.dump.sources import open_source
+from kjump.dump.create import Format, Request, dump
+from kjump.dump.opening import open_source
+from kjump.dump.summary import summarize
 from kjump.errors import KjumpError
 from kjump.formats.kdump import Method
 
@@ -51,7 +51,7 @@ def mutated(original: bytes, chance: random.Random) -> bytes:
 def use(path: Path, out: Path) -> None:
     """Do all that can be done with a dump."""
     with open_source(path) as source:
-        gather(source, zeros=True, threads=1)
+        summarize(source, zeros=True, threads=1)
         with contextlib.suppress(KjumpError):
             list(dmesg.records(source.layout))
         for form in (Format.KDUMP, Format.ELF):

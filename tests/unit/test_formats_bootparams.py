@@ -33,6 +33,7 @@ params_strategy = st.builds(
     addresses,
     st.sampled_from([b"", bytes(range(64))]),
     st.integers(0, 255),
+    addresses,
 )
 
 

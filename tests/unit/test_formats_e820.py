@@ -10,8 +10,10 @@ from mutations import damaged, survives
 from kjump.errors import FormatError
 from kjump.formats import e820
 from kjump.formats.e820 import E820Entry, IomemResource
-from kjump.ranges import Range
+from kjump.host import procfs
+from kjump.ranges import Range, RangeSet
 
+MIB = 1 << 20
 KINDS = list(e820.TYPE_NAMES)
 IOMEM = """00000000-00000fff : Reserved
 00001000-0009fbff : System RAM
@@ -95,6 +97,29 @@ def test_iomem() -> None:
     assert [(r.name, r.depth) for r in found[3:]] == [
         *(("Kernel code", 1), ("Crash kernel", 1), ("inner", 2), ("PCI Bus 0000:00 : odd", 0))
     ]
+
+
+ADDED = """00001000-0009fbff : System RAM
+00100000-3fffffff : System RAM
+  01000000-01ffffff : Kernel code
+100000000-27fffffff : virtio0
+  100000000-17fffffff : System RAM (virtio_mem)
+280000000-2ffffffff : CXL Window 0
+  280000000-2bfffffff : System RAM
+  2c0000000-2ffffffff : dax0.0
+    2c0000000-2ffffffff : System RAM (kmem)
+300000000-3ffffffff : System RAMdisk
+400000000-4ffffffff : System RAM (
+"""
+
+
+def test_memory_that_was_added_is_ram_at_any_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(procfs, "_read_text", lambda path, errors="replace": ADDED)
+    gib = 1 << 30
+    assert procfs.ram() == RangeSet(
+        [Range(0x1000, 0x9FC00), Range(MIB, gib), Range(4 * gib, 6 * gib), Range(10 * gib, 12 * gib)]
+    )
+    assert [r.ram_driver for r in procfs.ram_of_drivers()] == ["virtio_mem", "kmem"]
 
 
 def test_iomem_read_without_privilege() -> None:

@@ -58,6 +58,46 @@ def test_damaged(data: bytes) -> None:
     survives(lambda damage: list(notes.iterate(damage)), data)
 
 
+def salvaged(data: bytes, align: int = 4) -> notes.Salvage:
+    return notes.salvage(lambda at, length: data[at : at + length], len(data), align)
+
+
+@given(st.lists(st.builds(Note, st.just("CORE"), st.integers(1, 2**32 - 1), st.binary(max_size=50)), max_size=6))
+def test_good_notes_are_salvaged_as_they_are(given_notes: list[Note]) -> None:
+    assert salvaged(notes.encode(given_notes)) == notes.Salvage(tuple(given_notes), ())
+
+
+@given(damaged(SAMPLE), st.sampled_from([4, 8]))
+def test_salvaging_raises_nothing(data: bytes, align: int) -> None:
+    survives(lambda damage: notes.encode(salvaged(damage, align).notes), data)
+
+
+def test_what_lies_between_two_notes_is_passed_over() -> None:
+    good = Note("VMCOREINFO", 0, b"OSRELEASE=6.12\n")
+    found = salvaged(SAMPLE[:60] + b"\xff" * 1000 + good.encode() + b"\1\2")
+    assert found.notes == (Note("CORE", 1, bytes(37)), good)
+    assert len(found.problems) == 2 and "stray" in found.problems[1]
+
+
+def test_contents_that_are_too_large_are_not_read() -> None:
+    large = Note("LINUX", notes.NT_VMCOREDD, bytes(notes.MOST_OF_ONE + 1)).encode()
+    data = large + SAMPLE
+    read: list[int] = []
+
+    def noted(at: int, length: int) -> bytes:
+        read.append(length)
+        return data[at : at + length]
+
+    found = notes.salvage(noted, len(data))
+    assert [note.name for note in found.notes] == ["CORE", "VMCOREINFO"]
+    assert sum(read) < 1000 and not found.problems
+    (left,) = found.large
+    assert left.encoded_size == len(large) and b"".join(left.encode()) == large
+    many = salvaged(Note("CORE", 1, bytes(notes.MOST_OF_ONE)).encode() * 20 + SAMPLE)
+    assert sum(len(note.desc) for note in many.notes) <= notes.MOST_OF_ALL + 100 and len(many.large) == 5
+    assert many.notes[-1].name == "VMCOREINFO"
+
+
 def test_pyelftools_agrees() -> None:
     elffile = pytest.importorskip("elftools.elf.elffile", reason="no pyelftools: pip install it to run this")
     mine = [Note("QEMU", 7, bytes(9)), Note("VMCOREINFO", 0, b"OSRELEASE=6.12\n")]

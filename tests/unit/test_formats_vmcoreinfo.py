@@ -75,9 +75,32 @@ def test_a_page_size_that_cannot_be() -> None:
         _ = VmcoreInfo("PAGESIZE=4095").page_size
 
 
-def test_not_text() -> None:
-    with pytest.raises(FormatError, match="not text"):
-        vmcoreinfo.parse(b"OSRELEASE=\xff\n")
+def test_what_is_no_text_spoils_its_own_line_only() -> None:
+    info = vmcoreinfo.parse(b"OSRELEASE=6\xff\nPAGESIZE=\xb2\nSIZE(page)=64\n")
+    assert (info.release, info.size("page")) == ("6\\xff", 64)
+    with pytest.raises(FormatError, match="PAGESIZE"):
+        _ = info.page_size
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *("SYMBOL(x)=-1", "SYMBOL(x)=1" + 16 * "0", "SIZE(x)=0", "SIZE(x)=-8", "SIZE(x)=99999999999"),
+        *("OFFSET(x)=-1", "OFFSET(x)=99999999999", "LENGTH(x)=-1", "LENGTH(x)=99999999999"),
+        *("NUMBER(x)=18446744073709551616", "NUMBER(x)=-9223372036854775809"),
+    ],
+)
+def test_numbers_that_cannot_be(entry: str) -> None:
+    kind = entry.partition("(")[0].lower()
+    with pytest.raises(FormatError, match="is impossible"):
+        getattr(VmcoreInfo(entry), kind)("x")
+
+
+@pytest.mark.parametrize("entry", ["CRASHTIME=-1", "CRASHTIME=253402300800", "KERNELOFFSET=-1", "PAGESIZE=1073741824"])
+def test_times_and_places_that_cannot_be(entry: str) -> None:
+    info = VmcoreInfo(entry)
+    with pytest.raises(FormatError, match="is impossible"):
+        _ = (info.crash_time, info.kernel_offset, info.page_size)
 
 
 @given(st.dictionaries(st.from_regex(r"[a-z_]{1,9}", fullmatch=True), st.integers(-(2**63), 2**63 - 1)))

@@ -1,48 +1,116 @@
-"""What a second Linux is given on its command line."""
+"""A second Linux as a Plan: where it may run, and what it is told of the machine."""
 
-from __future__ import annotations
+import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_formats_bzimage import make
 
 from kjump.errors import PlanError
-from kjump.formats import bzimage, cmdline
-from kjump.formats.e820 import RAM, E820Entry
+from kjump.formats import bootparams, bzimage, e820
+from kjump.formats.e820 import NVS, RAM, RESERVED, E820Entry
 from kjump.gates import Gate
-from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size
-from kjump.kexec.window import lay_out
+from kjump.kexec import second_kernel
+from kjump.kexec.linux import LinuxPeer, Surroundings
+from kjump.kexec.plan import Plan
+from kjump.kexec.window import WindowLayout, lay_out
 from kjump.ranges import Range, RangeSet
 
 MIB = 1 << 20
-NOTE = b"OSRELEASE=6.12\n"
+LOW = Range(0x1000, 0x9F000)
+RAM_RANGES = RangeSet([LOW, Range(MIB, 3 << 30)])
 
 
-def command_line_of(line: str) -> str:
-    """Return the command line in the window of a peer that was asked for with `line`."""
-    ram = Range(MIB, 1 << 30)
-    around = Surroundings(
-        memory_map=(E820Entry(ram, RAM),),
-        ram=RangeSet([ram]),
-        low=Range(0x1000, 0x9F000),
-        vmcoreinfo_note=NOTE,
-        rsdp=0,
-        huge=True,
-        gate=Gate(),
-    )
-    size = elf_headers_size(around.ram, NOTE)
-    layout = lay_out(Range.of_size(32 * MIB, 64 * MIB), elf_headers_size=size, memory_end=1 << 30, huge=True)
-    peer = LinuxPeer(bzimage.parse(make(init_size=16 * MIB)), b"initrd", line, layout)
-    segment = next(s for s in peer.segments(around, layout.gate) if s.name == "gate")
-    at = layout.command_line - segment.address
-    return cmdline.decode(segment.data[at : segment.data.index(b"\0", at)])
+def window(start: int, size: int) -> WindowLayout:
+    return lay_out(Range.of_size(start, size), elf_headers_size=4096, memory_end=4 << 30, huge=True)
 
 
-def test_where_the_memory_is_described_is_told_to_the_kernel_not_to_init() -> None:
-    line = cmdline.parse(command_line_of("quiet motd=\udcff -- single"))
-    assert [p.name for p in line.parameters] == ["quiet", "motd", "elfcorehdr"]
-    assert [p.name for p in line.init_arguments] == ["single"]
+def plan(layout: WindowLayout, memory_map: tuple[E820Entry, ...] = (), line: str = "", **fields: int) -> Plan:
+    around = Surroundings(memory_map, RAM_RANGES, LOW, b"", 0, True, Gate())
+    kernel = bzimage.parse(make(**fields))
+    return LinuxPeer(kernel, bytes(5 * MIB), line, layout).plan(around, preserve=True)
 
 
-def test_a_quote_that_would_swallow_it_is_refused() -> None:
-    with pytest.raises(PlanError, match="a double quote is not closed"):
-        command_line_of('quiet motd="')
+def runs_at(load: int, preferred: int, alignment: int) -> int:
+    """Where Documentation/arch/x86/boot.rst says that a relocatable kernel runs, found by trying."""
+    at = load // alignment * alignment
+    while at < load or at < preferred:
+        at += alignment
+    return at
+
+
+@given(
+    start=st.integers(8, 400).map(lambda n: n * 2 * MIB),
+    size=st.integers(32, 192).map(lambda n: n * MIB),
+    preferred=st.integers(1, 1000).map(lambda n: n * MIB),
+    alignment=st.integers(21, 28).map(lambda n: 1 << n),
+    init_size=st.integers(1, 160 * MIB),
+)
+def test_a_kernel_runs_inside_its_window_or_is_refused(
+    start: int, size: int, preferred: int, alignment: int, init_size: int
+) -> None:
+    layout = window(start, size)
+    at = runs_at(start, preferred, alignment)
+    initrd_at = (layout.gate - 5 * MIB) // 4096 * 4096
+    fields = {"pref_address": preferred, "kernel_alignment": alignment, "init_size": init_size}
+    if at + init_size <= initrd_at:
+        segments = {s.name: s for s in plan(layout, **fields).segments}
+        assert segments["kernel"].range.covers(Range.of_size(at, init_size))
+        assert segments["initrd"].address == initrd_at
+        return
+    with pytest.raises(PlanError):
+        plan(layout, **fields)
+
+
+def test_a_kernel_that_moves_out_of_the_window_is_refused_with_what_to_do() -> None:
+    elsewhere = {"pref_address": 256 * MIB}
+    why = "moves itself to .0x10000000-0x107fffff., out of the window .*: begin the window at 0x10000000, or take"
+    with pytest.raises(PlanError, match=why):
+        plan(window(32 * MIB, 96 * MIB), **elsewhere)
+    with pytest.raises(PlanError, match=why):
+        second_kernel.require_room(bzimage.parse(make(**elsewhere)), b"", window(32 * MIB, 96 * MIB))
+    plan(window(256 * MIB, 96 * MIB), **elsewhere)
+    second_kernel.require_room(bzimage.parse(make(**elsewhere)), b"", window(256 * MIB, 96 * MIB))
+
+
+def told(layout: WindowLayout, plan: Plan) -> list[E820Entry]:
+    """The memory map that the kernel of `plan` finds, as parse_setup_data() and e820__memory_setup() read it."""
+    gate = next(s for s in plan.segments if s.name == "gate")
+
+    def at(address: int, size: int) -> bytes:
+        start = address - gate.address
+        assert 0 <= start <= start + size <= layout.elf_headers - gate.address
+        return gate.data[start : start + size]
+
+    params = bootparams.parse(at(layout.boot_params, 4096))
+    found, node = list(params.e820), params.setup_data
+    assert params.cmdline_address < node < layout.elf_headers or not node
+    while node:
+        following, kind, length = struct.unpack("<QII", at(node, 16))
+        assert kind == 1
+        found += e820.unpack(at(node + 16, length))
+        node = following
+    return found
+
+
+def test_ranges_of_one_type_are_joined() -> None:
+    pieces = [E820Entry(Range.of_size((4 << 30) + n * MIB, MIB), RESERVED) for n in range(300)]
+    found = told(layout := window(32 * MIB, 96 * MIB), plan(layout, (E820Entry(Range(MIB, 3 << 30), RAM), *pieces)))
+    assert E820Entry(Range.of_size(4 << 30, 300 * MIB), RESERVED) in found
+    assert len(found) == 5
+
+
+@pytest.mark.parametrize("count", [120, 122, 123, 200])
+def test_more_ranges_than_boot_params_hold_follow_in_setup_data(count: int) -> None:
+    pieces = [E820Entry(Range.of_size((4 << 30) + 2 * n * MIB, MIB), NVS) for n in range(count)]
+    layout = window(32 * MIB, 96 * MIB)
+    found = told(layout, plan(layout, (E820Entry(Range(MIB, 3 << 30), RAM), *pieces), "quiet " * 300))
+    assert [e for e in found if e.type == NVS] == pieces
+    assert RangeSet(e.range for e in found if e.type == RAM) == RangeSet([LOW, layout.usable])
+
+
+def test_more_ranges_than_there_is_room_for_are_refused() -> None:
+    pieces = tuple(E820Entry(Range.of_size((4 << 30) + 2 * n * MIB, MIB), NVS) for n in range(400))
+    with pytest.raises(PlanError, match="has 404 ranges, more than there is room for"):
+        plan(window(32 * MIB, 96 * MIB), (E820Entry(Range(MIB, 3 << 30), RAM), *pieces))

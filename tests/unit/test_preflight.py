@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from kjump.formats.e820 import IomemResource
 from kjump.hibernate import preflight
 from kjump.host import procfs
 from kjump.kexec.window import SIZES
+from kjump.ranges import Range
 
 MIB = 1 << 20
 
@@ -51,6 +53,15 @@ def test_what_is_missing_is_said_in_mebibytes(monkeypatch: pytest.MonkeyPatch) -
     assert not check.ok
     assert "50 MiB available, 112 MiB needed" in check.detail
     assert "free 62 MiB" in check.remedy
+
+
+def test_memory_of_a_driver_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(procfs, "iomem", lambda: [IomemResource(Range(MIB, 64 * MIB), "System RAM", 0)])
+    assert {c.name: c for c in preflight.checks(target=None, window_size=None)}["memory of drivers"].ok
+    added = IomemResource(Range(4096 * MIB, 4224 * MIB), "System RAM (virtio_mem)", 1)
+    monkeypatch.setattr(procfs, "iomem", lambda: [added])
+    check = {c.name: c for c in preflight.checks(target=None, window_size=None)}["memory of drivers"]
+    assert not check.ok and "[0x100000000-0x107ffffff] is System RAM (virtio_mem), in all 128 MiB" in check.detail
 
 
 def test_a_window_beyond_half_of_ram_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 import struct
 import subprocess
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import damaged, survives
 
+from kjump import _core
 from kjump.errors import FormatError
-from kjump.formats.seekable import FOOTER_SIZE, Frame, SeekTable, table_length
+from kjump.formats.seekable import FOOTER_SIZE, Frame, SeekTable, table_length, walk
 
 entry_lists = st.lists(
     st.tuples(st.integers(1, 2**32 - 1), st.integers(0, 2**30), st.integers(0, 2**32 - 1)), max_size=20
@@ -81,6 +83,25 @@ def test_sizes() -> None:
         table_length(b"abcd")
     with pytest.raises(FormatError, match="not a multiple of 12"):
         SeekTable(b"abc").encode()
+
+
+@pytest.mark.parametrize("sizes", [(1, 300, 70_000, 300_000), (255, 256, 0), (5,), ()])
+def test_frames_are_found_without_a_table(sizes: tuple[int, ...]) -> None:
+    contents = [bytes(range(256)) * (size // 256) + bytes(size % 256) for size in sizes]
+    frames = [_core.compress_bytes(content) for content in contents]
+    data = b"".join(frames)
+    offsets = [0, *accumulate(map(len, frames))]
+    for cut in {*offsets, *(at - 1 for at in offsets), *(at + 5 for at in offsets)} & {*range(len(data) + 1)}:
+        found = list(walk(lambda at, length, cut=cut: data[at : min(cut, at + length)], cut))  # type: ignore[misc]
+        assert len(found) == sum(end <= cut for end in offsets[1:])
+        for frame, content in zip(found, contents, strict=False):
+            part = data[frame.compressed_offset :][: frame.compressed_size]
+            assert _core.decompress_frame(part, frame.size, frame.checksum) == content
+
+
+@given(damaged(_core.compress_bytes(bytes(1000)) + TWO.encode()))
+def test_any_bytes_can_be_walked(data: bytes) -> None:
+    survives(lambda some: list(walk(lambda at, length: some[at : at + length], len(some))), data)
 
 
 @pytest.mark.skipif(shutil.which("zstd") is None, reason="the zstd program is not installed")

@@ -36,6 +36,12 @@ def test_a_found_window_is_in_ram_and_clear_of_the_kernel(size: int, kernel: int
     assert not window.overlaps(kernel_range)
 
 
+def test_a_window_is_not_in_memory_that_a_driver_may_take_away() -> None:
+    resources = iomem((MIB, 64 * MIB, "System RAM"), (512 * MIB, 1024 * MIB, "System RAM (virtio_mem)"))
+    assert places(resources).size == 48 * MIB
+    assert places([*resources, IomemResource(Range(128 * MIB, 256 * MIB), "System RAM", 1)]).size == 176 * MIB
+
+
 def test_no_room_names_the_largest_gap() -> None:
     with pytest.raises(PlanError, match="largest gap in RAM clear of the running kernel is 48 MiB"):
         find_window(places(iomem((MIB, 64 * MIB, "System RAM"))), 128 * MIB)

@@ -27,6 +27,8 @@ OFFSET(page.flags)=0
 OFFSET(page.mapping)=24
 OFFSET(page._mapcount)=48
 OFFSET(page.private)=40
+OFFSET(page.compound_head)=8
+LENGTH(zone.free_area)=11
 NUMBER(PG_lru)=5
 NUMBER(PG_private)=14
 NUMBER(PG_swapcache)=10
@@ -60,9 +62,11 @@ def linear(frame: int) -> int:
     return LINEAR + frame * PAGE_SIZE
 
 
-def page_struct(flags: int = 0, mapping: int = 0, private: int = 0, kind: int = 0xFFFFFFFF) -> bytes:
-    """Return a struct page of the tiny kernel."""
-    return struct.pack("<QQQQQQIIQ", flags, 0, 0, mapping, 0, private, kind, 1, 0)
+def page_struct(
+    flags: int = 0, mapping: int = 0, private: int = 0, kind: int = 0xFFFFFFFF, compound_head: int = 0
+) -> bytes:
+    """Return a struct page of the tiny kernel; `compound_head` is odd in tails."""
+    return struct.pack("<QQQQQQIIQ", flags, compound_head, 0, mapping, 0, private, kind, 1, 0)
 
 
 def page_structs(seed: int = 1) -> list[bytes]:
@@ -92,8 +96,10 @@ def _block(chance: random.Random, order: int) -> list[bytes]:
         page_struct(POISON),
         page_struct(head),
     )
-    tail = page_struct(flags=order if head else 0)
-    return [chance.choice(kinds), *[tail] * ((1 << order) - 1)]
+    # Tails have other things where single pages have `mapping`, often with the bit set that says anonymous there.
+    tail = page_struct(order, mapping=LINEAR + 1, compound_head=LINEAR + 1)
+    first = chance.choice(kinds)
+    return [first, *[tail if first[0] & HEAD else page_struct()] * ((1 << order) - 1)]
 
 
 def info(model: str = "sparse") -> str:

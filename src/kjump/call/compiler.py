@@ -19,6 +19,7 @@ from kjump.errors import FormatError, UsageError
 
 SUPPORT = Path(kjump.gates.__file__).parent / "program"
 _RUNTIME = SUPPORT / "runtime.c"
+_PROTOTYPE = SUPPORT / "prototype.h"
 _SCRIPT = SUPPORT / "program.ld"
 
 _COMPILE = (
@@ -30,6 +31,7 @@ _LINK = (
     "-nostdlib", "-static-pie", "-Wl,--no-dynamic-linker", "-Wl,--build-id=none", "-Wl,-z,noexecstack",
     "-Wl,--hash-style=sysv", "-Wl,--no-warn-rwx-segments",
 )  # fmt: skip
+_AS_IT_IS_CALLED = "as uint64_t {}(const uint64_t *args, size_t n)"
 _GENERAL_REGISTERS = ("-mgeneral-regs-only",)
 _SSE = ("-msse2", "-mfpmath=sse")
 
@@ -43,6 +45,8 @@ def compile_program(
     with the compiler's first complaint when it does not compile.
     """
     name = function or re.sub(r"\W", "_", source.stem)
+    if not (name.isidentifier() and name.isascii()):
+        raise UsageError(f"{name!r} is no name that a function in C can have: name another with --function")
     return from_elf(compiled(source, arch, name, preserve), source.name)
 
 
@@ -50,15 +54,16 @@ def compiled(source: Path, arch: Arch, function: str, preserve: Preserve) -> byt
     """Return the executable (ELF) for a C file, from the cache when nothing that goes in has changed."""
     compiler = _compiler()
     registers = _SSE if Preserve.FPU in preserve else _GENERAL_REGISTERS
-    flags = [f"-m{arch.bits}", *_COMPILE, *registers, f"-DKJUMP_FUNCTION={function}", f"-I{SUPPORT}"]
+    flags = [f"-m{arch.bits}", *_COMPILE, *registers, f"-DKJUMP_FUNCTION={function}"]
+    folders = [f"-I{SUPPORT}", "-include", str(_PROTOTYPE)]
     # What the preprocessor makes of both files is all that goes in, whatever they include.
-    text = _run([compiler, *flags, "-E", "-P", str(source), str(_RUNTIME)], source)
-    key = hashlib.sha256(repr((flags[:-1], _LINK, _SCRIPT.read_bytes())).encode() + text).hexdigest()
+    text = _run([compiler, *flags, *folders, "-E", "-P", str(source), str(_RUNTIME)], source, function)
+    key = hashlib.sha256(repr((flags, _LINK, _SCRIPT.read_bytes())).encode() + text).hexdigest()
     cached = _cache() / f"{key[:32]}.elf"
     if not cached.exists():
         partial = cached.with_suffix(f".{os.getpid()}")
         link = [*_LINK, f"-Wl,-T,{_SCRIPT}"]
-        _run([compiler, *flags, *link, str(source), str(_RUNTIME), "-o", str(partial)], source)
+        _run([compiler, *flags, *folders, *link, str(source), str(_RUNTIME), "-o", str(partial)], source, function)
         partial.replace(cached)
     return cached.read_bytes()
 
@@ -78,16 +83,24 @@ def _cache() -> Path:
     return folder
 
 
-def _run(command: Sequence[str], source: Path) -> bytes:
-    done = subprocess.run(command, capture_output=True, check=False)
+def _run(command: Sequence[str], source: Path, function: str) -> bytes:
+    done = subprocess.run(command, capture_output=True, check=False, env=os.environ | {"LC_ALL": "C"})
     if done.returncode:
-        raise FormatError(f"{source.name} does not compile: {_first_complaint(done.stderr.decode(errors='replace'))}")
+        raise FormatError(_first_complaint(done.stderr.decode(errors="replace"), source.name, function))
     return done.stdout
 
 
-def _first_complaint(text: str) -> str:
-    lines = [line for line in text.splitlines() if "error:" in line or "undefined reference" in line]
-    complaint = (lines or text.splitlines() or ["the compiler says nothing"])[0].strip()
+def _first_complaint(text: str, source: str, function: str) -> str:
+    """Return what is wrong with `source` by what compiler and linker say, as one sentence."""
+    errors = [line for line in text.splitlines() if re.search(r":\d+: (fatal )?error:", line)]
+    missing = None if errors else re.search(r"undefined (?:reference to|symbol:) [`']?(\w+)", text)
+    if missing and missing[1] == function:
+        return f"{source} has no function {function}, {_AS_IT_IS_CALLED.format(function)}: name another with --function"
+    if missing:
+        return f"{source} uses {missing[1]}, which is neither in it nor in kjump.h"
+    complaint = (errors or text.splitlines() or ["the compiler says nothing"])[0].strip()
     if "SSE" in complaint or "x87" in complaint or "general-regs-only" in complaint:
         complaint += " (floating point needs --preserve fpu)"
-    return complaint
+    if re.search(rf"(conflicting types for|declaration of|redeclared) .*\b{function}\b", complaint):
+        complaint += f" (it is called {_AS_IT_IS_CALLED.format(function)})"
+    return f"{source} does not compile: {complaint}"

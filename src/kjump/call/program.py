@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from kjump.errors import FormatError, PlanError
-from kjump.formats import elf
+from kjump.formats import elf, relocations
 from kjump.gates import FLAG_DESCRIPTORS, FLAG_RESIDENT, GATE_ENTRY, GATE_SIZE, Gate, gate_binary, identity_tables
 from kjump.gates import identity_tables_size as tables_size
 from kjump.gates.call import BLOCK_FLAG_FPU, BLOCK_SIZE, SHIM_SIZE, CallBlock, shim_binary
@@ -65,7 +65,7 @@ class Preserve(enum.Flag):
 class Program:
     """Code to call: `entry` and `segments` at physical addresses; a `movable` one lies as for address 0.
 
-    `relocations` of a movable program are (address of a word, addend): see `elf.relative_relocations`.
+    `relocations` of a movable program are (address of a word, addend): see `formats.relocations`.
     """
 
     arch: Arch
@@ -272,11 +272,17 @@ def from_elf(data: bytes, name: str = "program") -> Program:
     if not pieces:
         raise FormatError(f"{name} has nothing to load (no PT_LOAD)")
     segments = tuple(_join_pages(pieces, name))
-    if not any(file.header.entry in s.range for s in segments):
-        raise FormatError(f"{name}: the entry point {file.header.entry:#x} is in none of its segments")
+    entry = file.header.entry
+    if not any(entry in s.range for s in segments):
+        raise FormatError(f"{name}: the entry point {entry:#x} is in none of its segments")
+    if not any(entry in load.physical for load in file.loads):
+        raise FormatError(f"{name}: there is no code in the file for the entry point {entry:#x}, only zeros")
+    try:
+        found = tuple(relocations.relative_relocations(data, file))
+    except FormatError as error:
+        raise FormatError(f"{name} cannot be called: {error}") from None
     movable = file.header.type == elf.ET_DYN
-    relocations = tuple(elf.relative_relocations(data, file)) if movable else ()
-    return Program(arch, file.header.entry, segments, name, movable, relocations)
+    return Program(arch, entry, segments, name, movable, found if movable else ())
 
 
 def _contents(data: bytes, load: elf.ProgramHeader, name: str) -> bytes:

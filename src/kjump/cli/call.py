@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -66,7 +65,11 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         (
             click.option(
-                "--on", type=click.Choice(["emulator", "host"]), help="Default: host for root, else emulator."
+                "--on",
+                type=click.Choice(["emulator", "host"]),
+                default="emulator",
+                show_default=True,
+                help="host: on this very machine, which stands still meanwhile, and is lost if the program does harm.",
             ),
             click.option(
                 "--arch", type=click.Choice(list(_ARCHES)), default="x86_64", show_default=True, help="Of the program."
@@ -114,7 +117,7 @@ def call_command(
     dry_run: bool,
     as_json: bool,
     way: str | None,
-    on: str | None,
+    on: str,
     arch: str,
     preserve: tuple[str, ...],
     **rest: Any,
@@ -123,13 +126,14 @@ def call_command(
 
     PROGRAM is a C file, an ELF executable, or a flat binary (with --at). What it returns is printed.
 
+    On the emulated machine, unless this one is asked for (--on host).
+
     An ARG is a number, or a string: two arguments, address and length (@FILE: the file's bytes; s:40: not a number).
     """
     kept = Preserve.NOTHING
     for name in preserve:
         kept |= _PRESERVE[name]
-    where = on or ("host" if os.geteuid() == 0 else "emulator")
-    wanted = _Wanted(on=where, arch=_ARCHES[arch], preserve=kept, way=way or "load", **rest)
+    wanted = _Wanted(on=on, arch=_ARCHES[arch], preserve=kept, way=way or "load", **rest)
     found = read_program(program, wanted)
     calls = [[argument(a) for a in words] for words in (args, *map(_words, more))] * repeat
     machine, emulated = _machine(wanted, found.arch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,16 @@ import click
 
 from kjump.cli.options import DUMP_LEVEL, Renamed, human, print_json
 from kjump.cli.progress import progress
+from kjump.errors import UsageError
 
 if TYPE_CHECKING:
-    from kjump.dump.info import Info
-    from kjump.dump.job import Report, Request
-    from kjump.dump.sources import Source
+    from kjump.dump.create import Report, Request
+    from kjump.dump.source import Source
+    from kjump.dump.summary import Summary
 
 _FORMATS = ("image", "kdump", "elf", "flattened", "flattened-elf")
+_MOST_THREADS = 256
+"""The native core takes no more."""
 _METHODS = ("zstd", "zlib", "lzo", "snappy", "none")
 
 
@@ -65,13 +68,12 @@ def _level_fits(method: str, level: int) -> bool:
 def _writing(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options of all that writes dumps."""
     options = (
-        click.argument("source", type=click.Path()),
-        click.argument("destinations", nargs=-1, required=True, metavar="DST..."),
+        click.argument("paths", nargs=-1, required=True, metavar="SRC... DST..."),
         click.option(
             "--format", "form", type=click.Choice(_FORMATS), default="image", show_default=True, help="Of DST."
         ),
         click.option("--compress", type=_Compress(), help="zstd, zlib, lzo, snappy or none; :LEVEL if you like."),
-        click.option("--threads", type=click.IntRange(1, 256), help="Threads that compress [all CPUs]."),
+        click.option("--threads", type=click.IntRange(1, _MOST_THREADS), help="Threads that compress [all CPUs]."),
         click.option("--force", is_flag=True, help="Replace a file that exists."),
         click.option("--dry-run", is_flag=True, help="Say what would be written, and how large it would be."),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
@@ -97,6 +99,7 @@ def write_command(level: int, **options: Any) -> None:
     """Write what is worth keeping of SRC to DST.
 
     SRC is a vmcore, /proc/vmcore, /proc/kcore or another dump; `-` is standard output, several DST split a kdump file.
+    When SRC is a part of a split dump, the other parts that follow it are read with it, as one dump.
     """
     _dump(level, **options)
 
@@ -107,15 +110,19 @@ def write_command(level: int, **options: Any) -> None:
 )
 @_writing
 def convert_command(level: int | None, **options: Any) -> None:
-    """Write all that the dump SRC has to DST in another format."""
+    """Write all that the dump SRC has to DST in another format.
+
+    When SRC is a part of a split dump, the other parts that follow it are read with it, as one dump.
+    """
     _dump(level, **options)
 
 
-def _dump(level: int | None, source: str, as_json: bool, dry_run: bool, **options: Any) -> None:
-    from kjump.dump.job import dump, request_of
+def _dump(level: int | None, paths: tuple[str, ...], as_json: bool, dry_run: bool, **options: Any) -> None:
+    from kjump.dump.create import dump, request_of
 
-    request = _request(level, **options)
-    with _open(source) as opened, _progress(source, wanted=not as_json and not dry_run) as report_progress:
+    sources, destinations = _sources_first(paths)
+    request = _request(level, destinations, **options)
+    with _open(sources) as opened, _progress(sources[0], wanted=not as_json and not dry_run) as report_progress:
         report = dump(opened, request_of(request, progress=report_progress), dry_run=dry_run)
     if as_json:
         _print(print_json, report.as_json(), request)
@@ -140,7 +147,7 @@ def _request(
     threads: int | None,
     force: bool,
 ) -> Request:
-    from kjump.dump.job import Format, Request
+    from kjump.dump.create import Format, Request
     from kjump.formats.kdump import Method
 
     kind = {"image": Format.IMAGE, "kdump": Format.KDUMP, "flattened": Format.KDUMP}.get(form, Format.ELF)
@@ -152,15 +159,26 @@ def _request(
         flattened=form.startswith("flattened"),
         method=Method[method.upper()],
         compression=compression,
-        threads=threads or len(os.sched_getaffinity(0)),
+        threads=threads or min(len(os.sched_getaffinity(0)), _MOST_THREADS),
         force=force,
     )
 
 
-def _open(path: str) -> Source:
-    from kjump.dump.sources import open_source
+def _sources_first(paths: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return what is to be read and what is to be written: one source, or the parts of a split one that come first."""
+    from kjump.dump.opening import is_split_part
 
-    return open_source(path)
+    count = next((i for i, path in enumerate(paths) if not is_split_part(path)), len(paths))
+    count = max(1, count)
+    if count == len(paths):
+        raise UsageError("say where to write the dump: SRC DST (`-` is standard output)")
+    return paths[:count], paths[count:]
+
+
+def _open(paths: tuple[str, ...]) -> Source:
+    from kjump.dump.opening import open_sources
+
+    return open_sources(paths)
 
 
 @contextmanager
@@ -180,25 +198,31 @@ def _tell(report: Report) -> None:
         f"{human(report.size)}" + ("" if report.estimated else f", written in {report.seconds:.1f} s"),
         err=True,
     )
-    for warning in _warnings(report.complete, report.consistent):
-        click.echo(f"kjump: {warning}", err=True)
+    _warn(report.complete, report.consistent, report.warnings)
 
 
-def _warnings(complete: bool, consistent: bool) -> Iterator[str]:
+def _warn(complete: bool, consistent: bool, more: Sequence[str]) -> None:
+    from kjump.dump.dmesg import printable
+
     if not consistent:
-        yield "the memory was dumped while the system ran, so it is not consistent"
+        click.echo("kjump: the memory was dumped while the system ran, so it is not consistent", err=True)
     if not complete:
-        yield "the source is incomplete: its writer ran out of space; pages that lack read as zeros"
+        click.echo("kjump: the source is incomplete; pages that lack in it cannot be read", err=True)
+    for text in more:
+        click.echo(f"kjump: {printable(text)}", err=True)
 
 
 @dump_command.command("dmesg")
-@click.argument("source", type=click.Path())
+@click.argument("sources", nargs=-1, required=True, metavar="SRC...")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def dmesg_command(source: str, as_json: bool) -> None:
-    """Print the kernel's log out of a dump."""
+def dmesg_command(sources: tuple[str, ...], as_json: bool) -> None:
+    """Print the kernel's log out of a dump.
+
+    Several SRC are the parts of a split one.
+    """
     from kjump.dump.dmesg import records
 
-    with _open(source) as opened:
+    with _open(sources) as opened:
         lines = list(records(opened.layout))
     if as_json:
         print_json({"records": [{"ns": r.nanoseconds, "seq": r.sequence, "text": r.text} for r in lines]})
@@ -207,31 +231,35 @@ def dmesg_command(source: str, as_json: bool) -> None:
 
 
 @dump_command.command("info")
-@click.argument("source", type=click.Path())
+@click.argument("sources", nargs=-1, required=True, metavar="SRC...")
 @click.option("--zeros", is_flag=True, help="Count pages of zeros too; all of the dump is read for it.")
 @click.option("--vmcoreinfo", "text", is_flag=True, help="Print the kernel's VMCOREINFO and nothing else.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def info_command(source: str, zeros: bool, text: bool, as_json: bool) -> None:
-    """Say what a dump is of, and what its pages are."""
-    from kjump.dump.info import gather
+def info_command(sources: tuple[str, ...], zeros: bool, text: bool, as_json: bool) -> None:
+    """Say what a dump is of, and what its pages are.
 
-    with _open(source) as opened:
+    Several SRC are the parts of a split one.
+    """
+    from kjump.dump.dmesg import printable
+    from kjump.dump.summary import summarize
+
+    with _open(sources) as opened:
         if text:
-            click.echo(opened.info.text.rstrip())
+            click.echo("\n".join(map(printable, opened.info.text.rstrip().split("\n"))))
             return
-        found = gather(opened, zeros=zeros, threads=len(os.sched_getaffinity(0)))
+        found = summarize(opened, zeros=zeros, threads=min(len(os.sched_getaffinity(0)), _MOST_THREADS))
         if as_json:
             print_json(found.as_json())
         else:
             _show(found)
 
 
-def _show(found: Info) -> None:
+def _show(found: Summary) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 100)
-    for name, value in found.facts().items():
+    for name, value in found.lines().items():
         console.print(f"{name:14}{value}", highlight=False, markup=False)
     table = Table(box=None, pad_edge=False)
     for heading, side in (("pages", "left"), ("number", "right"), ("size", "right"), ("", "right"), ("", "left")):
@@ -243,5 +271,4 @@ def _show(found: Info) -> None:
     table.add_row("all", str(found.total), human(found.total * 4096), "", "")
     console.print()
     console.print(table)
-    for warning in _warnings(found.complete, found.consistent):
-        click.echo(f"kjump: {warning}", err=True)
+    _warn(found.complete, found.consistent, found.warnings)

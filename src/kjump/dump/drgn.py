@@ -12,7 +12,8 @@ import runpy
 import sys
 from typing import Any
 
-from kjump.dump.sources import Source, open_source
+from kjump.dump.opening import open_source
+from kjump.dump.source import Source
 from kjump.errors import FormatError, HostError
 
 

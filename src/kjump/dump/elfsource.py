@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 
 from kjump import _dump
-from kjump.dump import pages
+from kjump.dump import bitmaps
 from kjump.dump.files import Pieces, RandomAccess, pack
-from kjump.dump.sources import Source, frames_bitmap
+from kjump.dump.source import Source, frames_bitmap
 from kjump.errors import FormatError
-from kjump.formats import elf
-from kjump.memory import FilePiece
+from kjump.formats import elf, notes
+from kjump.memory import PAGE_SIZE, FilePiece
 from kjump.ranges import Range, RangeSet
 
+_MOST_ZEROS = 64 << 20
+"""Bytes that a flattened file may have between its pieces beyond its own size."""
 _NO_ADDRESS = 1 << 63
 """/proc/kcore gives segments that are no RAM the highest of all addresses."""
-_MOST_NOTES = 64 << 20
+_KERNEL_MAP_ALIGN = 1 << 30
+"""Kernels map physical address 0 at a multiple of this."""
+_MACHINES = {elf.EM_386: "i686", elf.EM_X86_64: "x86_64"}
 
 
 class ElfSource(Source):
     """An ELF core. Memory that a PT_LOAD has beyond its contents in the file reads as zeros.
 
-    It is not complete when the file ends within the contents of a PT_LOAD.
+    A page of which PT_LOADs have a part is `present`, and the rest of it reads as zeros; a page of which they have
+    more than is in the file is not, and the core not complete.
     """
 
     def __init__(self, file: RandomAccess, fd: int, kind: str, *, live: bool = False) -> None:
@@ -37,15 +43,65 @@ class ElfSource(Source):
         self._turn = threading.Lock() if live else nullcontext()
         core = read_headers(file)
         self.word = 4 if core.header.machine == elf.EM_386 else 8
-        self.notes = b"".join(_notes(file, core))
+        self.machine = _MACHINES[core.header.machine]
+        self.notes = notes.encode(self._notes(core))
+        _refuse_other_cores(core, self.notes)
+        if _was_incomplete(self.notes):
+            self.lacks("the dump that this was made of was not complete")
         self.loads = tuple(p for p in core.loads if p.paddr < _NO_ADDRESS)
-        in_file = _disjoint(FilePiece(p.paddr, _there(file, p), p.offset) for p in self.loads)
-        self.complete = all(_there(file, p) == p.filesz for p in self.loads)
+        self._take_memory()
+
+    def _take_memory(self) -> None:
+        """Find out which memory lies where in the file, and which of it lacks."""
+        file, there = self._file, _there(self._file)
+        in_file = _disjoint(piece for load in self.loads for piece in _pieces(load, there))
         self._memory = Lookup(in_file)
         known = RangeSet(Range.of_size(p.address, p.length) for p in in_file)
-        self._zeros = RangeSet(Range.of_size(p.paddr, max(p.filesz, p.memsz)) for p in self.loads) - known
-        self.present = frames_bitmap(pages.to_frames(known))
-        self._native = pack(_through(file, in_file)) if isinstance(file, Pieces) else None
+        stored = file.stored if isinstance(file, Pieces) else file.size
+        if known.size > stored + _MOST_ZEROS and not self.live:
+            raise FormatError(f"the program headers have {known.size} bytes of memory, more than the file")
+        lost = RangeSet(p.physical for p in self.loads) - known
+        frames = _frames_around(known) - _frames_around(lost)
+        self._partial = frames - bitmaps.to_frames(known)
+        self._zeros = RangeSet(Range.of_size(p.paddr, max(p.filesz, p.memsz)) for p in self.loads)
+        self._zeros = (self._zeros | bitmaps.to_addresses(self._partial)) - known
+        self.present = frames_bitmap(frames)
+        native = isinstance(file, Pieces) and file.is_whole
+        self._native = pack(_through(file, in_file)) if native and isinstance(file, Pieces) else None
+        if lost:
+            self.missing = (_frames_around(lost) | frames).size - frames.size
+            total = self.missing + frames.size
+            self.lacks(f"the file was cut short: {self.missing} of {total} pages are not in it")
+        if self._partial:
+            self.warn(f"{self._partial.size} pages are in the file in part: the rest of them reads as zeros")
+
+    def _notes(self, core: elf.ElfFile) -> Iterator[notes.Note]:
+        """Yield the notes of all PT_NOTEs, as far as they can be read."""
+        for header in core.notes:
+            if not header.filesz:
+                continue
+            there = next(iter(_there(self._file).within(header.data)), Range(0, 0))
+            if there.start != header.offset or there.size < header.filesz:
+                self.lacks("the file was cut short: its notes are not all there")
+            if there.start != header.offset:
+                continue
+            found = self._salvaged(there, 8 if header.align == 8 else 4)
+            for problem in found.problems:
+                self.warn(problem)
+            yield from found.notes
+            self.large_notes = (*self.large_notes, *found.large)
+
+    def _salvaged(self, where: Range, align: int) -> notes.Salvage:
+        """Read notes with the alignment that their program header has, or the other one if that makes more sense."""
+
+        def read(at: int, length: int) -> bytes:
+            return self._file.read(where.start + at, length)
+
+        found = notes.salvage(read, where.size, align)
+        if found.problems:
+            other = notes.salvage(read, where.size, 12 - align)
+            return max(found, other, key=lambda some: (len(some.notes), -len(some.problems)))
+        return found
 
     def close(self) -> None:
         """Close the file."""
@@ -86,7 +142,7 @@ class ElfSource(Source):
         self, keep: bytes | bytearray, start: int, end: int, stored: bytes | bytearray | None = None
     ) -> bytes:
         """Return pages as `Source.read_pages`, natively where a file descriptor is behind this."""
-        if self._native is None or not isinstance(self._file, Pieces):
+        if self._native is None or not isinstance(self._file, Pieces) or any(self._partial.within(Range(start, end))):
             return super().read_pages(keep, start, end, stored)
         with self._turn:
             return _dump.read_pages(self._file.fd, self._native, keep, stored or keep, start, end)
@@ -124,19 +180,44 @@ def read_headers(file: RandomAccess) -> elf.ElfFile:
     return elf.ElfFile(header, elf.parse_program_headers(header, file.read(table.start, table.size)))
 
 
-def _notes(file: RandomAccess, core: elf.ElfFile) -> Iterator[bytes]:
-    """Yield the contents of all PT_NOTEs, each a multiple of four bytes and without the note of zeros at its end."""
-    from kjump.formats import notes
+def _refuse_other_cores(core: elf.ElfFile, found: bytes) -> None:
+    """Refuse cores that are not of a machine's memory (FormatError)."""
+    kinds = {note.type for note in notes.iterate(found) if note.name == notes.CORE}
+    of_process = {notes.NT_AUXV, notes.NT_FILE, notes.NT_SIGINFO} & kinds
+    named = notes.NT_PRPSINFO in kinds and notes.NT_TASKSTRUCT not in kinds  # /proc/kcore has both
+    if (of_process or named) and notes.find(found, notes.VMCOREINFO) is None:
+        raise FormatError("this is the core of a process, not of a kernel")
+    loads = [load for load in core.loads if load.filesz]
+    if any(load.paddr for load in core.loads):
+        return
+    if len(loads) > 1 or any(load.vaddr % _KERNEL_MAP_ALIGN for load in loads):
+        raise FormatError("this core has no physical addresses: they are all 0 in its program headers")
 
-    for header in core.notes:
-        if header.filesz > _MOST_NOTES:
-            raise FormatError(f"notes of {header.filesz} bytes are more than any kernel has")
-        yield from (note.encode() for note in notes.iterate(file.read(header.offset, header.filesz)))
+
+def _was_incomplete(found: bytes) -> bool:
+    """Tell whether a KJUMP note says that the dump was made of one that was not complete."""
+    note = notes.find(found, notes.KJUMP, notes.NT_KJUMP_DUMP)
+    try:
+        about = {} if note is None else json.loads(note.desc)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(about, dict) and about.get("complete") is False
 
 
-def _there(file: RandomAccess, load: elf.ProgramHeader) -> int:
-    """Return how many bytes of a PT_LOAD's contents are in the file."""
-    return max(0, min(load.filesz, file.size - load.offset))
+def _there(file: RandomAccess) -> RangeSet:
+    """Return the offsets of `file` that can be read."""
+    return file.there if isinstance(file, Pieces) else RangeSet([Range(0, file.size)])
+
+
+def _pieces(load: elf.ProgramHeader, there: RangeSet) -> Iterator[FilePiece]:
+    """Yield what is in the file of a PT_LOAD's contents."""
+    for part in there.within(load.data):
+        yield FilePiece(load.paddr + part.start - load.offset, part.size, part.start)
+
+
+def _frames_around(addresses: RangeSet) -> RangeSet:
+    """Return the page frames of which at least a byte is in `addresses`."""
+    return bitmaps.to_frames(RangeSet(r.aligned_outside(PAGE_SIZE) for r in addresses))
 
 
 def _disjoint(found: Iterable[FilePiece]) -> list[FilePiece]:

@@ -21,8 +21,10 @@ from kjump.formats import flattened, seekable
 from kjump.memory import FileMemory, FilePiece
 from kjump.ranges import Range, RangeSet
 
-_LARGEST_FRAME = 64 << 20
-_FRAMES_KEPT = 8
+_LARGEST_FRAME = 16 << 20
+_FRAMES_KEPT = 4
+_MOST_ZEROS = 64 << 20
+"""Bytes of a gap in a flattened file beyond its own size that are read as zeros at once."""
 _NO_SIZE = 1 << 62
 
 
@@ -32,6 +34,11 @@ class RandomAccess(Protocol):
     @property
     def size(self) -> int:
         """The offset behind the last byte."""
+        ...
+
+    @property
+    def there(self) -> RangeSet:
+        """The offsets of the bytes that can be read."""
         ...
 
     def read(self, offset: int, length: int) -> bytes:
@@ -51,6 +58,18 @@ class Pieces:
         self._sparse = sparse
         self._memory = FileMemory(fd, pieces)
         self.pieces = self._memory.pieces
+        self.stored = sum(p.length for p in self.pieces)
+        """Bytes that are in the pieces."""
+
+    @property
+    def there(self) -> RangeSet:
+        """The offsets of the bytes that can be read."""
+        return RangeSet([Range(0, self.size)]) if self._sparse else self._memory.ranges
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the native core, which knows pieces only, can read all that can be read."""
+        return not self._sparse or (len(self._memory.ranges) <= 1 and not self.size > self.stored)
 
     @property
     def size(self) -> int:
@@ -67,6 +86,8 @@ class Pieces:
             raise FormatError(f"the file is cut off: {length} bytes at {offset:#x} are not all there") from None
 
     def _read_sparse(self, offset: int, length: int) -> bytes:
+        if length > self.stored + _MOST_ZEROS:
+            raise FormatError(f"{length} bytes are more than such a file can have")
         wanted = RangeSet([Range.of_size(offset, length)])
         parts, at = [], offset
         for item in wanted & self._memory.ranges:
@@ -75,8 +96,18 @@ class Pieces:
         return b"".join([*parts, bytes(offset + length - at)])
 
     def within(self, offset: int, length: int) -> list[FilePiece]:
-        """Return where `length` bytes from `offset` lie in `fd`, as far as they are there."""
-        return self._memory.locate(offset, max(0, min(length, self.size - offset)))
+        """Return where `length` bytes from `offset` lie in `fd`, as far as they are there; the rest is passed over."""
+        return [
+            piece
+            for part in self._memory.ranges.within(Range.of_size(offset, length))
+            for piece in self._memory.locate(part.start, part.size)
+        ]
+
+
+def _whole_beginning(file: RandomAccess) -> int:
+    """Return how many bytes from the beginning of a file are there without a gap."""
+    first = file.there.containing(0)
+    return first.end if first is not None else 0
 
 
 def pack(pieces: Iterable[FilePiece]) -> bytes:
@@ -102,17 +133,37 @@ def _size(fd: int) -> int:
 
 
 def unflattened(fd: int) -> tuple[Pieces, bool]:
-    """Return the file that a flattened one holds, and whether the latter is complete."""
-    pieces, complete = flattened.index(lambda length, offset: os.pread(fd, length, offset))
-    return Pieces(fd, pieces, sparse=True), complete
+    """Return the file that a flattened one holds, and whether the latter is complete.
+
+    What lies between the pieces of a complete one is zeros; of one that was cut short, nobody knows.
+    """
+    pieces, complete = flattened.index(lambda length, offset: os.pread(fd, length, offset), _size(fd))
+    return Pieces(fd, pieces, sparse=complete), complete
 
 
 class SeekableStream:
     """The contents of a zstd stream in the seekable format."""
 
     def __init__(self, file: RandomAccess) -> None:
-        """Read the seek table at the end of `file`; FormatError when there is none."""
+        """Read the seek table at the end of `file`; without one the stream is as long as there are whole frames.
+
+        `complete` tells which. FormatError when there is neither.
+        """
         self._file = file
+        try:
+            self.complete = True
+            table = self._table(file)
+        except FormatError as error:
+            self.complete = False
+            table = seekable.walk(file.read, _whole_beginning(file))
+            if not len(table):
+                raise error from None
+        self._take(table)
+        self._frame = functools.lru_cache(_FRAMES_KEPT)(self._decompress)
+
+    @staticmethod
+    def _table(file: RandomAccess) -> seekable.SeekTable:
+        """Return the seek table at the end of `file`; FormatError when it has none that fits it."""
         footer = file.read(max(0, file.size - seekable.FOOTER_SIZE), min(file.size, seekable.FOOTER_SIZE))
         length = seekable.table_length(footer)
         if length > file.size:
@@ -120,13 +171,17 @@ class SeekableStream:
         table = seekable.SeekTable.decode(file.read(file.size - length, length))
         if table.compressed_length + length != file.size:
             raise FormatError("the frames of the seek table are not as long as the file")
-        self._take(table)
-        self._frame = functools.lru_cache(_FRAMES_KEPT)(self._decompress)
+        return table
+
+    @property
+    def there(self) -> RangeSet:
+        """The offsets of the bytes that can be read, if their frame is not damaged."""
+        return RangeSet([Range(0, self.size)])
 
     def _take(self, table: seekable.SeekTable) -> None:
         entries = list(struct.iter_unpack("<3I", table.entries))
-        if any(size > _LARGEST_FRAME for _, size, _ in entries):
-            raise FormatError(f"a frame of the stream has more than {_LARGEST_FRAME} bytes")
+        if any(max(sizes) > _LARGEST_FRAME for *sizes, _ in entries):
+            raise FormatError(f"a frame of the stream has more than {_LARGEST_FRAME} bytes: decompress it (zstd -d)")
         self._entries = entries
         self._offsets = [0, *accumulate(compressed for compressed, _, _ in entries)]
         self._starts = [0, *accumulate(size for _, size, _ in entries)]

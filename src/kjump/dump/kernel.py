@@ -26,7 +26,8 @@ _SECTION_HAS_MAP = 0x2
 _SECTION_FLAGS = 0x3F
 """Flags take the bits below SECTION_MAP_LAST_BIT, six at most so far; memory maps are aligned to far more."""
 _MOST_TABLES = 2048
-_MOST_SECTION_BITS = 40
+_LEAST_SECTION_BITS, _MOST_SECTION_BITS = 20, 40
+_LARGEST_SECTION = 256
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,10 @@ class KernelLayout:
         self._memory = memory
         self.info = info
         self._encryption = info.get_number("sme_mask", 0)
-        self._memory_end = max((r.end for r in memory.ranges), default=0)
+        ranges = memory.ranges
+        self._memory_end = max((r.end for r in ranges), default=0)
+        self.memory_size = ranges.size
+        """Bytes of memory that can be read."""
         self._tables: dict[int, tuple[int, ...]] = {}
         if info.page_size != PAGE_SIZE:
             raise FormatError(f"this kernel's pages have {info.page_size} bytes: it is not an x86 kernel")
@@ -59,7 +63,23 @@ class KernelLayout:
             self._root = self._find_pae_root()
         else:
             self._levels = 5 if info.get_number("pgtable_l5_enabled", 0) else 4
-            self._root = info.symbol("init_top_pgt") - _START_KERNEL_MAP + info.number("phys_base")
+            self._root = self._find_root()
+
+    @property
+    def root(self) -> int:
+        """The physical address of the kernel's own page table of the highest level."""
+        return self._root
+
+    def _find_root(self) -> int:
+        info = self.info
+        if "SYMBOL(init_top_pgt)" not in info.entries and 0 < info.get_symbol("swapper_pg_dir", 0) < 1 << 32:
+            raise FormatError("this is an i386 kernel without PAE, whose page tables kjump does not read")
+        if "SYMBOL(init_level4_pgt)" in info.entries:
+            raise FormatError("this kernel is from before 4.13, and kjump does not read its page tables")
+        root = info.symbol("init_top_pgt") - _START_KERNEL_MAP + info.number("phys_base")
+        if not 0 <= root < self._memory_end or root % PAGE_SIZE:
+            raise FormatError(f"the kernel's page tables cannot be at {root:#x}: VMCOREINFO is not of this memory")
+        return root
 
     def _find_pae_root(self) -> int:
         """Return where the PAE kernel's page directory pointers are: under the memory split that maps them so."""
@@ -67,7 +87,7 @@ class KernelLayout:
         for page_offset in _PAGE_OFFSETS_32:
             self._root = symbol - page_offset
             try:
-                if self._root >= 0 and self.translate(symbol).start == self._root:
+                if 0 <= self._root < self._memory_end and self.translate(symbol).start == self._root:
                     return self._root
             except FormatError:
                 continue
@@ -151,7 +171,7 @@ class KernelLayout:
 
     def _section_bits(self) -> int:
         bits = self.info.number("SECTION_SIZE_BITS")
-        if not PAGE_SHIFT + 3 <= bits <= _MOST_SECTION_BITS:
+        if not _LEAST_SECTION_BITS <= bits <= _MOST_SECTION_BITS:
             raise FormatError(f"VMCOREINFO: NUMBER(SECTION_SIZE_BITS)={bits} is impossible")
         return bits
 
@@ -163,11 +183,13 @@ class KernelLayout:
         """
         info = self.info
         size = info.size("mem_section")
-        if not 0 < size <= PAGE_SIZE:
+        if not self.word <= size <= _LARGEST_SECTION:
             raise FormatError(f"VMCOREINFO: SIZE(mem_section)={size} is impossible")
         wanted = align_up(self._memory_end >> PAGE_SHIFT, pages_per_section) // pages_per_section
-        length = info.length("mem_section")
-        if length == 1 << (info.number("MAX_PHYSMEM_BITS") - self._section_bits()):
+        length, address_bits = info.length("mem_section"), info.number("MAX_PHYSMEM_BITS")
+        if not self._section_bits() <= address_bits <= self.word * 8 + 4:
+            raise FormatError(f"VMCOREINFO: NUMBER(MAX_PHYSMEM_BITS)={address_bits} is impossible")
+        if length == 1 << (address_bits - self._section_bits()):
             yield from self._decode(0, info.symbol("mem_section"), min(length, wanted))
             return
         per_root = PAGE_SIZE // size
@@ -181,6 +203,12 @@ class KernelLayout:
     def _decode(self, first: int, linear: int, count: int) -> Iterator[tuple[int, int]]:
         size = self.info.size("mem_section")
         at = self.info.offset("mem_section.section_mem_map")
-        sections = self.read(linear, count * size)
-        for i in range(count):
-            yield first + i, int.from_bytes(sections[i * size + at : i * size + at + self.word], "little")
+        if at + self.word > size:
+            raise FormatError(f"VMCOREINFO: OFFSET(mem_section.section_mem_map)={at} lies outside the struct")
+        at_once = PAGE_SIZE // size
+        for begin in range(0, count, at_once):
+            number = min(at_once, count - begin)
+            sections = self.read(linear + begin * size, number * size)
+            for i in range(number):
+                coded = sections[i * size + at : i * size + at + self.word]
+                yield first + begin + i, int.from_bytes(coded, "little")

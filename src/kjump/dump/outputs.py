@@ -103,10 +103,19 @@ class DeviceOutput:
 class StreamOutput:
     """A pipe, socket or terminal, written in order."""
 
-    def __init__(self, fd: int) -> None:
-        """Write to `fd`, which stays open."""
+    def __init__(self, fd: int, *, close: bool = False) -> None:
+        """Write to `fd`, which stays open afterwards unless `close` is set."""
         self._fd = fd
+        self._close = close
         self.written = 0
+
+    @classmethod
+    def open(cls, path: Path) -> StreamOutput:
+        """Write to a named pipe or a character device; TargetError when it cannot be opened."""
+        try:
+            return cls(os.open(path, os.O_WRONLY | os.O_CLOEXEC), close=True)
+        except OSError as error:
+            raise TargetError(f"cannot write {path}: {error.strerror}") from None
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Put `data` out; zeros before it when `offset` is further on, OSError (ESPIPE) when it is behind."""
@@ -124,9 +133,13 @@ class StreamOutput:
 
     def finish(self) -> None:
         """Nothing is left to do: the reader has it."""
+        self.abandon()
 
     def abandon(self) -> None:
         """A reader sees that the stream ends too soon."""
+        if self._close:
+            self._close = False
+            os.close(self._fd)
 
 
 class FlattenedOutput:

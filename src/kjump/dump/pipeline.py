@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from kjump import _core, _dump
-from kjump.dump.sources import Source
+from kjump.dump.source import Source
 from kjump.errors import KjumpError
 
 CHUNK = 512

@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from kjump import _core, _dump
-from kjump.dump import facts, pages
+from kjump.dump import bitmaps
 from kjump.dump.elfsource import ElfSource
-from kjump.dump.kdumpsource import KdumpSource
+from kjump.dump.identity import identify
+from kjump.dump.kdumpsource import KdumpSource, SplitSource
 from kjump.dump.outputs import Output
 from kjump.dump.pipeline import CHUNK, Chunk, Progress, Stopped, chunks, in_order
-from kjump.dump.sources import Source, frames_bitmap
+from kjump.dump.source import Source, without_nonsense
 from kjump.formats import elf, kdump, notes, seekable
 from kjump.formats.kdump import Method
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet, align_up
-
-NOTE_NAME = "KJUMP"
-NOTE_DUMP = 16
-"""Type of the KJUMP note in an image that is a dump: JSON with the level and the time."""
 
 FRAME_PAGES = 256
 """Pages in a frame of an image: 1 MiB."""
@@ -71,11 +68,12 @@ class Written:
 
 def memory_of(source: Source) -> bytearray:
     """Return the bitmap of frames that are memory: what the source has, and what it says was left out."""
-    if isinstance(source, KdumpSource):
-        return bytearray(source.memory)
+    if isinstance(source, KdumpSource | SplitSource):
+        # What lacks in a damaged bitmap of memory is memory nevertheless.
+        return bitmaps.union(source.memory, source.present)
     if isinstance(source, ElfSource):
-        both = pages.runs(source.present, len(source.present) * 8) | pages.to_frames(source.holes)
-        return frames_bitmap(both)
+        known = bitmaps.runs(source.present, len(source.present) * 8)
+        return bitmaps.bitmap(known | without_nonsense(bitmaps.to_frames(source.holes), known))
     return source.present
 
 
@@ -84,31 +82,51 @@ def memory_of(source: Source) -> bytearray:
 
 @dataclass(frozen=True)
 class ElfPlan:
-    """An ELF core to be: `head` up to the first page, and `stored`, the frames that stand in the file in order."""
+    """An ELF core to be: what comes up to the first page, and `stored`, the frames that stand in the file in order.
 
-    head: bytes
+    Notes that are large are read when they are written; `before` and `after` are what is around them.
+    """
+
+    before: bytes
+    large: tuple[notes.LargeNote, ...]
+    after: bytes
     stored: bytearray
     count: int
 
     @property
     def size(self) -> int:
         """Bytes of the whole core."""
-        return len(self.head) + self.count * PAGE_SIZE
+        return self.head_size + self.count * PAGE_SIZE
+
+    @property
+    def head_size(self) -> int:
+        """Bytes up to the first page."""
+        return len(self.before) + sum(note.encoded_size for note in self.large) + len(self.after)
+
+    def head(self) -> Iterator[bytes]:
+        """Yield what comes up to the first page."""
+        yield self.before
+        for note in self.large:
+            yield from note.encode()
+        yield self.after
 
 
 def plan_elf(task: Task, more_notes: bytes = b"") -> ElfPlan:
     """Lay out an ELF core that holds `task.keep`; `more_notes` (encoded) follow the source's."""
     source = task.source
-    memory = pages.runs(task.memory, len(task.memory) * 8)
-    gap = _SMALL_GAP
+    memory = bitmaps.runs(task.memory, len(task.memory) * 8)
+    # Zeros may stand for pages that were left out on purpose, not for those that nobody knows.
+    gap = _SMALL_GAP if source.complete else 1
     while len(loads := list(_loads(memory, task.keep, gap))) > _MOST_LOADS and gap < 1 << 40:
         gap *= 4
     machine = elf.EM_X86_64 if source.word == 8 else elf.EM_386
     virtual = source.virtual if isinstance(source, ElfSource) else (lambda _: 0)
     core_loads = [_core_load(load, stored, virtual(load.start * PAGE_SIZE)) for load, stored in loads]
-    head, _ = elf.core_headers(core_loads, own_notes(source) + more_notes, machine=machine)
+    large = own_large_notes(source)
+    more = sum(note.encoded_size for note in large)
+    before, after, _ = elf.core_headers_around(core_loads, own_notes(source) + more_notes, more, machine=machine)
     kept = RangeSet(load for load, stored in loads if stored)
-    return ElfPlan(head, pages.bitmap(kept).ljust(len(task.keep), b"\0"), kept.size)
+    return ElfPlan(before, large, after, bitmaps.bitmap(kept).ljust(len(task.keep), b"\0"), kept.size)
 
 
 def _core_load(load: Range, stored: bool, virtual: int) -> elf.CoreLoad:
@@ -116,9 +134,21 @@ def _core_load(load: Range, stored: bool, virtual: int) -> elf.CoreLoad:
     return elf.CoreLoad(load.start * PAGE_SIZE, virtual, size if stored else 0, 0 if stored else size)
 
 
+def _about(task: Task) -> bytes:
+    """Return the KJUMP note of a dump (encoded)."""
+    about = {"kind": "dump", "level": task.level, "written": int(time.time()), "source": task.source.kind}
+    about |= {} if task.source.complete else {"complete": False}
+    return notes.Note(notes.KJUMP, notes.NT_KJUMP_DUMP, json.dumps(about).encode()).encode()
+
+
 def own_notes(source: Source) -> bytes:
     """Return the source's notes without what another dump added to them."""
-    return notes.encode(note for note in notes.iterate(source.notes) if note.name != NOTE_NAME)
+    return notes.encode(note for note in notes.iterate(source.notes) if note.name != notes.KJUMP)
+
+
+def own_large_notes(source: Source) -> tuple[notes.LargeNote, ...]:
+    """Return as `own_notes`, of the source's large notes."""
+    return tuple(note for note in source.large_notes if note.name != notes.KJUMP)
 
 
 def _loads(memory: RangeSet, keep: bytearray, gap: int) -> Iterator[tuple[Range, bool]]:
@@ -137,9 +167,8 @@ def _loads(memory: RangeSet, keep: bytearray, gap: int) -> Iterator[tuple[Range,
 
 def write_elf(task: Task, out: Output) -> Written:
     """Write an ELF core. Pages of zeros, when they are to be left out, must be gone from `keep` already."""
-    plan = plan_elf(task)
-    out.write(0, plan.head)
-    at = len(plan.head)
+    plan = plan_elf(task, b"" if task.source.complete else _about(task))
+    at = _write_in_order(out, plan.head())
     done = 0
 
     def read(chunk: Chunk) -> bytes:
@@ -150,7 +179,16 @@ def write_elf(task: Task, out: Output) -> Written:
         at += len(data)
         done += chunk.pages
         task.report(done, plan.count, out.written)
-    return Written(pages.count(task.keep), 0, out.written)
+    return Written(bitmaps.count(task.keep), 0, out.written)
+
+
+def _write_in_order(out: Output, parts: Iterable[bytes | memoryview]) -> int:
+    """Write `parts` one after another from the beginning; return how many bytes they have."""
+    at = 0
+    for part in parts:
+        out.write(at, part)
+        at += len(part)
+    return at
 
 
 # --- image --------------------------------------------------------------------------------------------------
@@ -158,9 +196,7 @@ def write_elf(task: Task, out: Output) -> Written:
 
 def write_image(task: Task, out: Output) -> Written:
     """Write a kjump image: an ELF core in a zstd stream of independent frames, with a seek table."""
-    about = {"kind": "dump", "level": task.level, "written": int(time.time()), "source": task.source.kind}
-    note = notes.Note(NOTE_NAME, NOTE_DUMP, json.dumps(about).encode()).encode()
-    plan = plan_elf(task, note)
+    plan = plan_elf(task, _about(task))
     entries: list[bytes] = []
     at = done = 0
 
@@ -177,61 +213,65 @@ def write_image(task: Task, out: Output) -> Written:
         done += item.pages if isinstance(item, Chunk) else 0
         task.report(done, plan.count, out.written)
     out.write(at, seekable.SeekTable(b"".join(entries)).encode())
-    return Written(pages.count(task.keep), 0, out.written)
+    return Written(bitmaps.count(task.keep), 0, out.written)
 
 
 def _frames(plan: ElfPlan) -> Iterator[bytes | Chunk]:
     size = FRAME_PAGES * PAGE_SIZE
-    yield from (plan.head[at : at + size] for at in range(0, len(plan.head), size))
+    yield from (part[at : at + size] for part in plan.head() for at in range(0, len(part), size))
     yield from chunks(plan.stored, 0, len(plan.stored) * 8, FRAME_PAGES)
 
 
 # --- kdump-compressed ---------------------------------------------------------------------------------------
 
 
-def kdump_head(task: Task, part: Range | None = None) -> tuple[kdump.KdumpHeader, bytes]:
-    """Return the header of a kdump file, and all its bytes up to the descriptors."""
+def kdump_header(task: Task, part: Range | None = None) -> kdump.KdumpHeader:
+    """Return the header of a kdump file; behind it come VMCOREINFO, notes and bitmaps, as `_kdump_head` yields them."""
     source = task.source
-    known = facts.learn(source)
-    memory = task.memory
-    highest = last_frame(memory)
-    note_bytes = own_notes(source)
-    info = notes.find(note_bytes, notes.VMCOREINFO)
-    text = info.desc if info is not None else b""
+    known = identify(source)
+    highest = bitmaps.end_of(task.memory)
     header = kdump.KdumpHeader(
         max_mapnr=highest,
         bitmap_blocks=kdump.bitmap_blocks(highest),
         word=source.word,
-        utsname=known.utsname,
+        utsname=known.as_utsname(),
         timestamp=known.crash_time or 0,
-        status=int(task.method),
-        cpus=known.cpus,
-        phys_base=known.phys_base,
+        status=int(task.method) | (0 if source.complete else int(kdump.Status.INCOMPLETE)),
+        cpus=known.cpus or 1,
+        phys_base=known.phys_base or 0,
         dump_level=task.level,
         split=part,
     )
-    info_at = header.encoded_size
-    notes_at = align_up(info_at + len(text), 8)
-    blocks = -(-(notes_at + len(note_bytes) - kdump.BLOCK) // kdump.BLOCK)
-    header = replace(
-        header,
-        sub_header_blocks=blocks,
-        vmcoreinfo=Range.of_size(info_at, len(text)),
-        notes=Range.of_size(notes_at, len(note_bytes)),
-    )
-    head = (header.encode() + text).ljust(notes_at, b"\0") + note_bytes
-    size = header.bitmap_size
-    bitmaps = bytes(memory[:size]).ljust(size, b"\0") + bytes(task.keep[:size]).ljust(size, b"\0")
-    return header, head.ljust(header.first_bitmap.start, b"\0") + bitmaps
+    info = Range.of_size(header.encoded_size, len(_vmcoreinfo(source)))
+    size = len(own_notes(source)) + sum(note.encoded_size for note in own_large_notes(source))
+    note_bytes = Range.of_size(align_up(info.end, 8), size)
+    blocks = -(-(note_bytes.end - kdump.BLOCK) // kdump.BLOCK)
+    return replace(header, sub_header_blocks=blocks, vmcoreinfo=info, notes=note_bytes)
+
+
+def _vmcoreinfo(source: Source) -> bytes:
+    note = notes.find(source.notes, notes.VMCOREINFO)
+    return b"" if note is None else note.desc
+
+
+def _kdump_head(task: Task, header: kdump.KdumpHeader) -> Iterator[bytes | memoryview]:
+    """Yield a kdump file up to its descriptors."""
+    yield (header.encode() + _vmcoreinfo(task.source)).ljust(header.notes.start, b"\0") + own_notes(task.source)
+    for note in own_large_notes(task.source):
+        yield from note.encode()
+    yield bytes(header.first_bitmap.start - header.notes.end)
+    for bits in (task.memory, task.keep):
+        part = memoryview(bits)[: header.bitmap_size]
+        yield part
+        yield bytes(header.bitmap_size - len(part))
 
 
 def write_kdump(task: Task, out: Output, part: Range | None = None) -> Written:
     """Write a kdump-compressed file, or the `part` (page frames) of a split one."""
-    header, head = kdump_head(task, part)
+    header = kdump_header(task, part)
     where = part or Range(0, len(task.keep) * 8)
-    found = pages.count_between(task.keep, where.start, where.end)
-    out.write(0, head)
-    desc_at = header.descriptors
+    found = bitmaps.count_between(task.keep, where.start, where.end)
+    desc_at = _write_in_order(out, _kdump_head(task, header))
     zero_at = at = desc_at + found * kdump.DESCRIPTOR.size
     if task.skip_zeros:
         out.write(zero_at, bytes(PAGE_SIZE))
@@ -255,13 +295,8 @@ def write_kdump(task: Task, out: Output, part: Range | None = None) -> Written:
 
 def split_parts(task: Task, count: int) -> list[Range]:
     """Cut the frames of memory into `count` parts with about as many kept pages each."""
-    end = last_frame(task.memory)
-    each = max(1, -(-pages.count(task.keep) // count))
+    end = bitmaps.end_of(task.memory)
+    each = max(1, -(-bitmaps.count(task.keep) // count))
     borders = [0, *(chunk.end for chunk in chunks(task.keep, 0, end, each))][:count]
     borders += [end] * (count + 1 - len(borders))
     return [Range(a, b) for a, b in pairwise(borders)]
-
-
-def last_frame(memory: bytes | bytearray) -> int:
-    """Return the frame behind the last of a bitmap."""
-    return int.from_bytes(memory, "little").bit_length()

@@ -6,14 +6,16 @@
     0x0c4  ext_ramdisk_size                        0x21c ramdisk_size     0x228 cmd_line_ptr
     0x0c8  ext_cmd_line_ptr                 0x2d0  e820 entries, 20 bytes each, at most 128
 
-An address with more than 32 bits has its upper half in the field ext_*. The sentinel at 0x1ef must be zero.
-Source: Documentation/arch/x86/zero-page.rst and boot.rst.
+An address with more than 32 bits has its upper half in the field ext_*. The sentinel at 0x1ef must be zero. At 0x250 in
+setup_header, setup_data points to a list of nodes: next (8), type (4), length (4), data. Entries beyond 128 go into one
+of type 1, SETUP_E820_EXT. Source: Documentation/arch/x86/zero-page.rst and boot.rst; asm/setup_data.h.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from struct import pack_into, unpack_from
+from struct import Struct, pack_into, unpack_from
 
 from kjump.errors import FormatError
 from kjump.formats import e820
@@ -34,6 +36,9 @@ _LOADER = 0x210
 _RAMDISK_IMAGE = (0x218, 0x0C0)
 _RAMDISK_SIZE = (0x21C, 0x0C4)
 _CMDLINE = (0x228, 0x0C8)
+_SETUP_DATA = 0x250
+_SETUP_E820_EXT = 1
+_NODE = Struct("<QII")
 _HEADER_LEAST = 0x22C
 _NOTHING = Range(0, 0)
 
@@ -52,6 +57,7 @@ class BootParams:
     acpi_rsdp: int = 0
     screen_info: bytes = b""
     loader_type: int = LOADER_UNDEFINED
+    setup_data: int = 0
 
 
 def build(params: BootParams) -> bytes:
@@ -65,10 +71,17 @@ def build(params: BootParams) -> bytes:
     _put_split(page, _RAMDISK_SIZE, params.initrd.size)
     _put_split(page, _CMDLINE, params.cmdline_address)
     pack_into("<Q", page, _RSDP, params.acpi_rsdp)
+    pack_into("<Q", page, _SETUP_DATA, params.setup_data)
     table = e820.pack(params.e820)
     page[_E820_COUNT] = len(params.e820)
     page[_E820_TABLE : _E820_TABLE + len(table)] = table
     return bytes(page)
+
+
+def e820_extension(entries: Sequence[E820Entry]) -> bytes:
+    """Return the node, the last of its list, with the `entries` that boot_params have no room for."""
+    table = e820.pack(entries)
+    return _NODE.pack(0, _SETUP_E820_EXT, len(table)) + table
 
 
 def parse(page: bytes | bytearray | memoryview) -> BootParams:
@@ -81,6 +94,7 @@ def parse(page: bytes | bytearray | memoryview) -> BootParams:
     screen = bytes(page[:SCREEN_INFO_SIZE])
     start, size = _get_split(page, _RAMDISK_IMAGE), _get_split(page, _RAMDISK_SIZE)
     (rsdp,) = unpack_from("<Q", page, _RSDP)
+    (setup_data,) = unpack_from("<Q", page, _SETUP_DATA)
     return BootParams(
         setup_header=_setup_header(page),
         cmdline_address=_get_split(page, _CMDLINE),
@@ -89,6 +103,7 @@ def parse(page: bytes | bytearray | memoryview) -> BootParams:
         acpi_rsdp=rsdp,
         screen_info=screen if any(screen) else b"",
         loader_type=page[_LOADER],
+        setup_data=setup_data,
     )
 
 
@@ -99,7 +114,7 @@ def _check(params: BootParams) -> None:
         raise FormatError(f"screen_info has {len(params.screen_info)} bytes, more than {SCREEN_INFO_SIZE}")
     if not _HEADER_LEAST <= HEADER_START + len(params.setup_header) <= HEADER_LIMIT:
         raise FormatError(f"setup_header cannot have {len(params.setup_header)} bytes")
-    numbers = (params.cmdline_address, params.initrd.start, params.initrd.size, params.acpi_rsdp)
+    numbers = (params.cmdline_address, params.initrd.start, params.initrd.size, params.acpi_rsdp, params.setup_data)
     if not all(0 <= number < 1 << 64 for number in numbers):
         raise FormatError("boot_params: an address has more than 64 bits")
     if not 0 <= params.loader_type < 256:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from struct import Struct
 
 from kjump.errors import FormatError
@@ -66,6 +67,21 @@ class IomemResource:
     name: str
     depth: int
 
+    @property
+    def is_ram(self) -> bool:
+        """Whether the kernel uses this as RAM, by whomever it was added: it need not stand at the top of the tree.
+
+        RAM that a CXL window or another bus holds stands below that. RAM that a driver added is called `System RAM
+        (driver)`: mm/memory_hotplug.c (add_memory_driver_managed) takes no other name.
+        """
+        return self.name == TYPE_NAMES[RAM] or bool(self.ram_driver)
+
+    @property
+    def ram_driver(self) -> str:
+        """The driver (kmem, virtio_mem) that added this RAM after the boot; empty for all else."""
+        prefix, bracket, rest = self.name.partition(" (")
+        return rest.removesuffix(")") if prefix == TYPE_NAMES[RAM] and bracket and rest.endswith(")") else ""
+
 
 def pack(entries: Iterable[E820Entry]) -> bytes:
     """Return the entries as a table; FormatError when an address passes 64 bits or a type 32."""
@@ -106,16 +122,29 @@ def parse_iomem(text: str) -> list[IomemResource]:
 
 def sanitize(entries: Iterable[E820Entry]) -> list[E820Entry]:
     """Return the entries sorted, none empty, touching ones of a type joined; FormatError if any overlap."""
-    clean: list[E820Entry] = []
-    for entry in sorted(e for e in entries if e.range.size):
-        last = clean[-1] if clean else None
-        if last and last.range.overlaps(entry.range):
+    ordered = sorted(e for e in entries if e.range.size)
+    for last, entry in pairwise(ordered):
+        if last.range.overlaps(entry.range):
             raise FormatError(f"memory map: {last} and {entry} overlap")
-        if last and last.type == entry.type and last.range.end == entry.range.start:
-            clean[-1] = E820Entry(Range(last.range.start, entry.range.end), entry.type)
+    return joined(ordered)
+
+
+def joined(entries: Iterable[E820Entry]) -> list[E820Entry]:
+    """Return the entries sorted, none empty, those of one type joined where they touch or overlap.
+
+    Entries of different types may overlap, and stay as they are: the kernel that reads them knows which counts.
+    """
+    done: list[E820Entry] = []
+    latest: dict[int, int] = {}
+    for entry in sorted(e for e in entries if e.range.size):
+        index = latest.get(entry.type)
+        if index is not None and entry.range.start <= done[index].range.end:
+            before = done[index].range
+            done[index] = E820Entry(Range(before.start, max(before.end, entry.range.end)), entry.type)
         else:
-            clean.append(entry)
-    return clean
+            latest[entry.type] = len(done)
+            done.append(entry)
+    return done
 
 
 def difference(saved: Iterable[E820Entry], present: Iterable[E820Entry]) -> str | None:

@@ -31,11 +31,7 @@ EM_X86_64 = 62
 PT_LOAD = 1
 PT_DYNAMIC = 2
 PT_NOTE = 4
-_DT_RELA = 7
-_DT_RELASZ = 8
-_DT_REL = 17
-_DT_RELSZ = 18
-_R_RELATIVE = 8
+PT_TLS = 7
 PF_X = 1
 PF_W = 2
 PF_R = 4
@@ -182,47 +178,6 @@ def parse_program_headers(header: ElfHeader, table: bytes | bytearray | memoryvi
     return found
 
 
-def relative_relocations(data: bytes | bytearray | memoryview, file: ElfFile) -> list[tuple[int, int | None]]:
-    """Return what a position-independent executable wants its base added to: (address of a word, addend).
-
-    The word becomes base + addend; an addend of None (32 bits) is what the word holds already. FormatError for
-    any other kind of relocation, or a table that is cut off.
-    """
-    dynamic = next((p for p in file.program_headers if p.type == PT_DYNAMIC), None)
-    if dynamic is None:
-        return []
-    wide = file.header.elf_class == CLASS_64
-    entry = Struct("<QQ" if wide else "<II")
-    tags: dict[int, int] = {}
-    for tag, value in _whole(entry, data, dynamic.offset, dynamic.filesz):
-        tags[tag] = value
-    table, size, layout = (
-        (tags.get(_DT_RELA, 0), tags.get(_DT_RELASZ, 0), Struct("<QQQ"))
-        if wide
-        else (tags.get(_DT_REL, 0), tags.get(_DT_RELSZ, 0), entry)
-    )
-    found: list[tuple[int, int | None]] = []
-    for address, info, *addend in _whole(layout, data, _file_offset(file, table) if size else 0, size):
-        if info != _R_RELATIVE:
-            raise FormatError(f"ELF: relocation {info:#x} at {address:#x} needs a dynamic linker")
-        found.append((address, addend[0] if addend else None))
-    return found
-
-
-def _whole(layout: Struct, data: bytes | bytearray | memoryview, offset: int, size: int) -> Iterable[tuple[int, ...]]:
-    """Return the records of a table in a file; FormatError when it is cut off or not of whole records."""
-    if offset + size > len(data) or size % layout.size:
-        raise FormatError(f"ELF: a table of {size} bytes at {offset:#x} is cut off")
-    return layout.iter_unpack(data[offset : offset + size])
-
-
-def _file_offset(file: ElfFile, address: int) -> int:
-    for load in file.loads:
-        if load.vaddr <= address < load.vaddr + load.filesz:
-            return load.offset + address - load.vaddr
-    raise FormatError(f"ELF: address {address:#x} is in no segment")
-
-
 @dataclass(frozen=True, slots=True)
 class CoreLoad:
     """A piece of memory to stand in a core: physical and virtual address, size, in bytes.
@@ -244,9 +199,17 @@ def core_headers(
 
     `notes` are encoded notes. The data follow in the order of `loads`, each at a multiple of `align`.
     """
+    before, after, offsets = core_headers_around(loads, notes, 0, machine=machine, align=align)
+    return before + after, offsets
+
+
+def core_headers_around(
+    loads: Sequence[CoreLoad], notes: bytes, more: int, *, machine: int = EM_X86_64, align: int = 4096
+) -> tuple[bytes, bytes, list[int]]:
+    """Return the head of a core as `core_headers`, in two pieces: between them belong `more` bytes of notes."""
     count = len(loads) + 1
     notes_at = HEADER_SIZE + count * _PROGRAM[CLASS_64].size
-    end = notes_at + len(notes)
+    notes_end = end = notes_at + len(notes) + more
     section_at = 0
     if count >= PN_XNUM:
         section_at = align_up(end, 8)
@@ -254,12 +217,13 @@ def core_headers(
     size = align_up(end, align)
     offsets = _data_offsets(loads, size, align)
     head = bytearray(_core_header(machine, count, section_at))
-    head += _PROGRAM[CLASS_64].pack(PT_NOTE, 0, notes_at, 0, 0, len(notes), len(notes), 0)
+    head += _PROGRAM[CLASS_64].pack(PT_NOTE, 0, notes_at, 0, 0, len(notes) + more, len(notes) + more, 0)
     head += b"".join(_core_load(load, at) for load, at in zip(loads, offsets, strict=True))
     head += notes
+    after = b""
     if section_at:
-        head += bytes(section_at - len(head)) + _SECTION[CLASS_64].pack(0, 0, 0, 0, 0, 1, 0, count, 0, 0)
-    return bytes(head) + bytes(size - len(head)), offsets
+        after = bytes(section_at - notes_end) + _SECTION[CLASS_64].pack(0, 0, 0, 0, 0, 1, 0, count, 0, 0)
+    return bytes(head), after.ljust(size - notes_end, b"\0"), offsets
 
 
 def kdump_headers(ram: Iterable[Range], note: bytes, address: int, *, machine: int = EM_X86_64) -> bytes:

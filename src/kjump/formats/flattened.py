@@ -43,11 +43,12 @@ def trailer() -> bytes:
     return _PIECE.pack(_END, _END)
 
 
-def index(pread: Callable[[int, int], bytes]) -> tuple[list[FilePiece], bool]:
+def index(pread: Callable[[int, int], bytes], size: int | None = None) -> tuple[list[FilePiece], bool]:
     """Find the pieces of a flattened stream; `pread(length, offset)` reads it, as os.pread does.
 
     Returns them in order of where they belong (`address` in the file that was flattened, `offset` in the stream),
-    without overlaps, and whether the stream has its end. FormatError when it is no flattened stream.
+    without overlaps, and whether the stream has its end. With the `size` of the stream in bytes, of a piece that
+    goes beyond it only what is there is returned. FormatError when it is no flattened stream.
     """
     leading = pread(_HEADER.size, 0)
     if len(leading) < _HEADER.size or not leading.startswith(SIGNATURE):
@@ -66,7 +67,11 @@ def index(pread: Callable[[int, int], bytes]) -> tuple[list[FilePiece], bool]:
             return found.pieces, True
         if offset < 0 or length <= 0 or offset + length > _MOST:
             raise FormatError(f"the flattened file has an impossible piece at byte {at}")
-        found.put(FilePiece(offset, length, at + _PIECE.size))
+        there = length if size is None else min(length, size - at - _PIECE.size)
+        if there > 0:
+            found.put(FilePiece(offset, there, at + _PIECE.size))
+        if there < length:
+            return found.pieces, False
         at += _PIECE.size + length
 
 

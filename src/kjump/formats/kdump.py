@@ -87,8 +87,18 @@ class KdumpHeader:
     notes: Range = _NOWHERE
 
     @property
+    def machine(self) -> str:
+        """The machine in the header's struct new_utsname; empty when its writer did not know."""
+        return self.utsname[4 * _UTS_LENGTH : 5 * _UTS_LENGTH].partition(b"\0")[0].decode("ascii", "backslashreplace")
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What the parts of one split dump have in common, whoever wrote them and when."""
+        return (self.word, self.max_mapnr, self.bitmap_blocks, self.utsname, self.dump_level)
+
+    @property
     def incomplete(self) -> bool:
-        """Whether the file's writer ran out of space: pages that lack have descriptors of zeros, or none."""
+        """Whether its writer ran out of space, or knew that pages lack; these have descriptors of zeros, or none."""
         return bool(self.status & Status.INCOMPLETE)
 
     @property
@@ -115,12 +125,12 @@ class KdumpHeader:
         """Return header and sub-header as blocks; what they refer to comes after the sub-header's bytes."""
         word = self.word
         low = min(self.max_mapnr, 0xFFFFFFFF)
+        ends = (1 << word * 8) - 1
         header = _HEADER[word].pack(
-            *(SIGNATURE, self.version, self.utsname[:UTSNAME_SIZE], self.timestamp, 0, self.status, BLOCK),
+            *(SIGNATURE, self.version, self.utsname[:UTSNAME_SIZE], self.timestamp & ends, 0, self.status, BLOCK),
             *(self.sub_header_blocks, self.bitmap_blocks, low, 0, 0, 0, 0, self.cpus),
         )
         part = self.split or Range(0, 0)
-        ends = (1 << word * 8) - 1
         sub = _SUB_HEADER[word].pack(
             *(self.phys_base & ends, self.dump_level, int(self.split is not None)),
             *(part.start & ends, part.end & ends, self.vmcoreinfo.start, self.vmcoreinfo.size),

@@ -5,12 +5,16 @@
     8   type     a number whose meaning depends on the name
     12  name, NUL, padding to 4 bytes; contents, padding to 4 bytes
 
-Linux ends the notes of a crashed CPU and of VMCOREINFO by an all-zero note. Source: System V ABI, chapter 5.
+Linux ends the notes of a crashed CPU and of VMCOREINFO by an all-zero note. Where a program header has p_align 8,
+contents and the next note begin at multiples of 8 instead. Source: System V ABI, chapter 5.
+
+`iterate` is strict, for notes that a kernel wrote for itself; `salvage` takes what it can of notes that anybody wrote.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from struct import Struct
 
@@ -22,6 +26,7 @@ LINUX = "LINUX"
 GNU = "GNU"
 QEMU = "QEMU"
 VMCOREINFO = "VMCOREINFO"
+KJUMP = "KJUMP"
 
 NT_VMCOREINFO = 0
 NT_QEMU = 0
@@ -31,8 +36,23 @@ NT_PRPSINFO = 3
 NT_TASKSTRUCT = 4
 NT_AUXV = 6
 NT_GNU_BUILD_ID = 3
+NT_VMCOREDD = 0x700
+NT_KJUMP_DUMP = 16
+"""A JSON object about the dump: kind, level, time, source, and whether that was complete."""
+NT_FILE = 0x46494C45
+NT_SIGINFO = 0x53494749
+
+MOST_OF_ONE = 1 << 20
+"""Bytes of contents above which `salvage` does not read a note: VMCOREINFO has a page, registers have a few."""
+MOST_OF_ALL = 16 << 20
+"""Bytes of contents of all notes that it reads: registers of some ten thousand CPUs."""
 
 _HEADER = Struct("<3I")
+_LONGEST_NAME = 64
+_FIRST_WINDOW, _WINDOW = 512, 1 << 20
+_MOST_NOTES = 1 << 17
+_KNOWN = re.compile(rb"(?:CORE|LINUX|VMCOREINFO|QEMU|GNU|XEN|Xen|KJUMP)\0")
+_MOST_PROBLEMS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +93,136 @@ def iterate(data: bytes | bytearray | memoryview) -> Iterator[Note]:
         at = desc_at + align_up(descsz, 4)
     if any(data[at:]):
         raise FormatError(f"{len(data) - at} stray bytes at offset {at:#x} where an ELF note should begin")
+
+
+@dataclass(frozen=True, slots=True)
+class LargeNote:
+    """A note whose contents stay where they are: `size` bytes, of which `read(offset, length)` returns some."""
+
+    name: str
+    type: int
+    size: int
+    read: Callable[[int, int], bytes]
+
+    @property
+    def encoded_size(self) -> int:
+        """Bytes of the note with its header and padding."""
+        return _HEADER.size + align_up(len(self.name) + 1, 4) + align_up(self.size, 4)
+
+    def encode(self) -> Iterator[bytes]:
+        """Yield the note as bytes, padded to a multiple of 4, a MiB at a time."""
+        name = self.name.encode("latin-1") + b"\0"
+        yield _HEADER.pack(len(name), self.size, self.type) + _padded(name)
+        for at in range(0, self.size, _WINDOW):
+            yield self.read(at, min(_WINDOW, self.size - at))
+        yield bytes(-self.size % 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Salvage:
+    """What could be read of a PT_NOTE segment, and a sentence for each thing in it that could not.
+
+    `large` are notes that were not read, because they would take much memory: device dumps, for example.
+    """
+
+    notes: tuple[Note, ...]
+    problems: tuple[str, ...]
+    large: tuple[LargeNote, ...] = ()
+
+
+def salvage(read: Callable[[int, int], bytes], size: int, align: int = 4) -> Salvage:
+    """Read the notes in a segment of `size` bytes; `read(offset, length)` returns bytes of it.
+
+    What is no note is passed over up to the next one with a name that is known. Notes of more than MOST_OF_ONE bytes,
+    and those beyond MOST_OF_ALL, are `large`, for which `read` must stay good. Nothing raises but `read`.
+    """
+    walk = _Walk(read, size, align)
+    walk.all_notes()
+    if walk.odd and not any(note.name == VMCOREINFO for note in walk.found):
+        walk.look_for_vmcoreinfo()
+    return Salvage(tuple(walk.found), tuple(walk.problems), tuple(walk.large))
+
+
+class _Walk:
+    """Goes through a segment of notes that may be damaged."""
+
+    def __init__(self, read: Callable[[int, int], bytes], size: int, align: int) -> None:
+        self._read, self._size, self._align = read, size, align
+        self._kept = 0
+        self.found: list[Note] = []
+        self.large: list[LargeNote] = []
+        self.problems: list[str] = []
+        self.odd = False
+
+    def all_notes(self) -> None:
+        at = 0
+        while self._size - at >= _HEADER.size:
+            header = self._read(at, _HEADER.size)
+            if not any(header):
+                self.odd |= self._size - at > _HEADER.size
+                return
+            end = self._note(at)
+            if len(self.found) + len(self.large) > _MOST_NOTES:
+                self._trouble(f"there are more than {_MOST_NOTES} notes: the others are left out")
+                return
+            if end is None:
+                end = self._next(at)
+                what = "what is at" if end is not None else "all from"
+                self._trouble(f"the notes are damaged: {what} offset {at:#x} of them on is no ELF note")
+                if end is None:
+                    return
+            at = end
+        rest = self._read(at, self._size - at) if at < self._size else b""
+        if any(rest):
+            self._trouble(f"the notes are damaged: {len(rest)} stray bytes are at their end")
+
+    def _trouble(self, text: str) -> None:
+        self.odd = True
+        if len(self.problems) < _MOST_PROBLEMS:
+            self.problems.append(text)
+
+    def _note(self, at: int) -> int | None:
+        """Take the note at `at`; return where the next begins, None when there is none here."""
+        namesz, descsz, kind = _HEADER.unpack(self._read(at, _HEADER.size))
+        name_at = at + _HEADER.size
+        desc_at = align_up(name_at + namesz, self._align)
+        if namesz > _LONGEST_NAME or desc_at + descsz > self._size:
+            return None
+        name = self._read(name_at, namesz).removesuffix(b"\0")
+        if not name.isascii() or b"\0" in name.rstrip(b"\0"):
+            return None
+        text = name.rstrip(b"\0").decode("ascii")
+        if descsz > MOST_OF_ONE or (self._kept + descsz > MOST_OF_ALL and text != VMCOREINFO):
+            self.large.append(LargeNote(text, kind, descsz, self._reader(desc_at)))
+        else:
+            self._kept += descsz
+            self.found.append(Note(text, kind, self._read(desc_at, descsz)))
+        return align_up(desc_at + descsz, self._align)
+
+    def _reader(self, start: int) -> Callable[[int, int], bytes]:
+        return lambda at, length: self._read(start + at, length)
+
+    def _next(self, at: int, name: bytes = b"") -> int | None:
+        """Return where behind `at` a note with a known name (or with `name`) begins that fits."""
+        window, start = _FIRST_WINDOW, at + 4
+        while start < self._size:
+            length = min(window + _LONGEST_NAME, self._size - start)
+            for match in _KNOWN.finditer(self._read(start, length)):
+                header = start + match.start() - _HEADER.size
+                if header <= at or header % 4 or name not in match[0]:
+                    continue
+                namesz, descsz, _ = _HEADER.unpack(self._read(header, _HEADER.size))
+                if namesz == len(match[0]) and header + _HEADER.size + namesz + descsz <= self._size:
+                    return header
+            start += window
+            window = min(2 * window, _WINDOW)
+        return None
+
+    def look_for_vmcoreinfo(self) -> None:
+        """Take VMCOREINFO from wherever it is: a note before it may have said that it is longer than it is."""
+        at = self._next(-4, VMCOREINFO.encode())
+        if at is not None:
+            self._note(at)
 
 
 def find(data: bytes | bytearray | memoryview, name: str, kind: int | None = None) -> Note | None:

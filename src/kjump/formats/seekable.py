@@ -18,7 +18,7 @@ contrib/seekable_format/zstd_seekable_compression_format.md, version 0.1.0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from struct import Struct, iter_unpack
@@ -144,3 +144,51 @@ def _check(entries: bytes) -> None:
     for index, (compressed_size, size, _) in enumerate(iter_unpack(_ENTRY.format, entries)):
         if compressed_size == 0 or size > _MOST_BYTES:
             raise FormatError(f"frame {index} of the seek table has impossible sizes: {compressed_size} and {size}")
+
+
+_FRAME_MAGIC = 0xFD2FB528
+_MOST_OF_A_HEADER = 18
+_RLE, _RESERVED_BLOCK = 1, 3
+
+
+def walk(read: Callable[[int, int], bytes], size: int) -> SeekTable:
+    """Return the table of the whole frames at the beginning of a stream that has lost its own.
+
+    `read(offset, length)` returns bytes of it, `size` is how many it has. Only the headers of frames and of their
+    blocks are read; the walk ends at the first thing that is no whole frame with size and checksum. Source of the
+    frame format: RFC 8878, section 3.1.
+    """
+    entries = []
+    at = 0
+    while size - at >= _HEADER.size:
+        found = _whole_frame(read, at, size)
+        if found is None:
+            break
+        end, content = found
+        entries.append(_ENTRY.pack(end - at, content, int.from_bytes(read(end - 4, 4), "little")))
+        at = end
+    return SeekTable(b"".join(entries))
+
+
+def _whole_frame(read: Callable[[int, int], bytes], at: int, size: int) -> tuple[int, int] | None:
+    """Return where the frame at `at` ends and how many bytes it holds; None when it is cut off, or none of ours."""
+    head = read(at, min(_MOST_OF_A_HEADER, size - at)).ljust(_MOST_OF_A_HEADER, b"\0")
+    descriptor = head[4]
+    single, checksum = descriptor >> 5 & 1, descriptor >> 2 & 1
+    size_bytes = (single, 2, 4, 8)[descriptor >> 6]
+    if int.from_bytes(head[:4], "little") != _FRAME_MAGIC or not checksum or not size_bytes:
+        return None
+    size_at = 5 + (1 - single) + (0, 1, 2, 4)[descriptor & 3]
+    content = int.from_bytes(head[size_at : size_at + size_bytes], "little") + (256 if size_bytes == 2 else 0)
+    block = at + size_at + size_bytes
+    last = 0
+    while not last:
+        if size - block < 3:
+            return None
+        word = int.from_bytes(read(block, 3), "little")
+        last, kind, length = word & 1, word >> 1 & 3, word >> 3
+        if kind == _RESERVED_BLOCK:
+            return None
+        block += 3 + (1 if kind == _RLE else length)
+    end = block + 4
+    return (end, content) if end <= size and 0 < end - at < 1 << 32 and content <= _MOST_BYTES else None

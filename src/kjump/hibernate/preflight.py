@@ -72,6 +72,7 @@ def checks(*, target: str | None, window_size: int | None) -> list[Check]:
         _kexec_disabled(),
         _guard("symbols", _only_root(_symbols), "set kernel.kptr_restrict to 0 or 1"),
         _guard("paging", _paging, "run on x86_64"),
+        _guard("memory of drivers", _memory_of_drivers, "take that memory offline and away from the driver first"),
     ]
     if window_size is not None:
         found += [
@@ -162,6 +163,21 @@ def _symbols() -> str:
     if len(found) < 2:
         raise HostError("the kernel does not show gdt_page and kexec_image in /proc/kallsyms")
     return "readable"
+
+
+def _memory_of_drivers() -> str:
+    """Refuse RAM that a driver added: the kernel that restores has no such RAM until a driver adds it again.
+
+    virtio_mem's is unplugged when the machine is reset; kmem's (CXL, persistent memory) may be decoded elsewhere.
+    """
+    found = procfs.ram_of_drivers()
+    if found:
+        total = sum(r.range.size for r in found)
+        raise HostError(
+            f"{found[0].range} is {found[0].name}, in all {total >> 20} MiB of drivers' memory: "
+            "it need not be there when the machine is switched on"
+        )
+    return "none"
 
 
 def _window(size: int) -> str:

@@ -53,8 +53,13 @@ def iomem() -> list[IomemResource]:
 
 
 def ram() -> RangeSet:
-    """Return the physical ranges (bytes) that the running kernel uses as RAM."""
-    return RangeSet(r.range for r in iomem() if r.name == "System RAM" and r.depth == 0)
+    """Return the physical ranges (bytes) that the running kernel uses as RAM, whoever added them."""
+    return RangeSet(r.range for r in iomem() if r.is_ram)
+
+
+def ram_of_drivers() -> list[IomemResource]:
+    """Return the RAM that drivers added after the boot: a kernel that has just booted does not have it."""
+    return [r for r in iomem() if r.ram_driver]
 
 
 def meminfo() -> dict[str, int]:

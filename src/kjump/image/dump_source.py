@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from kjump.dump import pages
-from kjump.dump.sources import Source, frames_bitmap
+from kjump.dump import bitmaps
+from kjump.dump.source import Source, frames_bitmap
 from kjump.image.save import Parked
 
 
@@ -21,7 +21,7 @@ class ParkedSource(Source):
         self.kind = "parked system"
         self.notes = parked.vmcoreinfo_note
         shadow = parked.shadow
-        self.present = frames_bitmap(pages.to_frames(parked.memory.ranges) - shadow.sources - shadow.in_place)
+        self.present = frames_bitmap(bitmaps.to_frames(parked.memory.ranges) - shadow.sources - shadow.in_place)
 
     def read(self, address: int, length: int) -> bytes:
         """Return `length` bytes of A from physical `address`; FormatError when some are missing."""

@@ -14,6 +14,7 @@ from kjump.formats.superblock import State, Superblock
 from kjump.host import procfs
 from kjump.image import layout
 from kjump.image.destination import Landing
+from kjump.image.threads import threads_to_restore
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
 from kjump.target.device import Target, check_digest, why_not_resumable
@@ -96,7 +97,7 @@ def restore(
     threads: int,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write A's pages where `landing` says; return sizes and times as a report.
+    """Write A's pages where `landing` says, with so many `threads` or as memory is for; return a report.
 
     ImageError when a frame is damaged, or `landing` has no place for a page; A's memory is then incomplete, and nobody
     may jump to it.
@@ -110,7 +111,7 @@ def restore(
             entries=opened.seek_table.entries,
             spans=layout.pack_spans(spans),
             dest_fd=landing.fd,
-            threads=threads,
+            threads=threads_to_restore(threads),
             direct=True,
             progress=progress,
             extents=target.packed_extents(),

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kjump import _core
+from kjump.dump.bitmaps import bitmap, runs, to_frames
 from kjump.dump.kernel import KernelLayout
-from kjump.dump.pages import bitmap, pages_in_use, runs, select_level, to_frames
+from kjump.dump.selection import pages_in_use, select_level
 from kjump.errors import FormatError, KjumpError, TargetError
 from kjump.formats import elf, notes, seekable, vmcoreinfo
 from kjump.formats.superblock import State, Superblock
@@ -19,6 +20,7 @@ from kjump.host import procfs
 from kjump.image import compression as levels
 from kjump.image import layout as image_layout
 from kjump.image.layout import Kind
+from kjump.image.threads import threads_to_save
 from kjump.kexec.kimage import ParkedMemory, Shadow, walk
 from kjump.memory import PAGE_SIZE, FileMemory, FilePiece
 from kjump.ranges import RangeSet
@@ -116,8 +118,9 @@ def save(
     hold (see `host.kernel_memory.free_page_policy`): any, then they are left out; zero, then they are left out but
     stand in the stream as zeros, which the restorer writes; poison, then they are kept. With `dump_level` (as `kjump
     dump --dump-level` takes it) the image is a dump, which cannot be restored. `finish` writes the superblock that says
-    complete (default: the target does), and may refuse to. TargetError when the image does not fit or a write fails,
-    SaveCancelled when `progress` returned False: the superblock then says so too.
+    complete (default: the target does), and may refuse to. Fewer than `threads` are taken where memory is short.
+    TargetError when the image does not fit or a write fails, SaveCancelled when `progress` returned False: the
+    superblock then says so too.
     """
     begun = time.monotonic()
     superblock = target.read_superblock()
@@ -132,7 +135,7 @@ def save(
         offset = superblock.image_offset
         if level == levels.AUTO:
             level = levels.measure(parked.raw.fd, selection.spans, target, offset, threads=threads)
-        output = _Output(target, offset, level, threads, progress)
+        output = _Output(target, offset, level, threads_to_save(threads, level), progress)
         length, seek_table = _write(parked.raw, selection, output)
         os.fsync(target.fd)
     except _core.Cancelled:

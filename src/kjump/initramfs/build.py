@@ -28,7 +28,7 @@ _EXTRA_MODULES = (
     *("encodings.ascii", "encodings.latin_1", "encodings.utf_8", "traceback", "os", "hashlib"),
 )
 """What is imported only when it is needed, so that the roles alone do not bring it."""
-_DUMP_MODULES = ("kjump.dump.job",)
+_DUMP_MODULES = ("kjump.dump.create",)
 """What `kjump peer dump` needs beside that."""
 # hashlib prefers OpenSSL, five megabytes for one digest; without it it falls back to its own code.
 _LEFT_OUT = ("_hashlib", "_ssl", "_bz2", "_lzma", "_decimal")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kjump.errors import PlanError
-from kjump.formats import bootparams, cmdline, elf
+from kjump.formats import bootparams, cmdline, e820, elf
 from kjump.formats.bzimage import BzImage
 from kjump.formats.e820 import RAM, RESERVED, E820Entry
 from kjump.gates import (
@@ -79,9 +79,9 @@ def second_kernel_map(memory_map: Sequence[E820Entry], layout: WindowLayout, low
     """Return the memory map to give the second kernel.
 
     Low memory and the usable part of the window are RAM; all other RAM of the machine is reserved, so that
-    no device is placed there; what the firmware reserves stays as it is. The first page above 1 MiB is left out: the
-    kernel joins neighbours, and what is reserved from below 1 MiB on is busy (e820__reserve_resources), which
-    IO_STRICT_DEVMEM keeps us out of.
+    no device is placed there; what the firmware reserves stays as it is. Neighbours of one type are joined, as there is
+    room for a limited number. The first page above 1 MiB is left out: the kernel joins neighbours too, and what is
+    reserved from below 1 MiB on is busy (e820__reserve_resources), which IO_STRICT_DEVMEM keeps us out of.
     """
     own = RangeSet([low, layout.usable])
     entries = [E820Entry(r, RAM) for r in own]
@@ -91,7 +91,22 @@ def second_kernel_map(memory_map: Sequence[E820Entry], layout: WindowLayout, low
             entries += [E820Entry(r, RESERVED) for r in RangeSet([entry.range]) - own]
         else:
             entries.append(entry)
-    return tuple(sorted(entries, key=lambda e: e.range.start))
+    return tuple(e820.joined(entries))
+
+
+def where_it_runs(kernel: BzImage, layout: WindowLayout) -> Range:
+    """Return what memory `kernel`, loaded at the window's start, takes until it reads its memory map.
+
+    It moves itself up to its preferred address, and to a multiple of its alignment, before it looks at any map:
+    PlanError when that leads out of the window. Source: Documentation/arch/x86/boot.rst (pref_address, init_size).
+    """
+    takes = kernel.runtime_range(layout.window.start)
+    if takes.start > layout.window.start and not layout.usable.covers(takes):
+        raise PlanError(
+            f"loaded at {layout.window.start:#x} this kernel moves itself to {takes}, out of the window "
+            f"{layout.window}: begin the window at {takes.start:#x}, or take another kernel (CONFIG_PHYSICAL_START)"
+        )
+    return takes
 
 
 def low_memory_segment(low: Range) -> Segment:
@@ -152,7 +167,7 @@ class LinuxPeer:
     def _place_initrd(self) -> int:
         layout = self.layout
         at = align_down(min(layout.gate, self.kernel.initrd_addr_max + 1) - len(self.initrd), PAGE_SIZE)
-        kernel_end = layout.window.start + align_up(self.kernel.init_size, PAGE_SIZE)
+        kernel_end = align_up(where_it_runs(self.kernel, layout).end, PAGE_SIZE)
         if at < kernel_end:
             missing = align_up(kernel_end - at, 1 << 20) >> 20
             raise PlanError(f"window {layout.window} is {missing} MiB too small for this kernel and initrd")
@@ -167,12 +182,15 @@ class LinuxPeer:
             raise PlanError(f"the command line has {len(encoded) - 1} bytes; this kernel takes {limit}")
         if len(headers) > layout.elf_headers_size:
             raise PlanError(f"{len(headers)} bytes of ELF headers for {layout.elf_headers_size} of room in the window")
+        memory_map = second_kernel_map(around.memory_map, layout, around.low)
+        more_at, more = self._more_memory_map(memory_map, layout.command_line + len(encoded))
         boot_params = bootparams.BootParams(
             setup_header=self.kernel.header,
             cmdline_address=layout.command_line,
             initrd=Range.of_size(initrd_at, len(self.initrd)),
-            e820=second_kernel_map(around.memory_map, layout, around.low),
+            e820=memory_map[: bootparams.E820_MAX],
             acpi_rsdp=around.rsdp,
+            setup_data=more_at,
         )
         gate = dataclasses.replace(
             around.gate,
@@ -189,7 +207,22 @@ class LinuxPeer:
             layout.elf_headers: headers,
             layout.tables: identity_tables(layout.tables, around.memory_end, huge=around.huge),
         }
+        if more:
+            pieces[more_at] = more
         return _filled(layout.reserved, pieces)
+
+    def _more_memory_map(self, memory_map: Sequence[E820Entry], after: int) -> tuple[int, bytes]:
+        """Return the entries that boot_params have no room for: where they lie, behind the command line, and what."""
+        more = memory_map[bootparams.E820_MAX :]
+        if not more:
+            return 0, b""
+        at, node = align_up(after, 8), bootparams.e820_extension(more)
+        if at + len(node) > self.layout.elf_headers:
+            raise PlanError(
+                f"the memory map for the second kernel has {len(memory_map)} ranges, more than there is room for: "
+                "a firmware with fewer is needed"
+            )
+        return at, node
 
 
 def _filled(where: Range, pieces: dict[int, bytes]) -> bytes:

@@ -10,7 +10,7 @@ from kjump.formats.bzimage import BzImage
 from kjump.gates import Gate
 from kjump.host import kernel_memory, procfs
 from kjump.initramfs.contents import unpacked_size
-from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size
+from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size, where_it_runs
 from kjump.kexec.placement import window_here
 from kjump.kexec.plan import Plan
 from kjump.kexec.window import WindowLayout, lay_out, low_memory
@@ -97,7 +97,7 @@ def require_room(kernel: BzImage, initrd: bytes, layout: WindowLayout) -> None:
     A kernel gives the initramfs half of its RAM at most; one that it cannot unpack whole starts no job, and the machine
     that jumped to it is lost.
     """
-    needed = kernel.init_size + len(initrd) + 2 * unpacked_size(initrd)
+    needed = where_it_runs(kernel, layout).end - layout.window.start + len(initrd) + 2 * unpacked_size(initrd)
     if layout.usable.size < needed:
         size = align_up(needed + layout.reserved.size, 1 << 20) >> 20
         raise PlanError(

@@ -103,10 +103,11 @@ class Costs(Protocol):
 def places(iomem: Iterable[IomemResource], taken: Iterable[Range] = ()) -> RangeSet:
     """Return the running kernel's RAM in which a window may lie, aligned to ALIGNMENT.
 
-    Clear of the running kernel's own text and data, of a crash kernel's memory, and of `taken`.
+    Clear of the running kernel's own text and data, of a crash kernel's memory, and of `taken`. RAM that a driver added
+    is not taken: the driver may have to give it back, and it is not there when the machine is switched on.
     """
     resources = list(iomem)
-    ram = RangeSet(r.range for r in resources if r.name == "System RAM")
+    ram = RangeSet(r.range for r in resources if r.is_ram and not r.ram_driver)
     fixed = RangeSet(r.range.aligned_outside(ALIGNMENT) for r in resources if r.name.startswith(_MUST_NOT_MOVE))
     return ((ram & RangeSet([Range(LOWEST, HIGHEST)])) - fixed - RangeSet(taken)).aligned_inside(ALIGNMENT)
 

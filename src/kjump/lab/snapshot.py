@@ -17,8 +17,8 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from kjump.dump.job import Format, Request, dump
-from kjump.dump.sources import open_source
+from kjump.dump.create import Format, Request, dump
+from kjump.dump.opening import open_source
 from kjump.errors import LabError
 from kjump.formats.record import JsonObject
 from kjump.formats.superblock import State

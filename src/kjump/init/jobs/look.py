@@ -13,11 +13,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kjump.dump.info import Info, gather
+from kjump.dump.summary import Summary, summarize
 from kjump.errors import HostError, KjumpError, UsageError
 from kjump.gates import GATE_SIZE, Gate
 from kjump.image.dump_source import ParkedSource
 from kjump.image.save import open_parked
+from kjump.image.threads import threads_to_save
 from kjump.initramfs.contents import JOB_NAME
 from kjump.kexec import mailbox
 from kjump.kexec.physical import read_physical
@@ -43,35 +44,36 @@ def info(arguments: Sequence[str]) -> str:
     if list(arguments) not in ([], ["--json"]):
         raise UsageError(USAGE)
     with open_source() as source:
-        found = gather(source, zeros=False, threads=1)
+        found = summarize(source, zeros=False, threads=1)
     return json.dumps(found.as_json()) if arguments else _describe(found)
 
 
-def _describe(found: Info) -> str:
-    lines = [f"{name:14}{value}" for name, value in found.facts().items()]
+def _describe(found: Summary) -> str:
+    lines = [f"{name:14}{value}" for name, value in found.lines().items()]
     lines += [f"{name:24}{count:>10} pages  {count >> 8:>7} MiB" for name, count in found.classes.items()]
-    return "\n".join([*lines, f"{'all':24}{found.total:>10} pages  {found.total >> 8:>7} MiB"])
+    return "\n".join([*lines, f"{'all':24}{found.total:>10} pages  {found.total >> 8:>7} MiB", *found.warnings])
 
 
 def dump(arguments: Sequence[str]) -> str:
     """Write A's memory to DST: a file on a file system that is mounted here, a device (--force), or `-`."""
     if importlib.util.find_spec("kjump._dump") is None:
         raise HostError("this initramfs cannot write dumps: build it with `kjump initramfs build --with-dump`")
-    from kjump.dump.job import Format, Request
-    from kjump.dump.job import dump as write
+    from kjump.dump.create import Format, Request
+    from kjump.dump.create import dump as write
 
     options, destination = _dump_options(arguments)
     request = Request(
         (destination,),
         level=int(options["--dump-level"]),
         format=Format(options["--format"]),
-        threads=os.cpu_count() or 1,
+        threads=threads_to_save(os.cpu_count() or 1, 1),
         force="--force" in options,
     )
     with open_source() as source:
         report = write(source, request)
     os.sync()
-    return f"{report.kept_pages} of {report.source_pages} pages take {report.size} bytes in {destination}"
+    told = f"{report.kept_pages} of {report.source_pages} pages take {report.size} bytes in {destination}"
+    return "\n".join([told, *report.warnings])
 
 
 def _dump_options(arguments: Sequence[str]) -> tuple[dict[str, str], str]:

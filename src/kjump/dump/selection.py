@@ -7,13 +7,17 @@ to the highest frame. The saver and `kjump dump` both use it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 
 from kjump import _core
-from kjump.dump.classes import PageClass, PageFields, exclusion_mask
+from kjump.dump.bitmaps import bitmap, count, count_between, intersection, runs
+from kjump.dump.classes import PageClass, PageFields, doubts, exclusion_mask
 from kjump.dump.kernel import KernelLayout
-from kjump.memory import PAGE_SIZE
-from kjump.ranges import Range, RangeSet, align_up
+from kjump.errors import FormatError
+from kjump.memory import PAGE_SHIFT
+from kjump.ranges import Range, RangeSet
 
+_STRUCTS_LOOKED_AT = 16
 _CHUNK = 32768
 """Page structs read at a time: 2 MiB of them, one section."""
 
@@ -23,11 +27,13 @@ class Selection:
     """What is left to keep: a bitmap of frames, and how many frames of each class were taken out of it.
 
     `no_struct` counts the frames taken out because the kernel has no struct page for them: firmware, devices.
+    `warnings` say of what more is kept than was asked for, and why.
     """
 
     keep: bytearray
     left_out: dict[PageClass, int] = field(default_factory=lambda: dict.fromkeys(PageClass, 0))
     no_struct: int = 0
+    warnings: tuple[str, ...] = ()
 
     @property
     def end(self) -> int:
@@ -38,9 +44,13 @@ class Selection:
 def select(layout: KernelLayout, present: bytes | bytearray, exclude: int) -> Selection:
     """Return `present` (a bitmap of frames) without the pages whose class is in the mask `exclude`.
 
-    FormatError when VMCOREINFO lacks an entry or memory that holds page structs is missing.
+    Classes that VMCOREINFO does not say enough of are kept. FormatError when it lacks an entry without which nothing
+    can be told, or memory that holds page structs is missing.
     """
-    selection = Selection(bytearray(present))
+    unsure = [doubt for doubt in doubts(layout.info) if doubt.classes & exclude]
+    for doubt in unsure:
+        exclude &= ~doubt.classes if doubt.keep else -1
+    selection = Selection(bytearray(present), warnings=tuple(doubt.reason for doubt in unsure))
     fields = PageFields.of(layout.info, layout.word)
     packed = fields.pack()
     for structs in layout.page_structs():
@@ -64,9 +74,23 @@ def select_level(layout: KernelLayout, present: bytes | bytearray, level: int) -
     Frames for which the kernel has no struct page are no memory of its own, and are left out at any level.
     """
     known = intersection(present, frames_with_structs(layout))
+    if not any(known):
+        raise FormatError("the kernel's memory map has none of the memory that is here: VMCOREINFO or it is damaged")
     selection = select(layout, known, exclusion_mask(level))
     selection.no_struct = count(present) - count(known)
+    _refuse_nonsense(layout, present, selection)
     return selection
+
+
+def _refuse_nonsense(layout: KernelLayout, present: bytes | bytearray, selection: Selection) -> None:
+    """Refuse a selection without the pages that it was learned from (FormatError).
+
+    Page tables and page structs that are in use are neither free nor anybody's page cache, nor without a struct page.
+    """
+    structs = [layout.translate(s.linear).start for s in islice(layout.page_structs(), _STRUCTS_LOOKED_AT)]
+    for frame in {address >> PAGE_SHIFT for address in (layout.root, *structs)}:
+        if count_between(present, frame, frame + 1) > count_between(selection.keep, frame, frame + 1):
+            raise FormatError("the kernel's own page structs would be left out: VMCOREINFO or they are damaged")
 
 
 def frames_with_structs(layout: KernelLayout) -> bytearray:
@@ -74,61 +98,12 @@ def frames_with_structs(layout: KernelLayout) -> bytearray:
     return bitmap(RangeSet(Range.of_size(s.first, s.count) for s in layout.page_structs()))
 
 
-def intersection(bits: bytes | bytearray, others: bytes | bytearray) -> bytearray:
-    """Return the bits that are set in both, in as many bytes as `bits` has."""
-    both = int.from_bytes(bits, "little") & int.from_bytes(others, "little")
-    return bytearray(both.to_bytes(max(len(bits), len(others)), "little")[: len(bits)])
-
-
 def pages_in_use(layout: KernelLayout, frames: RangeSet) -> RangeSet:
-    """Return those of `frames` (page frame numbers) that the kernel's page allocator does not have free."""
+    """Return those of `frames` (page frame numbers) that the kernel's page allocator does not have free.
+
+    FormatError as `select`, and when VMCOREINFO does not say what a free page is.
+    """
     selection = select(layout, bitmap(frames), 1 << PageClass.FREE)
+    if selection.warnings:
+        raise FormatError(selection.warnings[0])
     return runs(selection.keep, selection.end)
-
-
-def bitmap(frames: RangeSet) -> bytearray:
-    """Return `frames` (page frame numbers) as a bitmap, lowest frame first, in whole words of 64 bits."""
-    end = align_up(max((r.end for r in frames), default=0), 64)
-    bits = bytearray(end // 8)
-    for item in frames:
-        _set(bits, item)
-    return bits
-
-
-def _set(bits: bytearray, item: Range) -> None:
-    inner = item.aligned_inside(8)
-    if item.start // 8 == (item.end - 1) // 8:
-        bits[item.start // 8] |= ((1 << item.size) - 1) << item.start % 8
-        return
-    bits[inner.start // 8 : inner.end // 8] = b"\xff" * (inner.size // 8)
-    if item.start < inner.start:
-        bits[item.start // 8] |= 0xFF << item.start % 8 & 0xFF
-    if item.end > inner.end:
-        bits[inner.end // 8] |= (1 << item.end - inner.end) - 1
-
-
-def runs(bits: bytes | bytearray, end: int) -> RangeSet:
-    """Return the set bits below `end` of `bits` (one bit a frame, lowest first) as ranges of frames."""
-    return RangeSet(Range(a, b) for a, b in _core.bitmap_runs(bits, 0, end, True, 1))
-
-
-def count(bits: bytes | bytearray) -> int:
-    """Return how many bits of a bitmap are set."""
-    return int.from_bytes(bits, "little").bit_count()
-
-
-def count_between(bits: bytes | bytearray, start: int, end: int) -> int:
-    """Return how many of the bits [start, end) are set."""
-    first, last = start // 8, -(-end // 8)
-    some = int.from_bytes(bits[first:last], "little") >> start % 8
-    return (some & ((1 << end - start) - 1)).bit_count()
-
-
-def to_frames(addresses: RangeSet) -> RangeSet:
-    """Return the whole pages inside `addresses` (bytes) as page frame numbers."""
-    return RangeSet(Range(r.start // PAGE_SIZE, r.end // PAGE_SIZE) for r in addresses.aligned_inside(PAGE_SIZE))
-
-
-def to_addresses(frames: RangeSet) -> RangeSet:
-    """Return `frames` (page frame numbers) as physical addresses in bytes."""
-    return RangeSet(Range(r.start * PAGE_SIZE, r.end * PAGE_SIZE) for r in frames)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from kjump import _core, _dump
-from kjump.dump import pages, writers
+from kjump.dump import bitmaps, writers
 from kjump.dump.classes import LEVEL_MOST, LEVEL_ZERO
 from kjump.dump.outputs import DeviceOutput, FileOutput, FlattenedOutput, Output, StreamOutput
-from kjump.dump.pages import Selection
 from kjump.dump.pipeline import Progress, chunks, drop_zeros
-from kjump.dump.sources import Source
+from kjump.dump.selection import Selection, frames_with_structs, select_level
+from kjump.dump.source import Source
 from kjump.dump.writers import Task, Written
 from kjump.errors import FormatError, TargetError, UsageError
 from kjump.formats.kdump import Method
@@ -71,10 +70,11 @@ class Request:
 
 @dataclass
 class Report:
-    """What came of a dump: pages in the source, kept, left out by class; bytes and seconds."""
+    """What came of a dump: pages that the source should have, that it lacks, that were kept; bytes and seconds."""
 
     source: str
     source_pages: int
+    missing_pages: int
     kept_pages: int
     zero_pages: int
     left_out: dict[str, int]
@@ -85,6 +85,7 @@ class Report:
     complete: bool
     estimated: bool = False
     files: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it as JSON."""
@@ -92,12 +93,19 @@ class Report:
 
 
 def choose(source: Source, level: int | None) -> Selection:
-    """Return what `level` keeps of `source`; FormatError when the kernel's layout cannot be found."""
+    """Return what `level` keeps of `source`, None all of it.
+
+    Without page classes in it (0, 1) a level is not worth an error: when the kernel's layout cannot be found, all is
+    kept, and a warning says why. FormatError for the other levels then.
+    """
     if level is None:
         return Selection(bytearray(source.present))
-    if level & ~LEVEL_ZERO == 0 and "VMCOREINFO" not in source.notes.decode("latin-1"):
-        return Selection(bytearray(source.present))
-    return pages.select_level(source.layout, source.present, level)
+    try:
+        return select_level(source.layout, source.present, level)
+    except FormatError as error:
+        if level & ~LEVEL_ZERO:
+            raise FormatError(f"{error}; --level 0 and `kjump dump convert` keep all pages") from None
+        return Selection(bytearray(source.present), warnings=(f"all pages are kept: {error}",))
 
 
 def dump(source: Source, request: Request, *, dry_run: bool = False) -> Report:
@@ -130,7 +138,8 @@ def dump(source: Source, request: Request, *, dry_run: bool = False) -> Report:
         left_out["no_struct"] = selection.no_struct
     return Report(
         source=source.kind,
-        source_pages=pages.count(source.present),
+        source_pages=bitmaps.count(source.present) + source.missing,
+        missing_pages=source.missing,
         kept_pages=written.pages - written.zero_pages,
         zero_pages=zeros + written.zero_pages,
         left_out=left_out,
@@ -141,6 +150,7 @@ def dump(source: Source, request: Request, *, dry_run: bool = False) -> Report:
         complete=source.complete,
         estimated=dry_run,
         files=[] if dry_run else [d for d in request.destinations if d != "-"],
+        warnings=[*source.warnings, *selection.warnings],
     )
 
 
@@ -148,7 +158,7 @@ def _memory(source: Source, selection: Selection) -> bytearray:
     """Return what the machine has of memory; what the kernel has no struct page for is none."""
     memory = writers.memory_of(source)
     if selection.no_struct:
-        memory = pages.intersection(memory, pages.frames_with_structs(source.layout))
+        memory = bitmaps.intersection(memory, frames_with_structs(source.layout))
     return memory
 
 
@@ -183,7 +193,7 @@ def _output(destination: str, request: Request, task: Task) -> Iterator[Output]:
     if destination == "-":
         out = StreamOutput(sys.stdout.fileno())
     elif (path := Path(destination)).is_fifo() or path.is_char_device():
-        out = StreamOutput(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+        out = StreamOutput.open(path)
     elif path.is_block_device():
         out = _device(path, request)
     else:
@@ -219,11 +229,11 @@ def _why(error: OSError, destination: str, written: int, task: Task, request: Re
 
 def estimate(task: Task, request: Request) -> Written:
     """Return what writing `task` would come to: exact for ELF, from samples for what is compressed."""
-    count = pages.count(task.keep)
+    count = bitmaps.count(task.keep)
     if request.format is Format.ELF:
         return Written(count, 0, writers.plan_elf(task).size)
     plan = writers.plan_elf(task) if request.format is Format.IMAGE else None
-    head = len(plan.head) if plan else len(writers.kdump_head(task)[1]) + 24 * count
+    head = plan.head_size if plan else writers.kdump_header(task).descriptors + 24 * count
     sampled = size = zeros = 0
     for part in _samples(task.keep):
         data = task.source.read_pages(task.keep, part.start, part.end)
@@ -240,7 +250,7 @@ def estimate(task: Task, request: Request) -> Written:
 
 def _samples(keep: bytearray) -> Iterator[Range]:
     """Yield ranges of frames, evenly among those that are kept, a few thousand pages in all."""
-    step = max(_SAMPLE_PAGES, pages.count(keep) // _SAMPLES)
+    step = max(_SAMPLE_PAGES, bitmaps.count(keep) // _SAMPLES)
     for chunk in chunks(keep, 0, len(keep) * 8, step):
         first = next(chunks(keep, chunk.start, chunk.end, _SAMPLE_PAGES))
         yield Range(first.start, first.end)

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from kjump.dump import dmesg, pages
+from kjump.dump import bitmaps, dmesg
 from kjump.dump.classes import PageClass
-from kjump.dump.facts import KernelFacts, learn
-from kjump.dump.sources import Source
+from kjump.dump.dmesg import printable
+from kjump.dump.identity import KernelIdentity, identify
+from kjump.dump.selection import select_level
+from kjump.dump.source import Source
 from kjump.errors import FormatError
 
 _NAMES = {
@@ -23,11 +25,11 @@ _NAMES = {
 
 
 @dataclass(frozen=True)
-class Info:
-    """A dump's contents. `classes` are numbers of pages by name, which add up to `total`."""
+class Summary:
+    """A dump's contents. `classes` are numbers of pages by name, which add up to `total`; some may be missing in it."""
 
     kind: str
-    kernel: KernelFacts
+    kernel: KernelIdentity
     total: int
     classes: dict[str, int]
     zeros: int | None
@@ -36,24 +38,27 @@ class Info:
     complete: bool
     consistent: bool
     trouble: str | None
+    warnings: tuple[str, ...] = ()
 
-    def facts(self) -> dict[str, str]:
-        """Return what there is to say besides page classes, by name, for people."""
+    def lines(self) -> dict[str, str]:
+        """Return what there is to say besides page classes, by name, for people; safe to print on a terminal."""
+        offset = self.kernel.kernel_offset
         crash = self.kernel.crash_time
         found = {
             "file": self.kind,
-            "kernel": " ".join(filter(None, (self.kernel.release, self.kernel.machine))),
+            "kernel": self.kernel.release or "unknown",
+            "machine": self.kernel.machine or "unknown",
             "build": self.kernel.version,
             "host": self.kernel.node,
             "crashed": "" if crash is None else datetime.fromtimestamp(crash, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
             "last log line": "" if self.uptime is None else f"{self.uptime:.1f} s after boot",
             "panic": self.panic or "",
-            "CPUs": str(self.kernel.cpus),
-            "KASLR offset": hex(self.kernel.kernel_offset),
+            "CPUs": str(self.kernel.cpus or "unknown"),
+            "KASLR offset": "unknown" if offset is None else hex(offset),
             "pages of zeros": "" if self.zeros is None else str(self.zeros),
             "trouble": self.trouble or "",
         }
-        return {name: value for name, value in found.items() if value}
+        return {name: printable(value) for name, value in found.items() if value}
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it as JSON."""
@@ -61,7 +66,7 @@ class Info:
             "kind": self.kind,
             "release": self.kernel.release,
             "version": self.kernel.version,
-            "machine": self.kernel.machine,
+            "machine": self.kernel.machine or None,
             "node": self.kernel.node,
             "crash_time": self.kernel.crash_time,
             "cpus": self.kernel.cpus,
@@ -77,26 +82,29 @@ class Info:
             "complete": self.complete,
             "consistent": self.consistent,
             "trouble": self.trouble,
+            "warnings": list(self.warnings),
         }
 
 
-def gather(source: Source, *, zeros: bool, threads: int) -> Info:
+def summarize(source: Source, *, zeros: bool, threads: int) -> Summary:
     """Look at all there is to know of `source`; with `zeros`, at each page too.
 
     What cannot be found out is left open, and `trouble` says why.
     """
-    total = pages.count(source.present)
-    classes, trouble = _classes(source, total)
+    total = bitmaps.count(source.present)
+    classes, trouble, warnings = _classes(source, total)
+    if source.missing:
+        classes["missing"] = source.missing
     zero_pages = None
     if zeros:
         from kjump.dump.pipeline import drop_zeros  # needs _dump, which a second kernel may not have
 
         zero_pages = drop_zeros(source, bytearray(source.present), threads)
     panic, uptime = _log(source)
-    return Info(
+    return Summary(
         kind=source.kind,
-        kernel=learn(source),
-        total=total,
+        kernel=identify(source),
+        total=total + source.missing,
         classes=classes,
         zeros=zero_pages,
         panic=panic,
@@ -104,19 +112,20 @@ def gather(source: Source, *, zeros: bool, threads: int) -> Info:
         complete=source.complete,
         consistent=not source.live,
         trouble=trouble,
+        warnings=(*source.warnings, *warnings),
     )
 
 
-def _classes(source: Source, total: int) -> tuple[dict[str, int], str | None]:
+def _classes(source: Source, total: int) -> tuple[dict[str, int], str | None, tuple[str, ...]]:
     try:
-        selection = pages.select_level(source.layout, source.present, 31)
+        selection = select_level(source.layout, source.present, 31)
     except FormatError as error:
-        return {"unknown": total}, str(error)
-    found = {"kernel": pages.count(selection.keep)}
+        return {"unknown": total}, str(error), ()
+    found = {"kernel": bitmaps.count(selection.keep)}
     found |= {_NAMES[c]: n for c, n in selection.left_out.items() if n or c <= PageClass.USER}
     if selection.no_struct:
         found["no struct page"] = selection.no_struct
-    return found, None
+    return found, None, selection.warnings
 
 
 def _log(source: Source) -> tuple[str | None, float | None]:

@@ -1,0 +1,91 @@
+"""Bitmaps of page frames: one bit a frame, the lowest bit of the lowest byte first, from frame 0 on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kjump import _core
+from kjump.memory import PAGE_SIZE
+from kjump.ranges import Range, RangeSet, align_up
+
+_AT_ONCE = 1 << 18
+"""Bytes of a bitmap that are made a number at a time."""
+
+
+def bitmap(frames: RangeSet) -> bytearray:
+    """Return `frames` (page frame numbers) as a bitmap, lowest frame first, in whole words of 64 bits."""
+    end = align_up(max((r.end for r in frames), default=0), 64)
+    bits = bytearray(end // 8)
+    for item in frames:
+        _set(bits, item)
+    return bits
+
+
+def _set(bits: bytearray, item: Range) -> None:
+    inner = item.aligned_inside(8)
+    if item.start // 8 == (item.end - 1) // 8:
+        bits[item.start // 8] |= ((1 << item.size) - 1) << item.start % 8
+        return
+    bits[inner.start // 8 : inner.end // 8] = b"\xff" * (inner.size // 8)
+    if item.start < inner.start:
+        bits[item.start // 8] |= 0xFF << item.start % 8 & 0xFF
+    if item.end > inner.end:
+        bits[inner.end // 8] |= (1 << item.end - inner.end) - 1
+
+
+def runs(bits: bytes | bytearray, end: int) -> RangeSet:
+    """Return the set bits below `end` of `bits` (one bit a frame, lowest first) as ranges of frames."""
+    return RangeSet(Range(a, b) for a, b in _core.bitmap_runs(bits, 0, end, True, 1))
+
+
+def count(bits: bytes | bytearray) -> int:
+    """Return how many bits of a bitmap are set."""
+    return sum(number.bit_count() for _, number in _words(bits))
+
+
+def count_between(bits: bytes | bytearray, start: int, end: int) -> int:
+    """Return how many of the bits [start, end) are set."""
+    first, last = start // 8, -(-end // 8)
+    some = int.from_bytes(bits[first:last], "little") >> start % 8
+    return (some & ((1 << end - start) - 1)).bit_count()
+
+
+def intersection(bits: bytes | bytearray, others: bytes | bytearray) -> bytearray:
+    """Return the bits that are set in both, in as many bytes as `bits` has."""
+    both = bytearray(len(bits))
+    for (at, one), (_, other) in zip(_words(bits), _words(others), strict=False):
+        size = min(_AT_ONCE, len(bits) - at)
+        both[at : at + size] = (one & other).to_bytes(_AT_ONCE, "little")[:size]
+    return both
+
+
+def union(bits: bytes | bytearray, others: bytes | bytearray) -> bytearray:
+    """Return the bits that are set in one of them, in as many bytes as `bits` has."""
+    either = bytearray(bits)
+    for at, number in _words(others):
+        part = memoryview(either)[at : at + _AT_ONCE]
+        both = int.from_bytes(part, "little") | number
+        part[:] = both.to_bytes(_AT_ONCE, "little")[: len(part)]
+    return either
+
+
+def end_of(bits: bytes | bytearray) -> int:
+    """Return the frame behind the last that is set."""
+    return max((at * 8 + number.bit_length() for at, number in _words(bits) if number), default=0)
+
+
+def _words(bits: bytes | bytearray) -> Iterator[tuple[int, int]]:
+    """Yield a bitmap as large numbers, each with the byte it begins at: one number of it all takes several copies."""
+    view = memoryview(bits)
+    for at in range(0, len(bits), _AT_ONCE):
+        yield at, int.from_bytes(view[at : at + _AT_ONCE], "little")
+
+
+def to_frames(addresses: RangeSet) -> RangeSet:
+    """Return the whole pages inside `addresses` (bytes) as page frame numbers."""
+    return RangeSet(Range(r.start // PAGE_SIZE, r.end // PAGE_SIZE) for r in addresses.aligned_inside(PAGE_SIZE))
+
+
+def to_addresses(frames: RangeSet) -> RangeSet:
+    """Return `frames` (page frame numbers) as physical addresses in bytes."""
+    return RangeSet(Range(r.start * PAGE_SIZE, r.end * PAGE_SIZE) for r in frames)
