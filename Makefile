@@ -6,6 +6,7 @@
 # make clean-room SUITE=trixie   what README.md says, in a minimal Debian of its own (bookworm, trixie; DEMO=1: make demo too)
 # make soak   twenty hibernations of a busy machine in a row (SOAK=n: n of them), five from standby, 200 jumps; takes half an hour
 # make fuzz   coverage-guided fuzzing of all that reads what others wrote (SECONDS=n: for each target)
+# make powercut HISTORIES=5000 SEED=1   a simulated machine loses its power at every point, and in that many random histories
 # Each installs what it needs and can be run again at any time.
 
 PYTHON ?= /usr/bin/python3
@@ -24,6 +25,8 @@ KERNEL_VERSIONS := 6.12 6.1
 KERNELS ?= $(shell for v in $(KERNEL_VERSIONS); do [ ! -e /usr/src/linux-source-$$v.tar.xz ] || echo $$v; done)
 PYTEST ?= $(BIN)/python -m pytest
 SOAK ?= 20
+HISTORIES ?= 5000
+SEED ?= 1
 SUITE ?= bookworm
 SECONDS ?= 60
 FUZZ_TARGETS := vmcoreinfo dumps notes images superblock cmdline
@@ -36,7 +39,7 @@ NATIVE_TESTS := $(addprefix tests/unit/test_, core.py kexec_kimage.py seekable.p
   peers_on_disk.py second_kernel.py snapshot_rules.py dump_classes.py dump_files.py dump_formats.py dump_mutations.py)
 PRELOAD = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libubsan.so)
 
-.PHONY: setup apt kernels kernel-i386 demo test lint format check-native soak bench fuzz clean-room clean
+.PHONY: setup apt kernels kernel-i386 demo test lint format check-native soak powercut bench fuzz clean-room clean
 
 setup: apt $(INSTALLED)
 
@@ -98,6 +101,9 @@ soak: setup kernels
 	$(BIN)/kjump lab demo hibernate --rounds $(SOAK)
 	$(BIN)/kjump lab demo hibernate --rounds 5 --standby disk
 	$(BIN)/kjump lab demo switch --rounds 50 --rounds-of-three 20 --jumps 200
+
+powercut: $(INSTALLED)
+	$(BIN)/python tests/model/powercut.py --histories $(HISTORIES) --seed $(SEED)
 
 bench: setup kernels
 	$(BIN)/python bench/core.py

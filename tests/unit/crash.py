@@ -27,12 +27,11 @@ from kjump.gates import Gate
 from kjump.hibernate import resume, suspend
 from kjump.image import layout as image_layout
 from kjump.image import restore
-from kjump.image import save as saving
 from kjump.image.save import Parked
 from kjump.init import finish_restore, jobs, peer_link, unfinished
 from kjump.init.roles import boot, peer, second
 from kjump.init.system import Role
-from kjump.kexec import mailbox
+from kjump.kexec import loader, mailbox
 from kjump.kexec.channel import SIZE, Channel
 from kjump.kexec.kimage import ParkedMemory, Shadow, ShadowRun
 from kjump.kexec.way_back import WayBack
@@ -41,7 +40,9 @@ from kjump.peers import lifecycle, standby
 from kjump.peers.registry import Ledger, Peer, State, boot_id
 from kjump.ranges import Range
 from kjump.target import device as targets
+from kjump.target import disks
 from kjump.target.device import Place, Target
+from kjump.target.disks import FdDisk
 
 DEVICE = "/dev/simulated"
 SECTOR = 512
@@ -317,39 +318,77 @@ class _Landing:
         os.close(self.fd)
 
 
-class _Os:
-    """The module `os` as `kjump.target.device` sees it."""
+class _OpenDisk(FdDisk):
+    """The disk, opened by the kernel `who`."""
+
+    def __init__(self, machine: Machine, who: str) -> None:
+        super().__init__(os.dup(machine.disk.fd))
+        self._machine, self._who = machine, who
+
+    def _event(self, what: str) -> None:
+        self._machine.alive(self._who)
+        self._machine.event(self._who, what)
+        self._machine.alive(self._who)
+
+    def read_into(self, view: memoryview, at: int) -> int:
+        self._event("read")
+        return super().read_into(view, at)
+
+    def write_from(self, view: memoryview, at: int) -> int:
+        self._event("write")
+        return super().write_from(view, at)
+
+    def flush(self) -> None:
+        self._event("flush")
+        self._machine.disk.flush()
+
+
+class _Disks:
+    """The disks of the machine: one."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._owner: dict[int, str] = {}
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(os, name)
-
-    def open(self, path: str, flags: int) -> int:
+    def open(self, path: str, *, writable: bool) -> tuple[_OpenDisk, int]:
         assert path == DEVICE
-        fd = os.dup(self._machine.disk.fd)
-        self._owner[fd] = self._machine._runs
-        return fd
+        return _OpenDisk(self._machine, self._machine._runs), _SIZE
 
-    def _event(self, fd: int, what: str) -> None:
-        who = self._owner[fd]
-        self._machine.alive(who)
-        self._machine.event(who, what)
-        self._machine.alive(who)
+    def names(self) -> Iterator[str]:
+        return iter([DEVICE])
 
-    def preadv(self, fd: int, buffers: list[Any], at: int) -> int:
-        self._event(fd, "read")
-        return os.preadv(fd, buffers, at)
+    def is_there(self, path: str) -> bool:
+        return True
 
-    def pwritev(self, fd: int, buffers: list[Any], at: int) -> int:
-        self._event(fd, "write")
-        return os.pwritev(fd, buffers, at)
 
-    def fsync(self, fd: int) -> None:
-        self._event(fd, "flush")
-        self._machine.disk.flush()
+class _Loader:
+    """What any kernel of the machine loads and jumps with: who runs decides what comes of it."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def load(self, plan: Any) -> None:
+        pass
+
+    def unload(self, flags: int) -> None:
+        pass
+
+    def is_loaded(self, *, on_crash: bool = False) -> bool:
+        return not on_crash and self._machine._runs == "A"
+
+    def image_list_head(self, kcore: Any) -> int:
+        return 0
+
+    def jump(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._machine.jump()
+        elif self._machine._runs == "boot":
+            self._machine.leave("resumed")
+        else:
+            self._machine.go_home()
+
+    def power_off(self) -> None:
+        self._machine.alive("B")
+        self._machine.power_off()
 
 
 class _Residence:
@@ -390,7 +429,7 @@ class _Bar:
 def machine() -> Iterator[Machine]:
     """Have a machine: what the product calls below itself leads there meanwhile."""
     made = Machine()
-    with pytest.MonkeyPatch.context() as patch:
+    with loader.used(_Loader(made)), disks.used(_Disks(made)), pytest.MonkeyPatch.context() as patch:  # type: ignore[arg-type]
         _patch_disk(patch, made)
         _patch_a(patch, made)
         _patch_b(patch, made)
@@ -416,8 +455,6 @@ def stand_by(made: Machine, patch: pytest.MonkeyPatch, folder: Path) -> None:
 
     made.b, made.report, made.channel = b, report, memory  # type: ignore[method-assign]
     page = SimpleNamespace(memory=memory, address=0x200000, close=lambda: None)
-    kernel = {"load": lambda plan: None, "unload": lambda flags: None, "is_loaded": lambda: True, "jump": made.jump}
-    patch.setattr(lifecycle, "syscalls", SimpleNamespace(**kernel))
     patch.setattr(lifecycle.hugetlbfs, "StandingPage", lambda path: page)
     patch.setattr(lifecycle.hugetlbfs, "remove", lambda path: None)
     patch.setattr(lifecycle, "_is_other_image", lambda state: False)
@@ -435,21 +472,14 @@ def stand_by(made: Machine, patch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def _patch_disk(patch: pytest.MonkeyPatch, made: Machine) -> None:
-    shim = _Os(made)
-    patch.setattr(targets, "os", shim)
-    patch.setattr(targets, "_device_size", lambda fd, path: _SIZE)
-    patch.setattr(targets, "block_devices", lambda: iter([DEVICE]))
     patch.setattr(targets, "_PAUSES", (0.0,) * 5)
-    patch.setattr(saving, "os", shim)
 
 
 def _patch_a(patch: pytest.MonkeyPatch, made: Machine) -> None:
     patch.setattr(suspend, "_prepare", made.prepare)
     patch.setattr(suspend, "claim", lambda request: made.open())
     patch.setattr(suspend, "open_for_image", made.open)
-    calls = SimpleNamespace(load=lambda plan: None, jump=made.jump, unload=lambda flags: None)
-    patch.setattr(suspend, "syscalls", calls)
-    kernel = SimpleNamespace(Kcore=contextlib.nullcontext, image_list_head=lambda kcore: 0)
+    kernel = SimpleNamespace(Kcore=contextlib.nullcontext)
     patch.setattr(suspend, "kernel_memory", kernel)
     patch.setattr(suspend, "take_leave", lambda items, pace: pace.settle() or {})
     patch.setattr(suspend.after_jump, "settle", lambda *_: 0.0)
@@ -457,16 +487,10 @@ def _patch_a(patch: pytest.MonkeyPatch, made: Machine) -> None:
 
 
 def _patch_b(patch: pytest.MonkeyPatch, made: Machine) -> None:
-    def power_off() -> None:
-        made.alive("B")
-        made.power_off()
-
     page = SimpleNamespace(words={}, head=0, report=lambda *words: (made.alive("B"), made.report(*words)))
     patch.setattr(second, "gate_of", lambda way: Gate())
     patch.setattr(second.mailbox, "PeerMailbox", SimpleNamespace(at_physical=lambda address, cookie: page))
-    patch.setattr(second, "syscalls", SimpleNamespace(is_loaded=lambda **_: False, jump=made.go_home))
     patch.setattr(second, "uptime", lambda: 1.0)
-    patch.setattr(jobs, "syscalls", SimpleNamespace(power_off=power_off))
     patch.setattr(jobs, "open_parked", made.parked)
     patch.setattr(jobs, "kept_head", lambda *_: 0)
     patch.setattr(jobs, "ProgressBar", _Bar)
@@ -474,15 +498,9 @@ def _patch_b(patch: pytest.MonkeyPatch, made: Machine) -> None:
 
 
 def _patch_boot(patch: pytest.MonkeyPatch, made: Machine) -> None:
-    def jump() -> None:
-        made.alive("boot")
-        made.leave("resumed")
-
-    patch.setattr(boot, "wait_for_device", lambda path, timeout: True)
     patch.setattr(boot, "_land_aside", lambda role, opened: _Landing(made, opened.contents))
     patch.setattr(boot, "uptime", lambda: 1.0)
     patch.setattr(resume, "_check_this_machine", lambda opened: None)
-    patch.setattr(finish_restore, "syscalls", SimpleNamespace(load=lambda plan: None, jump=jump))
     patch.setattr(finish_restore, "restore", restore.restore)
     patch.setattr(finish_restore, "_gate_for_a", lambda facts: None)
     patch.setattr(finish_restore, "ProgressBar", _Bar)

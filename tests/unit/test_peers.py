@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from kjump.errors import HostError, JumpError, UsageError
-from kjump.kexec import mailbox
+from kjump.kexec import loader, mailbox
 from kjump.kexec.channel import SIZE, Channel, Parcel
 from kjump.kexec.plan import ARCH_X86_64, PRESERVE_CONTEXT, Plan
 from kjump.peers import lifecycle as module
@@ -67,7 +67,6 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKernel]:
         ]
         return Arrangement(Plan(0, (), ARCH_X86_64 | PRESERVE_CONTEXT), made, page, COOKIE)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "syscalls", fake)
     monkeypatch.setattr(module, "arrange", arrange)
     monkeypatch.setattr(module, "_loaded_image", lambda: fake.head)
     monkeypatch.setattr(module.kernel_memory, "_known", {"kexec_image": 0xFFFF})
@@ -75,7 +74,8 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKernel]:
     monkeypatch.setattr(module, "_find_gates", lambda peers: None)
     monkeypatch.setattr(module.hugetlbfs, "StandingPage", lambda path: page)
     monkeypatch.setattr(module.hugetlbfs, "remove", lambda path: None)
-    yield fake
+    with loader.used(fake):  # type: ignore[arg-type]
+        yield fake
 
 
 def declared(*names: str) -> list[Declared]:

@@ -104,3 +104,9 @@ def test_no_module_imports_in_a_circle() -> None:
 def test_some_things_are_done_in_one_place(word: str, only: str) -> None:
     users = [str(p.relative_to(ROOT)) for p in MODULES if f"{word}" in p.read_text()]
     assert all(user.startswith(only) for user in users), users
+
+
+def test_only_the_loader_uses_the_system_calls() -> None:
+    """What is not about loading and jumping (a crash kernel from files, a setting) is called by name."""
+    users = {str(p.relative_to(ROOT)) for p in MODULES if "kjump.kexec.syscalls" in imported_modules(p)}
+    assert users == {"kexec/loader.py", "hibernate/preflight.py", "cli/load.py", "lab/guest/agent.py"}

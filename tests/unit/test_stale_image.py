@@ -21,7 +21,7 @@ from kjump.hibernate import suspend
 from kjump.init import jobs
 from kjump.init.unfinished import unfinished
 from kjump.init.watchdog import Guard
-from kjump.kexec import mailbox
+from kjump.kexec import loader, mailbox
 from kjump.peers import lifecycle
 
 
@@ -96,14 +96,16 @@ def test_the_job_does_not_write_complete_once_its_time_limit_has_struck(machine:
         at_last.wait(10)
         finish(self, superblock)
 
+    go_home = machine.go_home
+
     def jump() -> None:
         at_last.set()
         threading.Event().wait(0.5)
-        machine.go_home()
+        go_home()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jobs.Unfinished, "finish", slow)
-        patch.setattr(crash.second.syscalls, "jump", jump)
+        patch.setattr(machine, "go_home", jump)
         machine.came_back = machine.power_goes
         with pytest.raises(PowerLost):
             machine.travel()
@@ -118,12 +120,14 @@ def test_the_machine_is_not_switched_off_once_the_time_limit_has_struck(
     machine.time_limit = 0.3
     leaving = threading.Event()
 
+    go_home = machine.go_home
+
     def jump() -> None:
         leaving.set()
         threading.Event().wait(0.5)
-        machine.go_home()
+        go_home()
 
-    monkeypatch.setattr(crash.second.syscalls, "jump", jump)
+    monkeypatch.setattr(machine, "go_home", jump)
     machine.in_b = lambda line: leaving.wait(10) if line.startswith("kjump: the first system is saved") else None
     trip = machine.travel()
     assert (trip.outcome, machine.state) == (mailbox.OUTCOME_FAILED, State.INVALID)
@@ -137,7 +141,7 @@ def test_a_job_that_raises_leaves_nothing_complete_and_the_target_closed(machine
         stays_on()
     assert machine.state is State.INVALID
     with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(made.target.fd)
+        os.fstat(made.target.disk.fd)
 
 
 def test_the_time_limit_does_not_wait_for_a_disk_that_hangs(machine: Machine) -> None:
@@ -209,7 +213,7 @@ def unload_refused(machine: Machine, patch: pytest.MonkeyPatch) -> None:
     def refuse(flags: int) -> None:
         raise HostError("the kernel refused to unload: another program is loading one")
 
-    patch.setattr(suspend.syscalls, "unload", refuse)
+    patch.setattr(loader.current(), "unload", refuse)
 
 
 def log_odd(machine: Machine, patch: pytest.MonkeyPatch) -> None:
@@ -334,7 +338,7 @@ def test_a_superblock_that_was_torn_is_written_anew(machine: Machine) -> None:
     assert machine.state is State.INVALID
 
 
-@pytest.mark.parametrize("what", ["write", "flush"])
+@pytest.mark.parametrize("what", ["read", "write", "flush"])
 def test_a_boot_that_does_not_resume_tries_again_too(machine: Machine, what: str) -> None:
     with machine.open() as target:
         target.write_superblock(target.arm().evolve(state=State.COMPLETE))

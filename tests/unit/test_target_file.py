@@ -16,7 +16,7 @@ from kjump.formats import extentmap
 from kjump.formats.extentmap import BLOCK
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
 from kjump.ranges import Range
-from kjump.target import device as target_device
+from kjump.target import disks
 from kjump.target import file as target_file
 from kjump.target.device import Place, Target, open_at
 from kjump.target.file import FileTarget, create
@@ -157,7 +157,7 @@ def test_reading_and_writing_through_extents(tmp_path: Path, monkeypatch: pytest
     """A target in five pieces, in disorder, against the same bytes in one."""
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(64 * BLOCK))
-    monkeypatch.setattr(target_device, "_device_size", lambda fd, _: os.fstat(fd).st_size)
+    monkeypatch.setattr(disks, "_device_size", lambda fd, _: os.fstat(fd).st_size)
     order = [(40, 3), (0, 1), (10, 7), (50, 2), (2, 1)]
     extents = tuple(Range.of_size(start * BLOCK, count * BLOCK) for start, count in order)
     plain = bytearray(14 * BLOCK)
@@ -192,7 +192,7 @@ def test_a_place_travels() -> None:
 def test_a_map_that_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(64 * BLOCK))
-    monkeypatch.setattr(target_device, "_device_size", lambda fd, _: os.fstat(fd).st_size)
+    monkeypatch.setattr(disks, "_device_size", lambda fd, _: os.fstat(fd).st_size)
     extents = (Range(8 * BLOCK, 20 * BLOCK), Range(4 * BLOCK, 5 * BLOCK))
     try:
         with Target(disk, writable=True, extents=extents) as made:

@@ -21,7 +21,7 @@ from kjump.init.console import Console
 from kjump.init.jobs import JOBS
 from kjump.init.roles import second
 from kjump.init.watchdog import Guard
-from kjump.kexec import mailbox, physical, syscalls
+from kjump.kexec import loader, mailbox, physical
 from kjump.kexec.linux import second_kernel_map
 from kjump.kexec.plan import ARCH_X86_64, ON_CRASH, Plan
 from kjump.kexec.way_back import WayBack
@@ -108,8 +108,7 @@ def b(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeHost:
     """Put a fake host under PID 1."""
     fake = FakeHost()
     fake.box[:] = mailbox.encode(COOKIE, mailbox.OUTCOME_NONE, 0, {"words": "of A"})
-    for name in ("load", "jump", "restart", "is_loaded"):
-        monkeypatch.setattr(syscalls, name, getattr(fake, name))
+    monkeypatch.setattr(loader, "_current", fake)
     monkeypatch.setattr(os, "_exit", fake.end)
     monkeypatch.setattr(system, "mount", lambda *_: fake.steps.append("mount"))
     monkeypatch.setattr(system, "uptime", lambda: 1.0)

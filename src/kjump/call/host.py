@@ -11,7 +11,7 @@ from kjump.errors import HostError
 from kjump.gates import FLAG_INIT_CPUS
 from kjump.host import kernel_memory, procfs
 from kjump.host.locked_memory import HostPages, HugePage
-from kjump.kexec import syscalls
+from kjump.kexec import loader
 from kjump.kexec.plan import Plan
 from kjump.ranges import RangeSet
 
@@ -60,12 +60,12 @@ class HostMachine(Machine):
     def load_plan(self, plan: Plan) -> None:
         """Load `plan` into the kernel, with all files written out first."""
         os.sync()
-        syscalls.load(plan)
+        loader.current().load(plan)
 
     def jump(self) -> None:
         """Jump; all other processes stand still meanwhile."""
-        syscalls.jump()
+        loader.current().jump()
 
     def unload(self, plan: Plan) -> None:
         """Drop what the kernel holds."""
-        syscalls.unload(plan.flags & ~0xFFFF)
+        loader.current().unload(plan.flags & ~0xFFFF)

@@ -11,7 +11,7 @@ from kjump.cli.arguments import check_second_kernel, need_root
 from kjump.cli.options import WINDOW_PLACE, WINDOW_SIZE, plan_as_json, print_json, show_plan
 from kjump.errors import UsageError
 from kjump.formats import cmdline
-from kjump.kexec import syscalls
+from kjump.kexec import loader, syscalls
 from kjump.kexec.plan import ARCH_X86_64, ON_CRASH
 from kjump.ranges import Range
 
@@ -73,7 +73,7 @@ def load_command(
         show_plan(plan)
     if not dry_run:
         refuse_if_peers_are_resident()
-        syscalls.load(plan)
+        loader.current().load(plan)
 
 
 @click.command()
@@ -83,11 +83,11 @@ def exec_command() -> None:
     Returns when the other side comes back, if it was loaded with --preserve-context.
     """
 
-    if not syscalls.is_loaded():
+    if not loader.current().is_loaded():
         raise UsageError("nothing is loaded: use `kjump load` first")
     need_root()
     os.sync()
-    syscalls.jump()
+    loader.current().jump()
 
 
 def _peers() -> list[dict[str, object]] | None:
@@ -111,7 +111,7 @@ def _peers() -> list[dict[str, object]] | None:
 def unload_command(on_crash: bool) -> None:
     """Drop what is loaded."""
     need_root()
-    syscalls.unload(ARCH_X86_64 | (ON_CRASH if on_crash else 0))
+    loader.current().unload(ARCH_X86_64 | (ON_CRASH if on_crash else 0))
 
 
 @click.command()
@@ -122,7 +122,8 @@ def status_command(as_json: bool) -> None:
     Exits with 0 when something is loaded for a jump, 1 when not.
     """
     peers = _peers()
-    state = {"loaded": syscalls.is_loaded(), "crash_loaded": syscalls.is_loaded(on_crash=True), "peers": peers}
+    slots = loader.current()
+    state = {"loaded": slots.is_loaded(), "crash_loaded": slots.is_loaded(on_crash=True), "peers": peers}
     if as_json:
         print_json(state)
     else:

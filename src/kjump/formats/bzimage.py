@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from struct import Struct, unpack_from
 
 from kjump.errors import FormatError
+from kjump.ranges import Range, align_up
 
 XLF_KERNEL_64 = 1 << 0
 
@@ -77,6 +78,11 @@ class BzImage:
     def payload(self) -> memoryview:
         """The compressed kernel."""
         return self.protected_mode[self.payload_offset : self.payload_offset + self.payload_length]
+
+    def runtime_range(self, load_address: int) -> Range:
+        """Return what memory the kernel takes from boot until it reads its memory map, when loaded there."""
+        start = align_up(max(load_address, self.pref_address), self.kernel_alignment)
+        return Range.of_size(start, self.init_size)
 
 
 def parse(data: bytes | bytearray | memoryview) -> BzImage:

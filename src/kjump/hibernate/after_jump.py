@@ -22,6 +22,7 @@ from typing import Any
 
 from kjump import _core
 from kjump.hibernate.clock import Moment, Pace
+from kjump.host import root
 
 SEED_SIZE = 32
 _RNDADDENTROPY = 0x40085203
@@ -52,7 +53,7 @@ def settle(report: dict[str, Any], left: Moment, pace: Pace) -> float:
 
 def reseed(seed: bytes) -> None:
     """Add `seed` to the kernel's random pool as entropy, and have the generator take a new key; OSError if refused."""
-    fd = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
+    fd = os.open(root.at("/dev/urandom"), os.O_WRONLY | os.O_CLOEXEC)
     try:
         if seed:
             fcntl.ioctl(fd, _RNDADDENTROPY, struct.pack("=ii", len(seed) * 8, len(seed)) + seed)

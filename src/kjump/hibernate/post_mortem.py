@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kjump.errors import FormatError, KjumpError
 from kjump.formats import notes, vmcoreinfo
 from kjump.host import kernel_memory
-from kjump.kexec import mailbox
+from kjump.kexec import loader, mailbox
 from kjump.kexec.kimage import ParkedMemory, Shadow, walk
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def peer_memory(kcore: kernel_memory.Kcore) -> ParkedMemory:
 
 def peer_shadow(kcore: kernel_memory.Kcore) -> Shadow:
     """Return where a loaded second kernel's pages are while A runs."""
-    return Shadow(walk(kcore.physical().read, kernel_memory.image_list_head(kcore)))
+    return Shadow(walk(kcore.physical().read, loader.current().image_list_head(kcore)))
 
 
 def log_of_peer(kcore: kernel_memory.Kcore, vmcoreinfo_address: int, vmcoreinfo_size: int) -> list[dmesg.Record]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kjump.errors import HostError, KjumpError
-from kjump.host import kernel_memory, procfs
+from kjump.host import kernel_memory, procfs, root
 from kjump.host.libc import libc
 from kjump.kexec import syscalls
 from kjump.kexec.placement import window_here
@@ -142,7 +142,7 @@ def _kernel_config() -> Check:
 
 def _lockdown() -> Check:
     try:
-        text = Path("/sys/kernel/security/lockdown").read_text()
+        text = root.at("/sys/kernel/security/lockdown").read_text()
     except OSError:
         return Check("lockdown", True, "not in this kernel", "")
     mode = text.partition("[")[2].partition("]")[0] or "unknown"
@@ -151,7 +151,7 @@ def _lockdown() -> Check:
 
 def _kexec_disabled() -> Check:
     try:
-        disabled = Path("/proc/sys/kernel/kexec_load_disabled").read_text().strip()
+        disabled = root.at("/proc/sys/kernel/kexec_load_disabled").read_text().strip()
     except OSError:
         return Check("kexec_load", False, "the kernel has no kexec", "use a kernel with CONFIG_KEXEC")
     remedy = "reboot without setting kernel.kexec_load_disabled; it cannot be taken back"
@@ -212,7 +212,7 @@ def make_room(needed: int) -> None:
     """
     os.sync()
     with contextlib.suppress(OSError):
-        Path("/proc/sys/vm/drop_caches").write_text("3\n")
+        root.at("/proc/sys/vm/drop_caches").write_text("3\n")
     now = procfs.meminfo()
     if now["MemAvailable"] < needed <= now["MemAvailable"] + now["SwapFree"]:
         _press(needed)
@@ -241,7 +241,7 @@ def give_back_free_memory() -> None:
     with contextlib.suppress(AttributeError):  # not every C library has that
         libc().malloc_trim(0)
     # An older kernel does not take that value; its lists are short.
-    with syscalls.setting(_LISTS_LIMIT, f"{_LEAST_LISTS}\n") as taken, contextlib.suppress(OSError):
+    with syscalls.setting(root.at(_LISTS_LIMIT), f"{_LEAST_LISTS}\n") as taken, contextlib.suppress(OSError):
         if taken:
             _shorten_lists_of_cpus()
 
@@ -255,13 +255,14 @@ def _shorten_lists_of_cpus() -> None:
     before, listed = sys.maxsize, _pages_on_lists()
     while 0 < listed < before:
         for _ in range(_REFRESHES):
-            _STATISTICS.read_text()
+            root.at(_STATISTICS).read_text()
         before, listed = listed, _pages_on_lists()
 
 
 def _pages_on_lists() -> int:
     """Return the pages on the lists of all CPUs, in lists so long that they matter."""
-    counts = (line.split()[1] for line in _ZONES.read_text().splitlines() if line.lstrip().startswith("count:"))
+    lines = root.at(_ZONES).read_text().splitlines()
+    counts = (line.split()[1] for line in lines if line.lstrip().startswith("count:"))
     return sum(count for count in map(int, counts) if count > _SHORT)
 
 

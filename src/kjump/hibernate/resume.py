@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from kjump.errors import HostError, ImageError
@@ -14,11 +13,11 @@ from kjump.gates import Gate
 from kjump.hibernate.after_jump import fresh_seed
 from kjump.hibernate.clock import Moment
 from kjump.hibernate.hooks import Hook
-from kjump.host import procfs
+from kjump.host import procfs, root
 from kjump.image.layout import Kind
 from kjump.image.restore import OpenImage, check_machine, open_image
 from kjump.initramfs.contents import with_job
-from kjump.kexec import second_kernel, syscalls
+from kjump.kexec import loader, second_kernel
 from kjump.kexec.linux import LinuxPeer, Surroundings
 from kjump.kexec.plan import Plan
 from kjump.kexec.window import WindowLayout, lay_out
@@ -62,11 +61,11 @@ class PreparedResume:
         Returns only by an error, and then the image is still whole.
         """
         plan = self.plan(report)
-        syscalls.load(plan)
+        loader.current().load(plan)
         if self.opened.contents.kind is not Kind.SNAPSHOT:
             self.target.write_superblock(self.opened.superblock.evolve(state=State.ATTEMPTED))
         try:
-            syscalls.jump()
+            loader.current().jump()
         except BaseException:
             self.target.write_superblock(self.opened.superblock)
             raise
@@ -141,7 +140,7 @@ def check_disks(opened: OpenImage, *, cold: bool) -> None:
 
 def refuse_if_mounted() -> None:
     """Refuse (HostError) while a block device is mounted read-write: its file system would be torn away."""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
+    for line in root.at("/proc/self/mounts").read_text().splitlines():
         device, where, _, options = line.split()[:4]
         if device.startswith("/dev/") and "rw" in options.split(","):
             raise HostError(f"{device} is mounted at {where}: unmount it, or remount it read-only, before a resume")

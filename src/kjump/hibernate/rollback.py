@@ -11,10 +11,11 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from kjump.hibernate.hooks import Hook
 from kjump.hibernate.resume import check_disks, prepare_rollback
+from kjump.host import root
+from kjump.target import disks
 from kjump.target.device import Target
 
 _TIME_TO_STOP = 1.0
@@ -29,7 +30,7 @@ def rollback(
     ImageError says why the snapshot cannot be gone back to, HostError and PlanError why C cannot be started: nothing
     is lost then. `tell` gets one line for each step.
     """
-    os.sync()
+    disks.current().write_out()
     prepared = prepare_rollback(target, kernel, initrd)
     prepared.plan({})
     if dry_run:
@@ -38,7 +39,7 @@ def rollback(
     if Hook.of_facts(prepared.opened.contents.facts):
         prepared.go({})
     with everyone_stopped():
-        os.sync()
+        disks.current().write_out()
         check_disks(prepared.opened, cold=False)
         prepared.go({})
 
@@ -66,7 +67,7 @@ def everyone_stopped() -> Iterator[None]:
 
 
 def _processes() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]  # noqa: PTH208
+    return [int(name) for name in os.listdir(root.at("/proc")) if name.isdecimal()]  # noqa: PTH208
 
 
 def _is_stopped(pid: int) -> bool:
@@ -82,7 +83,7 @@ def _is_at_rest(pid: int) -> bool:
 def _status(pid: int) -> tuple[str, int]:
     """Return a process's state ("T": stopped) and flags as /proc/PID/stat has them; "X" (dead) when it is gone."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = root.at(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return fields[0], int(fields[6])
     except (OSError, IndexError):
         return "X", 0

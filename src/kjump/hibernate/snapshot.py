@@ -13,6 +13,7 @@ from kjump.errors import JumpError
 from kjump.hibernate.away import Tell
 from kjump.hibernate.post_mortem import reason
 from kjump.hibernate.suspend import Request, Trip, travel
+from kjump.host import root
 from kjump.image.layout import Kind
 from kjump.kexec import mailbox
 from kjump.target import filesystems
@@ -89,7 +90,7 @@ def numbered_file(folder: Path) -> Path:
 
 def used_memory() -> int:
     """Return the bytes of RAM that are not free: no image is much larger."""
-    lines = (line.partition(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    lines = (line.partition(":") for line in root.at("/proc/meminfo").read_text().splitlines())
     values = {name: int(rest.split()[0]) << 10 for name, _, rest in lines}
     return values["MemTotal"] - values["MemFree"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -21,13 +20,13 @@ from kjump.host import kernel_memory, procfs
 from kjump.image import DEFAULT_LEVEL
 from kjump.image.layout import Kind
 from kjump.initramfs.contents import with_job, without_kernel
-from kjump.kexec import mailbox, second_kernel, syscalls
+from kjump.kexec import loader, mailbox, second_kernel
 from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size, read_once
 from kjump.kexec.placement import window_here
 from kjump.kexec.plan import ARCH_X86_64, Plan
 from kjump.kexec.window import DEFAULT_SIZE, WindowLayout, lay_out
 from kjump.ranges import Range, RangeSet
-from kjump.target import filesystems
+from kjump.target import disks, filesystems
 from kjump.target.device import Target
 from kjump.target.file import FileTarget, open_for_image
 
@@ -157,22 +156,22 @@ def travel(request: Request, tell: Tell) -> Trip:
         prepared = _prepare(request, kcore, target, tell)
         box, window_bytes = prepared.box, prepared.layout.window.size
         cookie, file_systems = prepared.cookie, prepared.file_systems
-        syscalls.load(prepared.plan)
+        loader.current().load(prepared.plan)
         del prepared  # the kernel has its copy of B; what is still here would be saved with the rest of A
         try:
-            head = kernel_memory.image_list_head(kcore)
+            head = loader.current().image_list_head(kcore)
             ready = time.monotonic()
             tell("jumping")
             box.post(head, take_leave(file_systems, pace))
             with Away(target, request.kind, tell) as away:
-                syscalls.jump()
+                loader.current().jump()
                 away.landed()
                 away.came_back(*box.read())
             if away.outcome == mailbox.OUTCOME_PANIC:
                 away.report |= post_mortem.last_words(kcore, away.report)
         finally:
             # What is loaded is worthless now: its pages hold what the other side left behind.
-            syscalls.unload(ARCH_X86_64)
+            loader.current().unload(ARCH_X86_64)
     box.wipe()
     trip = arrive(away, pace, window_bytes=window_bytes, cookie=cookie, prepare_seconds=ready - begun)
     tell("back")
@@ -202,7 +201,7 @@ def take_leave(items: list[dict[str, Any]], pace: Pace) -> dict[str, Any]:
     That is nothing when a mailbox cannot hold it.
     """
     preflight.give_back_free_memory()
-    os.sync()
+    disks.current().write_out()
     pace.settle()
     words = {"lineage": filesystems.lineage(), "written": filesystems.written(items)}
     return words if mailbox.fits(words) else {}

@@ -1,6 +1,7 @@
 """The running kernel's memory and symbols: /proc/kcore and /proc/kallsyms.
 
 Addresses of kernel symbols do not change while a kernel runs; they are kept between calls, nothing else is.
+`forget_symbols` is for tests, in which one process sees more than one kernel.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from kjump.errors import FormatError, HostError
 from kjump.formats import elf, notes
+from kjump.host import root
 from kjump.memory import FileMemory, FilePiece
 
 VMCOREINFO_NAME = "VMCOREINFO"
@@ -53,7 +54,7 @@ def known_symbols() -> dict[str, int]:
     They are zeros when addresses are hidden.
     """
     if not _known:
-        text = Path("/proc/kallsyms").read_bytes()
+        text = root.at("/proc/kallsyms").read_bytes()
         for name in _SYMBOLS:
             end = text.find(f" {name}\n".encode())
             if end >= 0:
@@ -67,13 +68,18 @@ def know_symbols(known: Mapping[str, int]) -> None:
     _known.update(known)
 
 
+def forget_symbols() -> None:
+    """Look symbols up again from now on."""
+    _known.clear()
+
+
 class Kcore:
     """The running kernel's virtual memory, through /proc/kcore (an ELF core that is never finished)."""
 
     def __init__(self, path: str = "/proc/kcore") -> None:
         """Open it and read its headers; HostError when that is refused, FormatError when it is no ELF core."""
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = os.open(root.at(path), os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise HostError(f"cannot open {path}: {error.strerror}; CONFIG_PROC_KCORE and root are needed") from None
         header = elf.parse_header(os.pread(self._fd, 64, 0))

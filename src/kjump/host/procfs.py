@@ -12,12 +12,13 @@ from pathlib import Path
 
 from kjump.errors import HostError
 from kjump.formats.e820 import E820Entry, IomemResource, parse_firmware_memmap, parse_iomem
+from kjump.host import root
 from kjump.ranges import Range, RangeSet
 
 
 def _read_text(path: str, errors: str = "replace") -> str:
     try:
-        return Path(path).read_text("utf-8", errors)
+        return root.at(path).read_text("utf-8", errors)
     except OSError as error:
         raise HostError(f"cannot read {path}: {error.strerror}") from None
 
@@ -34,11 +35,11 @@ def release() -> str:
 
 def firmware_memory_map() -> tuple[E820Entry, ...]:
     """Return the firmware's memory map, sorted; HostError when the kernel does not show it."""
-    root = Path("/sys/firmware/memmap")
+    folder = root.at("/sys/firmware/memmap")
     try:
-        found = [_three_texts(entry) for entry in root.iterdir()]
+        found = [_three_texts(entry) for entry in folder.iterdir()]
     except OSError as error:
-        raise HostError(f"cannot read {root}: {error.strerror}; CONFIG_FIRMWARE_MEMMAP is needed") from None
+        raise HostError(f"cannot read {folder}: {error.strerror}; CONFIG_FIRMWARE_MEMMAP is needed") from None
     return tuple(parse_firmware_memmap(found))
 
 
@@ -100,11 +101,11 @@ def cpu_facts() -> tuple[str, frozenset[str]]:
 def acpi_rsdp() -> int:
     """Return the physical address of the ACPI root pointer that this kernel was given, or 0 if it looked itself."""
     try:
-        data = Path("/sys/kernel/boot_params/data").read_bytes()
+        data = root.at("/sys/kernel/boot_params/data").read_bytes()
         rsdp = int(struct.unpack_from("<Q", data, 0x70)[0])
         if rsdp:
             return rsdp
-        for line in Path("/sys/firmware/efi/systab").read_text().splitlines():
+        for line in root.at("/sys/firmware/efi/systab").read_text().splitlines():
             name, _, value = line.partition("=")
             if name in ("ACPI20", "ACPI"):
                 return int(value, 0)
@@ -117,7 +118,7 @@ def kernel_config() -> dict[str, str] | None:
     """Return the running kernel's configuration (option without CONFIG_ -> value), or None when not to be had."""
     import gzip
 
-    for path in (Path("/proc/config.gz"), Path(f"/boot/config-{release()}")):
+    for path in (root.at("/proc/config.gz"), root.at(f"/boot/config-{release()}")):
         try:
             data = path.read_bytes()
         except OSError:

@@ -19,6 +19,7 @@ from typing import Protocol
 
 from kjump.errors import HostError, ImageError
 from kjump.gates import Gate, pack_page_list
+from kjump.host import root
 from kjump.host.locked_memory import HUGE_PAGE, HugeFile
 from kjump.image.layout import ImageContents, Span, homes
 from kjump.image.reserved_memory import take
@@ -75,7 +76,7 @@ class InPlace:
         if clash:
             raise ImageError(f"the image would overwrite the restoring kernel at {next(iter(clash))}")
         self._gate_at = gate_at
-        self.fd = os.open(memory, os.O_RDWR | os.O_CLOEXEC)
+        self.fd = os.open(root.at(memory), os.O_RDWR | os.O_CLOEXEC)
 
     def mailbox(self, gate: Gate) -> mailbox.PeerMailbox:
         """Return A's mailbox; FormatError when there is none."""

@@ -105,17 +105,18 @@ def restore(
     begun = time.monotonic()
     spans = landing.spans
     try:
-        _core.restore(
-            image_fd=target.fd,
-            image_offset=opened.superblock.image_offset,
-            entries=opened.seek_table.entries,
-            spans=layout.pack_spans(spans),
-            dest_fd=landing.fd,
-            threads=threads_to_restore(threads),
-            direct=True,
-            progress=progress,
-            extents=target.packed_extents(),
-        )
+        with target.disk.lent(writable=False) as fd:
+            _core.restore(
+                image_fd=fd,
+                image_offset=opened.superblock.image_offset,
+                entries=opened.seek_table.entries,
+                spans=layout.pack_spans(spans),
+                dest_fd=landing.fd,
+                threads=threads_to_restore(threads),
+                direct=True,
+                progress=progress,
+                extents=target.packed_extents(),
+            )
     except _core.Damaged as error:
         raise ImageError(f"the image on {target.path} is damaged: {error}") from None
     except OSError as error:

@@ -16,7 +16,7 @@ from kjump.dump.selection import pages_in_use, select_level
 from kjump.errors import FormatError, KjumpError, TargetError
 from kjump.formats import elf, notes, seekable, vmcoreinfo
 from kjump.formats.superblock import State, Superblock
-from kjump.host import procfs
+from kjump.host import procfs, root
 from kjump.image import compression as levels
 from kjump.image import layout as image_layout
 from kjump.image.layout import Kind
@@ -53,7 +53,7 @@ class Parked:
 def open_parked(head: int, path: str = VMCORE) -> Parked:
     """Open A's memory through /proc/vmcore; `head` is the head of A's indirection list (from the mailbox)."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(root.at(path), os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise FormatError(f"cannot open {path}: {error.strerror}; this kernel was given no ELF core headers") from None
     header = elf.parse_header(os.pread(fd, 64, 0))
@@ -137,7 +137,7 @@ def save(
             level = levels.measure(parked.raw.fd, selection.spans, target, offset, threads=threads)
         output = _Output(target, offset, level, threads_to_save(threads, level), progress)
         length, seek_table = _write(parked.raw, selection, output)
-        os.fsync(target.fd)
+        target.disk.flush()
     except _core.Cancelled:
         target.write_superblock(superblock.evolve(state=State.INVALID, details={"reason": "the save was cancelled"}))
         raise SaveCancelled("the save was cancelled by key") from None
@@ -208,23 +208,24 @@ def _write(raw: FileMemory, selection: _Selection, output: _Output) -> tuple[int
         seek_tables.append(seekable.SeekTable(entries).encode())
         return seek_tables[-1]
 
-    length, _ = _core.compress(
-        source_fd=raw.fd,
-        spans=image_layout.pack_spans(selection.spans),
-        head=selection.headers.head,
-        stream_length=selection.headers.length,
-        frame_size=image_layout.FRAME_SIZE,
-        level=output.level,
-        threads=output.threads,
-        out_fd=output.target.fd,
-        out_offset=output.offset,
-        direct=True,
-        limit=output.target.capacity - output.offset,
-        trailer=trailer,
-        progress=output.progress,
-        map_gap=_MAP_GAP,
-        extents=output.target.packed_extents(),
-    )
+    with output.target.disk.lent(writable=True) as fd:
+        length, _ = _core.compress(
+            source_fd=raw.fd,
+            spans=image_layout.pack_spans(selection.spans),
+            head=selection.headers.head,
+            stream_length=selection.headers.length,
+            frame_size=image_layout.FRAME_SIZE,
+            level=output.level,
+            threads=output.threads,
+            out_fd=fd,
+            out_offset=output.offset,
+            direct=True,
+            limit=output.target.capacity - output.offset,
+            trailer=trailer,
+            progress=output.progress,
+            map_gap=_MAP_GAP,
+            extents=output.target.packed_extents(),
+        )
     return length, seek_tables[0]
 
 

@@ -19,7 +19,7 @@ from kjump.image.destination import Landing
 from kjump.image.restore import OpenImage, restore
 from kjump.init.console import ProgressBar
 from kjump.init.system import Role
-from kjump.kexec import mailbox, syscalls
+from kjump.kexec import loader, mailbox
 from kjump.target.device import Target
 
 
@@ -36,7 +36,7 @@ def bring_back(role: Role, target: Target, opened: OpenImage, landing: Landing, 
         bar.close()
     role.status.send("restored", **report)
     gate = _gate_for_a(opened.contents.facts)
-    syscalls.load(landing.way_back(gate))
+    loader.current().load(landing.way_back(gate))
     box = landing.mailbox(gate)
     last = _last_superblock(opened.superblock)
     target.write_superblock(last)
@@ -46,7 +46,7 @@ def bring_back(role: Role, target: Target, opened: OpenImage, landing: Landing, 
     box.report(mailbox.OUTCOME_RESUMED, report)
     role.console.line("kjump: the saved system is restored; going back to it")
     role.status.send("going-back")
-    syscalls.jump()
+    loader.current().jump()
 
 
 def _last_superblock(superblock: Superblock) -> Superblock:

@@ -13,17 +13,17 @@ from typing import Any
 from kjump.errors import KjumpError
 from kjump.gates import GATE_SIZE, Gate
 from kjump.host import procfs
-from kjump.kexec import mailbox, syscalls
+from kjump.kexec import loader, mailbox
 from kjump.kexec.physical import read_physical
 from kjump.kexec.way_back import WayBack
 
 
 def open_way(way: WayBack) -> None:
     """Load what leads to A, into the crash slot too if there is one; HostError when this kernel refuses."""
-    syscalls.load(way.plan())
+    loader.current().load(way.plan())
     crash_kernel = procfs.crash_kernel()
     if crash_kernel is not None:
-        syscalls.load(way.crash_plan(crash_kernel))
+        loader.current().load(way.crash_plan(crash_kernel))
 
 
 def gate_of(way: WayBack) -> Gate:
@@ -49,6 +49,6 @@ def take(way: WayBack, error: BaseException) -> None:
         gate = gate_of(way)
         mailbox.PeerMailbox.at_physical(gate.mailbox, gate.cookie).report(mailbox.OUTCOME_FAILED, failure_of(error))
     with contextlib.suppress(Exception):
-        syscalls.load(way.plan())  # a resident peer has its door there instead; and opening may have failed
+        loader.current().load(way.plan())  # a resident peer has its door there instead; and opening may have failed
     with contextlib.suppress(Exception):
-        syscalls.jump()
+        loader.current().jump()

@@ -11,15 +11,15 @@ import importlib
 import json
 import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kjump.errors import FormatError, HostError, ImageError, KjumpError, UsageError
+from kjump.host import root
 from kjump.init import system
 from kjump.init.console import Console
 from kjump.init.status import Status
 from kjump.initramfs.contents import JOB_NAME
-from kjump.kexec import syscalls
+from kjump.kexec import loader
 from kjump.kexec.way_back import WayBack
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def main() -> None:
     name, way = "init", None
     try:
         system.mount_proc()
-        way = WayBack.on_command_line(Path("/proc/cmdline").read_text(errors="replace"))
+        way = WayBack.on_command_line(root.at("/proc/cmdline").read_text(errors="replace"))
         if way:
             _open(way)
         system.mount_sys_and_dev()
@@ -98,7 +98,7 @@ def _go_back(way: WayBack, error: BaseException, console: Console) -> None:
         console.line("kjump: going back to the first system")
     leave.take(way, error)
     with contextlib.suppress(Exception):
-        if syscalls.is_loaded(on_crash=True):
+        if loader.current().is_loaded(on_crash=True):
             console.line("kjump: this kernel does not leave: a panic leads back to the first system")
             os._exit(1)
 
@@ -118,7 +118,7 @@ def _room_ahead(options: dict[str, str]) -> HugeFile | None:
 
 def _job() -> dict[str, Any]:
     """Return the job that came with the initramfs, nothing when there is none; FormatError when it is damaged."""
-    path = Path(JOB_PATH)
+    path = root.at(JOB_PATH)
     if not path.exists():
         return {}
     try:
@@ -136,6 +136,6 @@ def _give_up(console: Console) -> None:
         with contextlib.suppress(Exception):
             console.line("kjump: restarting the machine")
         time.sleep(0.2)
-        syscalls.restart()
+        loader.current().restart()
     finally:
         os._exit(1)

@@ -14,7 +14,7 @@ from kjump.errors import FormatError, UsageError
 from kjump.gates import GATE_SIZE, Gate
 from kjump.host import kernel_memory, procfs
 from kjump.init.system import kernel_options
-from kjump.kexec import mailbox, syscalls
+from kjump.kexec import loader, mailbox
 from kjump.kexec.channel import Channel, Parcel
 from kjump.kexec.linux import door_plan
 from kjump.kexec.physical import read_physical
@@ -66,26 +66,26 @@ class Residence:
 
     def open(self) -> None:
         """Load the door, by which this kernel leaves and comes back, and the way back into the crash slot."""
-        if not syscalls.is_loaded():
+        if not loader.current().is_loaded():
             self.load_door()
         self.cover_crash()
 
     def load_door(self) -> None:
         """Load the door, whatever is loaded: PID 1 begins with a way back for good."""
         with kernel_memory.Kcore() as kcore:
-            syscalls.load(door_plan(self._gate_at, self.gate, kernel_memory.boot_cpu_gdt(kcore)))
+            loader.current().load(door_plan(self._gate_at, self.gate, kernel_memory.boot_cpu_gdt(kcore)))
 
     def cover_crash(self) -> bool:
         """See that a panic leads to A too, by the crash slot; tell whether it does.
 
         Once is enough: what is loaded enters the gate where it lies, and that knows how A came in last.
         """
-        if syscalls.is_loaded(on_crash=True):
+        if loader.current().is_loaded(on_crash=True):
             return True
         crash_kernel = procfs.crash_kernel()
         if crash_kernel is None:
             return False
-        syscalls.load(self._way_back.crash_plan(crash_kernel))
+        loader.current().load(self._way_back.crash_plan(crash_kernel))
         return True
 
     @property
@@ -99,14 +99,14 @@ class Residence:
         """
         self._report(answer, {"resident": True, "release": os.uname().release})
         os.sync()
-        syscalls.jump()
+        loader.current().jump()
         return self.channel.order()
 
     def leave(self, answer: Answer) -> None:
         """Leave for A for good; returns only by an error."""
-        syscalls.load(self._way_back.plan())
+        loader.current().load(self._way_back.plan())
         self._report(answer, {})
-        syscalls.jump()
+        loader.current().jump()
 
     def _report(self, answer: Answer, more: dict[str, Any]) -> None:
         # Not the order that the answer was made for: another program may have gone to A and back meanwhile.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from kjump.errors import HostError, ImageError
 from kjump.formats import cmdline
 from kjump.formats.superblock import SUPERBLOCK_SIZE
+from kjump.host import root
 from kjump.host.libc import libc
+from kjump.target import disks
 
 if TYPE_CHECKING:
     from kjump.host.locked_memory import HugeFile
@@ -67,7 +68,7 @@ def _mount_kernel_file_system(kind: str, where: str) -> None:
 
 def kernel_options() -> dict[str, str]:
     """Return the kernel command line as option -> value, as `CommandLine.options` does; no line is an error."""
-    return cmdline.parse(Path("/proc/cmdline").read_text("utf-8", "surrogateescape").removesuffix("\n")).options()
+    return cmdline.parse(root.at("/proc/cmdline").read_text("utf-8", "surrogateescape").removesuffix("\n")).options()
 
 
 def superblock_offset(options: dict[str, str], name: str = "kjump.resume_offset") -> int:
@@ -83,7 +84,7 @@ def superblock_offset(options: dict[str, str], name: str = "kjump.resume_offset"
 
 def uptime() -> float:
     """Return the seconds since this kernel started."""
-    return float(Path("/proc/uptime").read_text().split()[0])
+    return float(root.at("/proc/uptime").read_text().split()[0])
 
 
 def switch_root(root: str, init: str) -> None:
@@ -122,11 +123,8 @@ def wait_for_device(path: str, timeout: float) -> bool:
     """Wait until `path` is a block device, at most `timeout` seconds; tell whether it is."""
     deadline = time.monotonic() + timeout
     while True:
-        try:
-            if stat.S_ISBLK(os.stat(path).st_mode):  # noqa: PTH116
-                return True
-        except OSError:
-            pass
+        if disks.current().is_there(path):
+            return True
         if time.monotonic() > deadline:
             return False
         time.sleep(0.02)

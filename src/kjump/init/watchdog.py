@@ -15,7 +15,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
+
+from kjump.host import root
 
 WATCHDOG = "/dev/watchdog"
 _WDIOC_SETTIMEOUT = 0xC0045706
@@ -47,9 +48,10 @@ class Guard:
 
         It is fed by a thread that first visits every CPU: one that hangs is found whichever it is.
         """
-        if not Path(WATCHDOG).exists():
+        place = root.at(WATCHDOG)
+        if not place.exists():
             return False
-        self._watchdog = os.open(WATCHDOG, os.O_WRONLY | os.O_CLOEXEC)
+        self._watchdog = os.open(place, os.O_WRONLY | os.O_CLOEXEC)
         fcntl.ioctl(self._watchdog, _WDIOC_SETTIMEOUT, seconds.to_bytes(4, "little"))
         threading.Thread(target=self._feed, args=(seconds / _PETS_IN_A_TIMEOUT,), daemon=True).start()
         return True

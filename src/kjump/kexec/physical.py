@@ -6,6 +6,7 @@ import mmap
 import os
 
 from kjump.errors import HostError
+from kjump.host import root
 
 _MEMORY = "/dev/mem"
 
@@ -17,7 +18,7 @@ def map_physical(address: int, length: int, *, writable: bool) -> mmap.mmap:
     """
     access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
     try:
-        fd = os.open(_MEMORY, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+        fd = os.open(root.at(_MEMORY), (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
         try:
             return mmap.mmap(fd, length, prot=access, offset=address)
         finally:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable
 from itertools import accumulate
 
-from kjump.host import procfs
+from kjump.host import procfs, root
 from kjump.kexec.window import ALIGNMENT, find_window, places
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
@@ -63,7 +63,7 @@ def read(areas: RangeSet) -> FreeMap | None:
     """
     blocks = {}
     try:
-        with open("/proc/kpageflags", "rb", buffering=0) as flags:  # noqa: PTH123
+        with root.at("/proc/kpageflags").open("rb", buffering=0) as flags:
             for area in areas:
                 for start in range(area.start, area.end, ALIGNMENT):
                     data = os.pread(flags.fileno(), _SAMPLE * _ENTRY, start // PAGE_SIZE * _ENTRY)

@@ -11,12 +11,17 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kjump.errors import HostError
 from kjump.formats import cmdline
+from kjump.host import root
 from kjump.host.libc import libc
-from kjump.kexec.plan import Plan
+from kjump.kexec.plan import SEGMENT_MAX, Plan
 from kjump.kexec.refusals import refused_jump, refused_load, refused_load_file, refused_unload
+
+if TYPE_CHECKING:
+    from kjump.host.kernel_memory import Kcore
 
 _SYS_KEXEC_LOAD = {"x86_64": 246, "i686": 283, "i386": 283}
 _SYS_KEXEC_FILE_LOAD = {"x86_64": 320}
@@ -115,7 +120,7 @@ def crash_memory() -> int:
 
 def _number_in_sys(name: str) -> int:
     try:
-        return int(Path("/sys/kernel", name).read_text())
+        return int(root.at(f"/sys/kernel/{name}").read_text())
     except OSError as error:
         raise HostError(f"cannot read /sys/kernel/{name}: {error.strerror}; is CONFIG_KEXEC set?") from None
 
@@ -170,3 +175,42 @@ def restart() -> None:
     """Restart the machine at once, through its firmware. HostError when nothing happens."""
     _reboot(_CMD_RESTART)
     raise HostError("the machine did not restart")
+
+
+class SystemCalls:
+    """The loader that the kernel itself has, if it was built with CONFIG_KEXEC_JUMP; see `kexec.loader`."""
+
+    max_segments = SEGMENT_MAX
+    share_of_ram = 0.5
+    """Linux refuses more (sanity_check_segment_list)."""
+    gate_restores_gdt = True
+
+    def load(self, plan: Plan) -> None:
+        """Load `plan`; as `load`."""
+        load(plan)
+
+    def unload(self, flags: int) -> None:
+        """Drop what is loaded; as `unload`."""
+        unload(flags)
+
+    def is_loaded(self, *, on_crash: bool = False) -> bool:
+        """Tell whether something is loaded; as `is_loaded`."""
+        return is_loaded(on_crash=on_crash)
+
+    def image_list_head(self, kcore: Kcore) -> int:
+        """Return `kexec_image->head`, by the running kernel's symbol; HostError if nothing is loaded."""
+        from kjump.host import kernel_memory  # PID 1 opens its way back first, without it
+
+        return kernel_memory.image_list_head(kcore)
+
+    def jump(self) -> None:
+        """Execute what is loaded; as `jump`."""
+        jump()
+
+    def power_off(self) -> None:
+        """Switch the machine off; as `power_off`."""
+        power_off()
+
+    def restart(self) -> None:
+        """Restart the machine; as `restart`."""
+        restart()

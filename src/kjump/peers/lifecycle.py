@@ -18,7 +18,7 @@ from kjump.hibernate.after_jump import SEED_SIZE
 from kjump.hibernate.away import Away
 from kjump.host import hugetlbfs, kernel_memory, procfs
 from kjump.host.locked_memory import HostPages
-from kjump.kexec import mailbox, syscalls
+from kjump.kexec import loader, mailbox
 from kjump.kexec.channel import Channel, PageList, Parcel
 from kjump.kexec.kimage import Shadow, walk
 from kjump.kexec.plan import ARCH_X86_64
@@ -107,7 +107,7 @@ class Peers:
         arrangement.page.close()
         try:
             os.sync()
-            syscalls.load(arrangement.plan)
+            loader.current().load(arrangement.plan)
             head = _loaded_image()
             _find_gates(arrangement.peers)
             channel, symbols = arrangement.page.address, kernel_memory.known_symbols()
@@ -147,7 +147,7 @@ class Peers:
             raise UsageError("only peers that are parked can be put on disk: `kjump restart` those that are gone")
         state.stored = store(path, [place for p in state.peers for place in p.places], state.peers[0].gate)
         self._ledger.write(state)
-        syscalls.unload(ARCH_X86_64)
+        loader.current().unload(ARCH_X86_64)
         return state.stored.size
 
     @contextlib.contextmanager
@@ -160,7 +160,7 @@ class Peers:
         if state is None or state.stored is None or self._loaded:
             yield
             return
-        syscalls.load(state.stored.plan(ahead))
+        loader.current().load(state.stored.plan(ahead))
         self._loaded = True
         try:
             state.head = _loaded_image()
@@ -168,7 +168,7 @@ class Peers:
             yield
         finally:
             self._loaded = False
-            syscalls.unload(ARCH_X86_64)
+            loader.current().unload(ARCH_X86_64)
             for peer in state.peers:
                 peer.alive, peer.why_not = True, ""
             self._ledger.write(state)
@@ -213,7 +213,7 @@ class Peers:
             os.sync()
             left = time.clock_gettime(time.CLOCK_BOOTTIME)
             with away or Away() as gone:
-                syscalls.jump()
+                loader.current().jump()
                 gone.landed()
                 seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - left
                 outcome, answer = channel.answer(state.sequence)
@@ -241,7 +241,7 @@ class Peers:
         state, self.state = self.state, None
         names = [p.name for p in state.peers] if state else []
         if self._damaged or (state is not None and not _is_other_image(state)):
-            syscalls.unload(ARCH_X86_64)
+            loader.current().unload(ARCH_X86_64)
         self._ledger.forget()
         hugetlbfs.remove(self._ledger.channel_path)
         if state is not None and state.stored is not None:
@@ -312,7 +312,9 @@ class Peers:
 
     def _lost(self) -> bool:
         state = self.state
-        return state is not None and state.stored is None and (not syscalls.is_loaded() or _is_other_image(state))
+        if state is None or state.stored is not None:
+            return False
+        return not loader.current().is_loaded() or _is_other_image(state)
 
 
 def refuse_if_peers_are_resident(folder: Path = FOLDER) -> None:
@@ -338,14 +340,14 @@ def _sources(shadow: Shadow, peer: Peer) -> RangeSet:
 def _loaded_image() -> int:
     """Return the head of the loaded image's indirection list."""
     with kernel_memory.Kcore() as kcore:
-        return kernel_memory.image_list_head(kcore)
+        return loader.current().image_list_head(kcore)
 
 
 def _find_gates(peers: Sequence[Peer]) -> None:
     """Note where the gates of `peers`, which have just been loaded, are kept."""
     frames = {peer.gate // PAGE_SIZE: peer for peer in peers}
     with kernel_memory.Kcore() as kcore:
-        runs = walk(kcore.physical().read, kernel_memory.image_list_head(kcore))
+        runs = walk(kcore.physical().read, loader.current().image_list_head(kcore))
     for destination, source, count in runs:  # no Shadow is made of them: of so many that takes time
         for frame, peer in frames.items():
             if destination <= frame < destination + count:

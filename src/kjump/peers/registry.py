@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from kjump.errors import HostError, UsageError
+from kjump.host import root
 from kjump.peers import FOLDER
 from kjump.peers.on_disk import Stored
 from kjump.ranges import Range
@@ -93,7 +94,7 @@ class State:
 
 def boot_id() -> str:
     """Return the identity of this boot."""
-    return _BOOT_ID.read_text().strip()
+    return root.at(_BOOT_ID).read_text().strip()
 
 
 def encode(state: State) -> str:

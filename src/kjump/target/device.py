@@ -11,11 +11,8 @@ it is mounted or in use as swap.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import mmap
 import os
-import stat
 import struct
 import time
 from collections.abc import Iterator
@@ -28,8 +25,8 @@ from kjump.errors import FormatError, ImageError, TargetError
 from kjump.formats import cmdline, extentmap, signatures
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock, is_of
 from kjump.ranges import Range
+from kjump.target import disks
 
-_BLKGETSIZE64 = 0x80081272
 _BLOCK = 4096
 _PAUSES = (0.0, 0.1, 0.4, 1.0, 2.0)
 """Seconds before each try to give an image up: a disk that has just been woken may need some."""
@@ -63,7 +60,7 @@ class Place:
 class Target:
     """An open target; `capacity` is its size in bytes, `place` where another kernel finds it.
 
-    `extents` is how the bytes of the target lie in `fd`; empty when they lie there as they are.
+    `extents` is how the bytes of the target lie in `disk`; empty when they lie there as they are.
     """
 
     _known: Superblock | None = None
@@ -74,24 +71,15 @@ class Target:
         self.path = str(path)
         self.place = Place(self.path, extents)
         self.extents = extents
-        flags = os.O_DIRECT | os.O_CLOEXEC | (os.O_RDWR | os.O_EXCL if writable else os.O_RDONLY)
-        try:
-            self.fd = os.open(self.path, flags)
-        except OSError as error:
-            why = "it is mounted, or in use as swap" if error.errno == errno.EBUSY else error.strerror
-            raise TargetError(f"target {self.path} cannot be opened: {why}") from None
-        try:
-            size = _device_size(self.fd, self.path)
-            if any(e.end > size for e in extents):
-                raise TargetError(f"{self.path} has only {size} bytes, too few to hold the target")
-        except BaseException:
-            os.close(self.fd)
-            raise
+        self.disk, size = disks.current().open(self.path, writable=writable)
+        if any(e.end > size for e in extents):
+            self.disk.close()
+            raise TargetError(f"{self.path} has only {size} bytes, too few to hold the target")
         self.capacity = sum(e.size for e in extents) or size
 
     def close(self) -> None:
         """Close the device."""
-        os.close(self.fd)
+        self.disk.close()
 
     def __enter__(self) -> Target:
         """Use as a context manager; the device is closed at the end."""
@@ -104,7 +92,7 @@ class Target:
         self.close()
 
     def _pieces(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """Go through (offset in `fd`, length) of `length` bytes of the target; what lies beyond its end is left out."""
+        """Go through (offset in `disk`, length) of `length` bytes of the target, without what lies beyond its end."""
         if not self.extents:
             yield offset, length
         at = 0
@@ -136,7 +124,7 @@ class Target:
     def _read_piece(self, view: memoryview, at: int) -> int:
         done = 0
         while done < len(view):
-            count = os.preadv(self.fd, [view[done:]], at + done)
+            count = self.disk.read_into(view[done:], at + done)
             if count == 0:
                 break
             done += count
@@ -151,9 +139,9 @@ class Target:
             for at, count in self._pieces(offset, len(data)):
                 end = done + count
                 while done < end:
-                    written = os.pwritev(self.fd, [memoryview(buffer)[done:end]], at)
+                    written = self.disk.write_from(memoryview(buffer)[done:end], at)
                     at, done = at + written, done + written
-            os.fsync(self.fd)
+            self.disk.flush()
         except OSError as error:
             raise TargetError(f"writing {self.path} at byte {offset} failed: {error.strerror}") from None
         if done != len(data):
@@ -210,15 +198,27 @@ class Target:
         return superblock
 
     def invalidate(self, reason: str) -> bool:
-        """Make a complete or attempted image unusable, durably; tell whether there was one."""
+        """Make a complete or attempted image unusable, durably; tell whether there was one.
+
+        Tries again for a while, as `give_up_image` does. TargetError when it cannot be read or written.
+        """
         try:
-            superblock = self.read_superblock()
+            superblock = self._read_superblock_in_the_end()
         except FormatError:
             return False
         if superblock.state not in (State.COMPLETE, State.ATTEMPTED):
             return False
         self.give_up_image(reason)
         return True
+
+    def _read_superblock_in_the_end(self) -> Superblock:
+        """Return the superblock, though the disk may need some tries; FormatError or TargetError as when reading it."""
+        for pause in _PAUSES[:-1]:
+            time.sleep(pause)
+            with contextlib.suppress(TargetError):
+                return self.read_superblock()
+        time.sleep(_PAUSES[-1])
+        return self.read_superblock()
 
     def give_up_image(self, reason: str) -> None:
         """Make the image unusable for which the superblock was read or written here last, whatever it reads now.
@@ -245,24 +245,6 @@ class Target:
             except (TargetError, OSError) as error:
                 failure = error
         raise failure
-
-
-def _device_size(fd: int, path: str) -> int:
-    if not stat.S_ISBLK(os.fstat(fd).st_mode):
-        raise TargetError(f"target {path} is not a block device: give a partition or disk")
-    size = bytearray(8)
-    fcntl.ioctl(fd, _BLKGETSIZE64, size)
-    return int.from_bytes(size, "little")
-
-
-def block_devices() -> Iterator[str]:
-    """Go through the device files of all block devices there are (disks and partitions)."""
-    try:
-        names = sorted(os.listdir("/sys/class/block"))  # noqa: PTH208
-    except OSError:
-        return
-    for name in names:
-        yield "/dev/" + name.replace("!", "/")
 
 
 def open_at(path: str, offset: int, *, writable: bool) -> Target:
@@ -294,7 +276,7 @@ def find_target(cookie: bytes, place: Place, *, timeout: float) -> Target:
     """
     deadline = time.monotonic() + timeout
     while True:
-        for path in [place.device, *(d for d in block_devices() if d != place.device)]:
+        for path in [place.device, *(d for d in disks.current().names() if d != place.device)]:
             found = _try_target(Place(path, place.extents), cookie)
             if found is not None:
                 return found

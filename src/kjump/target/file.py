@@ -25,14 +25,16 @@ import fcntl
 import mmap
 import os
 import signal
-import stat
 from pathlib import Path
 
 from kjump.errors import FormatError, TargetError
 from kjump.formats import extentmap, fiemap
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State
+from kjump.host import root
 from kjump.ranges import Range, align_up
+from kjump.target import disks
 from kjump.target.device import Place, Target
+from kjump.target.disks import FdDisk
 
 BLOCK = extentmap.BLOCK
 MOUNTINFO = Path("/proc/self/mountinfo")
@@ -63,16 +65,18 @@ class FileTarget(Target):
         self.path = str(path)
         self.extents = ()
         try:
-            self.fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+            fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise TargetError(f"target {self.path} cannot be opened: {error.strerror}") from None
         try:
-            self.place = _locate(self.fd, self.path)
+            self.place = _locate(fd, self.path)
             # Only now: file systems that refuse direct access at all are refused by name before.
-            fcntl.fcntl(self.fd, fcntl.F_SETFL, fcntl.fcntl(self.fd, fcntl.F_GETFL) | os.O_DIRECT)
+            fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
         except BaseException:
-            os.close(self.fd)
+            os.close(fd)
             raise
+        self._fd = fd
+        self.disk = FdDisk(fd)
         self.capacity = sum(e.size for e in self.place.extents)
 
     @property
@@ -98,11 +102,11 @@ class FileTarget(Target):
     def hold(self) -> None:
         """Take a lease, for which nobody else may have it open, and look anew where it is; TargetError otherwise."""
         try:
-            fcntl.fcntl(self.fd, fcntl.F_SETSIG, signal.SIGURG)  # which is ignored, when somebody wants it back
-            fcntl.fcntl(self.fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            fcntl.fcntl(self._fd, fcntl.F_SETSIG, signal.SIGURG)  # which is ignored, when somebody wants it back
+            fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         except OSError as error:
             raise TargetError(f"{self.path} is open in another program, or cannot be kept: {error.strerror}") from None
-        self.place = _locate(self.fd, self.path)
+        self.place = _locate(self._fd, self.path)
 
     def check_on_device(self) -> None:
         """Raise TargetError unless the device shows at the file's first block what was written to the file."""
@@ -115,7 +119,7 @@ class FileTarget(Target):
 def open_for_image(path: str) -> Target:
     """Open what a user named as a target, a block device or a file, for writing; TargetError when it cannot be one."""
     try:
-        regular = stat.S_ISREG(os.stat(path).st_mode)  # noqa: PTH116
+        regular = disks.current().is_file(path)
     except OSError as error:
         raise TargetError(f"target {path} cannot be opened: {error.strerror}") from None
     return FileTarget(path) if regular else Target(path, writable=True)
@@ -242,7 +246,7 @@ def _device_of(fd: int, path: str) -> str:
     """Return the block device that holds the file, which must be a disk or partition with ext4."""
     number = os.fstat(fd).st_dev
     name = f"{os.major(number)}:{os.minor(number)}"
-    kind, options = _mount_of(name, MOUNTINFO.read_text())
+    kind, options = _mount_of(name, root.at(MOUNTINFO).read_text())
     if kind != "ext4":
         raise TargetError(f"{path} is on {kind or 'an unknown file system'}: a target file must be on ext4")
     if "data=journal" in options:

@@ -23,7 +23,9 @@ from typing import Any
 
 from kjump.errors import FormatError, ImageError, TargetError
 from kjump.formats import ext4
-from kjump.target.device import Target, block_devices
+from kjump.host import root
+from kjump.target import disks
+from kjump.target.device import Target
 
 _LENGTH = 0x11000
 """Bytes that hold the superblock of ext4 (at 1 KiB), XFS (at 0) and Btrfs (at 64 KiB)."""
@@ -44,11 +46,11 @@ _LINEAGE = Path("/run/kjump/lineage")
 def mounted() -> list[dict[str, Any]]:
     """Return the block devices that A has mounted or swaps to: {"device", "where", "type", "writable"}, each once."""
     found: dict[str, dict[str, Any]] = {}
-    for line in Path("/proc/self/mounts").read_text().splitlines():
+    for line in root.at("/proc/self/mounts").read_text().splitlines():
         device, where, kind, options = line.split()[:4]
         item = found.setdefault(device, {"device": device, "where": where, "type": kind, "writable": False})
         item["writable"] |= "rw" in options.split(",")
-    for line in Path("/proc/swaps").read_text().splitlines()[1:]:
+    for line in root.at("/proc/swaps").read_text().splitlines()[1:]:
         device, kind = line.split()[:2]
         if kind == "partition":
             found[device] = {"device": device, "where": "", "type": "swap", "writable": True}
@@ -108,8 +110,8 @@ def written(items: Iterable[dict[str, Any]]) -> dict[str, list[int]]:
     found = {}
     for item in items:
         try:
-            number = os.stat(item["device"]).st_rdev  # noqa: PTH116
-            fields = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/stat").read_text().split()
+            number = root.at(item["device"]).stat().st_rdev
+            fields = root.at(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/stat").read_text().split()
         except OSError:
             continue
         found[item["device"]] = [int(fields[i]) for i in _COUNTS if i < len(fields)]
@@ -121,9 +123,9 @@ def lineage() -> dict[str, str]:
 
     `id` changes with each boot and each roll-back; `base` is the cookie of the snapshot that was rolled back to last.
     """
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    boot = root.at("/proc/sys/kernel/random/boot_id").read_text().strip()
     try:
-        known: dict[str, str] = json.loads(_LINEAGE.read_text())
+        known: dict[str, str] = json.loads(root.at(_LINEAGE).read_text())
         if known["id"].startswith(boot):
             return known
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -133,9 +135,10 @@ def lineage() -> dict[str, str]:
 
 def branch_off(base: str) -> None:
     """Note that this system has just been rolled back to the snapshot with the cookie `base`."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    _LINEAGE.parent.mkdir(parents=True, exist_ok=True)
-    _LINEAGE.write_text(json.dumps({"id": f"{boot}/{os.urandom(8).hex()}", "base": base}))
+    boot = root.at("/proc/sys/kernel/random/boot_id").read_text().strip()
+    place = root.at(_LINEAGE)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(json.dumps({"id": f"{boot}/{os.urandom(8).hex()}", "base": base}))
 
 
 def check_unwritten(recorded: Iterable[dict[str, Any]], words: dict[str, Any], base: str, *, cold: bool) -> None:
@@ -172,7 +175,7 @@ def _how(item: dict[str, Any]) -> str:
 
 def _candidates(first: str) -> Iterable[str]:
     yield first
-    yield from (device for device in block_devices() if device != first)
+    yield from (device for device in disks.current().names() if device != first)
 
 
 def _state_or_none(device: str) -> dict[str, Any] | None:

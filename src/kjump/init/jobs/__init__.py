@@ -24,7 +24,7 @@ from kjump.init.jobs.faults import Fault
 from kjump.init.system import Role
 from kjump.init.unfinished import Unfinished, unfinished
 from kjump.init.watchdog import Guard
-from kjump.kexec import mailbox, syscalls
+from kjump.kexec import loader, mailbox
 from kjump.kexec.kimage import kept_head
 from kjump.ranges import Range, RangeSet
 from kjump.target import filesystems
@@ -76,7 +76,7 @@ def save_job(work: Work) -> dict[str, Any]:
         role.console.line(f"kjump: the first system is saved ({megabytes:.1f} MB on the target); switching off")
         if not work.guard.disarm():
             raise HostError("the time limit struck when the image was complete")
-        syscalls.power_off()
+        loader.current().power_off()
         raise AssertionError("the machine went on after it was switched off")
 
 

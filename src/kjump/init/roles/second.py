@@ -17,7 +17,7 @@ from kjump.init.jobs import JOBS, Work
 from kjump.init.leave import failure_of, gate_of
 from kjump.init.system import Role, uptime
 from kjump.init.watchdog import Guard
-from kjump.kexec import mailbox, syscalls
+from kjump.kexec import loader, mailbox
 from kjump.kexec.way_back import OPTION
 
 
@@ -50,7 +50,7 @@ class _WayBack:
 
     def watch(self, box: mailbox.PeerMailbox) -> None:
         """Let the guard watch over the job."""
-        if syscalls.is_loaded(on_crash=True):
+        if loader.current().is_loaded(on_crash=True):
             # Should we panic, nobody here can say why: A reads our log, and finds it by this.
             box.report(mailbox.OUTCOME_NONE, self._report | {"vmcoreinfo": procfs.vmcoreinfo_place()})
             self.guard.start_watchdog(int(self.role.job["watchdog"]))
@@ -73,7 +73,7 @@ class _WayBack:
             with contextlib.suppress(Exception):
                 self.role.console.line("kjump: going back to the first system")
                 self.role.status.send("going-back")
-            syscalls.jump()
+            loader.current().jump()
 
     def _tell(self, outcome: int, report: dict[str, Any]) -> None:
         """Leave `report` for A, or what kept it from being written; on the console when there is no mailbox."""

@@ -1,0 +1,81 @@
+"""What is done on a simulated machine: A hibernates, takes a snapshot, rolls back; its user sees what comes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import rules
+import simmemory
+from simmachine import Machine
+
+from kjump.errors import KjumpError
+from kjump.gates.layouts import OUTCOMES as NUMBERS
+from kjump.hibernate import rollback, suspend
+from kjump.image.layout import Kind
+from kjump.target import filesystems
+
+
+class Interrupted(BaseException):
+    """What a signal's handler raises in A."""
+
+
+GOES_ON = (KjumpError, OSError, ValueError, KeyboardInterrupt, Interrupted)
+OUTCOMES = {NUMBERS[name]: name for name in ("NONE", "GONE", "RESUMED", "FAILED", "CANCELLED", "DONE", "PANIC")}
+
+
+def request(machine: Machine, **more: Any) -> suspend.Request:
+    """Return what A's user asks for."""
+    boot = machine.folder / "boot"
+    return suspend.Request(
+        machine.path,
+        boot / "vmlinuz",
+        boot / "initrd",
+        window=simmemory.WINDOW,
+        level=1,
+        force=True,
+        watchdog=0,
+        **more,
+    )
+
+
+def travel(machine: Machine, kind: Kind = Kind.HIBERNATION) -> str:
+    """Leave A; return "lost" (the machine booted as usual, or has no power), else the outcome or the error."""
+    machine.snapshot = kind is Kind.SNAPSHOT
+    found: list[str] = []
+
+    def play() -> None:
+        machine.parting = ""
+        try:
+            trip = suspend.travel(request(machine, kind=kind), machine.tell)
+            found.append(OUTCOMES[trip.outcome])
+        except GOES_ON as error:
+            found.append(f"{type(error).__name__}: {error}")
+        if "could not be made unusable" in found[0] or "could not be made unusable" in "".join(machine.told):
+            machine.excused = True
+        else:
+            rules.going_on(machine)
+        machine.parting = ""
+        machine.leave("goes on")
+
+    how = machine.run("A", play)
+    return found[0] if how == "goes on" else how
+
+
+def roll_back(machine: Machine) -> str:
+    """Replace A by the snapshot on the target; return "resumed", "lost" or "cut", else the error."""
+    found: list[str] = []
+    boot = machine.folder / "boot"
+
+    def play() -> None:
+        try:
+            rollback.rollback(machine.path, (boot / "vmlinuz").read_bytes(), (boot / "initrd").read_bytes())
+        except KjumpError as error:
+            found.append(str(error))
+        machine.leave("goes on")
+
+    how = machine.run("A", play)
+    if how == "C":
+        how = machine.start_c()
+    if how == "resumed":
+        filesystems.branch_off(machine.superblock().cookie.hex())
+    return found[0] if how == "goes on" else how
