@@ -46,8 +46,8 @@ def test_a_line_of_json_for_each_fault_as_it_comes(
         before.append(capsys.readouterr().out)
         return "too small"
 
-    monkeypatch.setattr(requirements, "check", lambda: None)
-    monkeypatch.setattr(kernel_source, "build", lambda _: None)
+    monkeypatch.setattr(requirements, "check", lambda **_: None)
+    monkeypatch.setattr(kernel_source, "build", lambda *_, **__: None)
     faults = [ProvokedFault(name, "refused", name, seen) for name in ("small", "large")]
     monkeypatch.setattr(catalogue, "FAULTS", faults)
     with pytest.raises(SystemExit) as ended:
@@ -136,8 +136,9 @@ def test_failed_faults_leave_their_logs_in_a_folder_that_is_named(
         return "nothing"
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(requirements, "check", lambda: None)
-    monkeypatch.setattr(kernel_source, "build", lambda _: None)
+    monkeypatch.setattr(requirements, "check", lambda **_: None)
+    monkeypatch.setattr(kernel_source, "build", lambda *_, **__: None)
+    monkeypatch.setattr(kernel_source, "build", lambda *_, **__: None)
     monkeypatch.setattr(catalogue, "FAULTS", [ProvokedFault("bad", "refused", "too small", provoke)])
     with pytest.raises(SystemExit) as ended:
         demo.main(["faults", "--json"])

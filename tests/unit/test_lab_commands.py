@@ -71,12 +71,8 @@ def test_without_a_kernels_source_its_package_is_named(
     monkeypatch.setattr("kjump.lab.requirements.check", lambda **_: None)
     monkeypatch.setattr(kernel_source._tarball, "__defaults__", (tmp_path,))
     monkeypatch.setenv("KJUMP_CACHE", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["lab", "demo", name])
-    assert ended.value.code == 1
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("kjump: the source of Linux 6.1") and "apt install linux-source-6.1" in last
+    said = fails(capsys, "lab", "demo", name)
+    assert said.startswith("kjump: the source of Linux 6.1") and "apt install linux-source-6.1" in said
 
 
 def test_progress_of_a_build_is_lines_where_there_is_no_terminal(

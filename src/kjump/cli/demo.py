@@ -13,10 +13,12 @@ import click
 from kjump.cli import demo_output
 from kjump.cli.logged_folder import LoggedFolder
 from kjump.cli.options import SIZE, human, print_json
+from kjump.cli.progress import progress
 from kjump.lab import requirements
 
 if TYPE_CHECKING:
     from kjump.lab.checks import Checked, Tell
+    from kjump.lab.machine.kernel import LabKernel
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 _Result = TypeVar("_Result", bound="Checked")
@@ -56,6 +58,23 @@ def _machine(memory: str, *, version: str = "6.12", why: str = "Kernel version."
     return add
 
 
+def _get_ready(*versions: str, emulator: bool = False, debug_info: bool = False) -> None:
+    """See that this host has what a demonstration needs, and build its kernels, which takes minutes the first time."""
+    requirements.check(emulator=emulator)
+    for version in dict.fromkeys(versions):
+        build_kernel(version, debug_info=debug_info)
+
+
+def build_kernel(version: str, *, arch: str = "x86_64", debug_info: bool = False) -> LabKernel:
+    """Build a kernel, or take it from the cache; the progress of a build is shown."""
+    from kjump.lab.machine import kernel_source
+
+    with progress(f"linux {version}") as report:
+        return kernel_source.build(
+            version, arch=arch, debug_info=debug_info, progress=lambda share, what: report(share, what[-60:])
+        )
+
+
 def _run(
     keep: Path | None, as_json: bool, run: Callable[[Path, Tell], _Result], show: Callable[[_Result], None]
 ) -> None:
@@ -72,7 +91,7 @@ def _run(
 
 @click.group()
 def demo() -> None:
-    """Demonstrations: the real thing, in virtual machines."""
+    """Demonstrations and faults in virtual machines."""
 
 
 @demo.command("hibernate")
@@ -103,7 +122,7 @@ def demo_hibernate(
 
     It is saved from a second kernel, switched off, and brought back.
     """
-    requirements.check()
+    _get_ready(version)
     from kjump.lab import hibernation
     from kjump.lab.machine.installation import Hardware
 
@@ -129,12 +148,10 @@ def demo_faults(
     version: str, only: tuple[str, ...], quick: bool, seed: int, jobs: int, keep: Path | None, as_json: bool
 ) -> None:
     """Provoke what may go wrong, and say what came of it."""
-    requirements.check()
+    _get_ready(version)
     from kjump.lab.campaign import catalogue
     from kjump.lab.campaign.campaign import QUICK, Campaign, CampaignSize, run
-    from kjump.lab.machine import kernel_source
 
-    kernel_source.build(version)  # so that a kernel that cannot be had is one error, not one of each fault
     tell = demo_output.clock()
     size = QUICK if quick else CampaignSize()
     with (
@@ -168,7 +185,7 @@ def demo_big_image(
 
     swsusp refuses them.
     """
-    requirements.check()
+    _get_ready(version)
     from kjump.lab import big_image
     from kjump.lab.machine.installation import Hardware
 
@@ -198,7 +215,7 @@ def demo_call(version: str, memory: int, cpus: int, cpu: str, calls: int, keep: 
 
     What they return is compared with the emulated machine.
     """
-    requirements.check(emulator=True)
+    _get_ready(version, emulator=True)
     from kjump.lab import calling
     from kjump.lab.machine.installation import Hardware
 
@@ -237,7 +254,7 @@ def demo_switch(
 
     Two, and then three; that none has noticed is checked.
     """
-    requirements.check()
+    _get_ready(version, peer_version or version)
     from kjump.lab import switching
     from kjump.lab.machine.installation import Hardware
 
@@ -261,7 +278,7 @@ def demo_snapshot(version: str, memory: int, cpus: int, cpu: str, count: int, ke
 
     With drgn and crash: is it the moment it was taken at?
     """
-    requirements.check()
+    _get_ready(version, debug_info=True)
     from kjump.lab import snapshot
     from kjump.lab.machine.installation import Hardware
 
@@ -280,7 +297,7 @@ def demo_snapshot(version: str, memory: int, cpus: int, cpu: str, count: int, ke
 @_json
 def demo_rollback(version: str, memory: int, cpus: int, cpu: str, keep: Path | None, as_json: bool) -> None:
     """Destroy a Linux, and roll it back, disks and all; twice."""
-    requirements.check()
+    _get_ready(version)
     from kjump.lab import rollback
     from kjump.lab.machine.installation import Hardware
 

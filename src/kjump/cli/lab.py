@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 
-from kjump.cli.demo import demo, kernel_option
+from kjump.cli.demo import build_kernel, demo, kernel_option
 from kjump.cli.options import SIZE, human
-from kjump.cli.progress import progress
 from kjump.lab import requirements
 
 
@@ -33,12 +32,7 @@ def kernel() -> None:
 @click.option("--debug-info", is_flag=True, help="Keep a vmlinux with DWARF, for crash and drgn.")
 def kernel_build(version: str, arch: str, debug_info: bool) -> None:
     """Build a kernel, or say where the cached one is."""
-    from kjump.lab.machine import kernel_source as kernels
-
-    with progress(f"linux {version}") as report:
-        built = kernels.build(
-            version, arch=arch, debug_info=debug_info, progress=lambda share, what: report(share, what[-60:])
-        )
+    built = build_kernel(version, arch=arch, debug_info=debug_info)
     click.echo(f"{built.image} (Linux {built.release}, {human(built.image.stat().st_size)})")
 
 
@@ -56,9 +50,8 @@ def vmcore_command(
 ) -> None:
     """Boot a kernel, fill its memory, and write its ELF vmcore to OUT."""
     requirements.check()
-    from kjump.lab.machine import kernel_source as kernels
     from kjump.lab.machine import vmcore
 
-    built = kernels.build(version, debug_info=debug_info)
+    built = build_kernel(version, debug_info=debug_info)
     vmcore.make(built, out, memory=memory, fill=fill, cpu=cpu, options=options, crash=crash)
     click.echo(f"{out} (Linux {built.release}, {human(out.stat().st_size)})")

@@ -103,8 +103,8 @@ def main() -> None:
     """Call a program on the kernel that runs, with strings as arguments, and print the run."""
     from kjump.call.host import HostMachine
 
-    path, *words = sys.argv[1:]
-    args = tuple(word.encode() for word in words)
+    path, *strings = sys.argv[1:]
+    args = tuple(string.encode() for string in strings)
     with HostMachine().load(from_elf(Path(path).read_bytes(), path)) as loaded:
         assert loaded.mailbox is not None
         box = loaded.mailbox

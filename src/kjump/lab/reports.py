@@ -60,9 +60,9 @@ class HibernateReport:
 class SnapshotReport:
     """What `kjump snapshot --json` says, when it is taken and each time it is rolled back to.
 
-    `count` is how many roll-backs there were so far; `kind` is "snapshot" or "dump"; `phases` are in seconds. `entered`
-    is the value of the time stamp counter when the second kernel was entered; 0 in the report of a roll-back, which has
-    no `saved` either.
+    `count` is how many roll-backs there were so far; `kind` is "snapshot" or "dump"; `phases`, and of them the `pause`,
+    are in seconds. `entered` is the value of the time stamp counter when the second kernel was entered. The report of
+    a roll-back has 0 for both, and no `saved`.
     """
 
     taken: bool
@@ -71,20 +71,23 @@ class SnapshotReport:
     kind: str
     target: str
     phases: dict[str, float]
+    pause: float
     entered: int
     saved: SavedBytes | None
 
     @classmethod
     def from_json(cls, record: Record) -> SnapshotReport:
         """Read what the command printed; FormatError."""
+        phases, stamps = record.record("phases"), record.record("stamps")
         return cls(
             taken=record.flag("taken"),
             rolled_back=record.flag("rolled_back"),
             count=record.integer("count"),
             kind=record.text("kind"),
             target=record.text("target"),
-            phases=numbers(record.record("phases")),
-            entered=record.record("stamps").optional("entered", record.record("stamps").integer, 0),
+            phases=numbers(phases),
+            pause=phases.optional("pause", phases.number, 0.0),
+            entered=stamps.optional("entered", stamps.integer, 0),
             saved=_saved(record.record("report")),
         )
 

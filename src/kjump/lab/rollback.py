@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kjump.errors import LabError
+from kjump.errors import FormatError, LabError
 from kjump.formats.record import Record
 from kjump.formats.superblock import State
 from kjump.lab import hibernation
@@ -135,7 +135,7 @@ def with_a_hook(machine: VirtualMachine, tell: Tell) -> _RollBacks:
         "head -c 16 /dev/urandom | base64; python3 -c 'import time; print(time.time())'",
     )
     first = _came_back(guest.reply(command, timeout=300))
-    done = _RollBacks(pause=first.report.phases["pause"])
+    done = _RollBacks(pause=first.report.pause)
     done.checks["taken"] = first.report.taken and not first.report.rolled_back
     tell(f"snapshot taken; paused for {done.pause:.2f} s")
     randoms = {first.random}
@@ -183,7 +183,7 @@ def _works(guest: GuestChannel) -> bool:
     """Tell whether the workload still answers, and finds all in order."""
     try:
         return hibernation.verify_workload(guest).ok
-    except LabError:
+    except (LabError, FormatError):
         return False
 
 

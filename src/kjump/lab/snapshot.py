@@ -117,7 +117,7 @@ def _take_all(
     reports = []
     for number in range(count):
         reports.append(take(guest, f"/dev/vd{chr(ord('c') + number)}"))
-        tell(f"snapshot {number + 1} taken; paused for {reports[-1].phases['pause']:.2f} s")
+        tell(f"snapshot {number + 1} taken; paused for {reports[-1].pause:.2f} s")
     noted = guest.run("python3", "-m", "kjump.lab.guest.ticker", "pauses").record("the counting process")
     pauses = [Pause.from_json(record) for record in noted.items("pauses")]
     checks |= hibernation.verify_workload(guest).checks
@@ -139,7 +139,7 @@ def _account(report: SnapshotReport, pauses: list[Pause], rate: float) -> TakenS
     if report.saved is None:
         raise LabError("kjump snapshot does not say what was saved")
     return TakenSnapshot(
-        pause=report.phases["pause"],
+        pause=report.pause,
         process_pause=round((found[0].ended - found[0].begun) / rate, 3),
         phases=report.phases,
         image_bytes=report.saved.image,

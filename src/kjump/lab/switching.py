@@ -87,21 +87,21 @@ class _Switching:
         self.guest = guest
         self.found = _Findings()
 
-    def kjump(self, *words: str) -> str:
+    def kjump(self, *arguments: str) -> str:
         """Run kjump in the guest; return what it prints. LabError with all of that when it fails."""
-        reply = self.guest.run("kjump", *words, timeout=_TIMEOUT, check=False)
+        reply = self.guest.run("kjump", *arguments, timeout=_TIMEOUT, check=False)
         if reply.status:
-            raise LabError(f"`kjump {' '.join(words)}` exited {reply.status}: {reply.stdout}{reply.stderr}".strip())
+            raise LabError(f"`kjump {' '.join(arguments)}` exited {reply.status}: {reply.stdout}{reply.stderr}".strip())
         return reply.stdout
 
-    def command(self, peer: str, *words: str) -> Record:
+    def command(self, peer: str, *arguments: str) -> Record:
         """Run a command in a peer; return the JSON object that it prints."""
-        report = Record.parse(self.kjump("switch", "--json", peer, "--", *words), "kjump switch")
+        report = Record.parse(self.kjump("switch", "--json", peer, "--", *arguments), "kjump switch")
         return Record.parse(report.text("message"), f"the command in peer {peer}")
 
-    def boot(self, *words: str) -> list[BootedPeer]:
+    def boot(self, *arguments: str) -> list[BootedPeer]:
         """Start peers; return what is known of them."""
-        lines = self.kjump("boot-peer", "--json", *words).splitlines()
+        lines = self.kjump("boot-peer", "--json", *arguments).splitlines()
         return [BootedPeer.from_json(Record.parse(line, "kjump boot-peer")) for line in lines]
 
     def start_work(self, *peers: str) -> None:

@@ -24,11 +24,10 @@ class BadBlock:
     operation: str
     byte: int
 
-    def drive(self, path: Path) -> str:
-        """Return the words of a -drive that has the disk `path` fail so."""
+    def rule(self, number: int) -> list[str]:
+        """Return the options of a -drive with blkdebug that make rule `number` of this: errors with EIO, for ever."""
         rule = {"event": "none", "iotype": self.operation, "errno": "5", "sector": str(self.byte // 512), "once": "off"}
-        words = [f"file.inject-error.0.{name}={value}" for name, value in rule.items()]
-        return ",".join(["file.driver=blkdebug", "file.image.driver=file", f"file.image.filename={path}", *words])
+        return [f"file.inject-error.{number}.{name}={value}" for name, value in rule.items()]
 
 
 @dataclass(frozen=True)
@@ -73,15 +72,23 @@ class VirtualMachineConfig:
 
     def _disks(self) -> Iterator[str]:
         for index, path in enumerate(self.disks):
-            failing = [error.drive(path) for error in self.bad_blocks if error.disk == index]
-            file = failing[0] if failing else f"file={path}"
-            yield from ("-drive", f"{file},format=raw,if=none,id=disk{index},cache=none,aio=threads")
-            yield from ("-device", f"virtio-blk-pci,drive=disk{index}")
+            bad = [block for block in self.bad_blocks if block.disk == index]
+            options = [f"file={_escaped(path)}"]
+            if bad:
+                options = ["file.driver=blkdebug", "file.image.driver=file", f"file.image.filename={_escaped(path)}"]
+            options += [option for number, block in enumerate(bad) for option in block.rule(number)]
+            options += ["format=raw", "if=none", f"id=disk{index}", "cache=none", "aio=threads"]
+            yield from ("-drive", ",".join(options), "-device", f"virtio-blk-pci,drive=disk{index}")
+
+
+def _escaped(path: Path) -> str:
+    """Return `path` for a list of options with commas between: a comma in it is written twice."""
+    return str(path).replace(",", ",,")
 
 
 def _channels(folder: Path) -> list[str]:
     def chardev(name: str) -> str:
-        return f"socket,id={name},path={folder / name},server=on,wait=off"
+        return f"socket,id={name},path={_escaped(folder / name)},server=on,wait=off"
 
     return [
         *("-chardev", chardev("qmp"), "-mon", "chardev=qmp,mode=control"),
