@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 from click.shell_completion import ShellComplete, get_completion_class
-from standins import import_from
+from stand_in import import_from
 
 SHELLS = {"bash": "kjump", "zsh": "_kjump", "fish": "kjump.fish"}
 _EXIT_STATUS = """\

@@ -9,7 +9,7 @@ import pkgutil
 import sys
 from pathlib import Path
 
-from standins import import_from
+from stand_in import import_from
 
 _LEFT_OUT = ("kjump.cli", "kjump.lab", "kjump.emulator", "kjump.__main__")
 

@@ -114,8 +114,8 @@ def save(
     `ram` is A's RAM (physical ranges); `facts` goes into the image's note. `free_pages` is what A trusts them to
     hold (see `host.kernel_memory.free_page_policy`): any, then they are left out; zero, then they are left out but
     stand in the stream as zeros, which the restorer writes; poison, then they are kept. With `dump_level` (as `kjump
-    dump --dump-level` takes it) the image is a dump, which cannot be restored. TargetError when the image does not fit,
-    or a write fails, SaveCancelled when `progress` returned False: the superblock then says so too.
+    dump --level` takes it) the image is a dump, which cannot be restored. TargetError when the image does not fit or a
+    write fails, SaveCancelled when `progress` returned False: the superblock then says so too.
     """
     begun = time.monotonic()
     superblock = target.read_superblock()

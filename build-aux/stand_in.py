@@ -1,4 +1,4 @@
-"""What lets the build import kjump from its sources, before its native modules are there."""
+"""Lets the build import kjump before its native modules are there."""
 
 import sys
 import types
@@ -14,7 +14,7 @@ class _Native(types.ModuleType):
 
 
 def import_from(source: str) -> None:
-    """From now on import kjump from the folder `source`, with its native modules stood in for."""
+    """Have `kjump` imported from the folder `source`, which is left as it is."""
     sys.dont_write_bytecode = True
     sys.path.insert(0, source)
     for name in ("kjump._core", "kjump._dump"):
