@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -23,7 +24,7 @@ def step(text: str) -> None:
 def progress(what: str) -> Iterator[Report]:
     """Show on standard error how far something is: a bar on a terminal, else a line for each tenth of it."""
     if not sys.stderr.isatty():
-        yield _lines(what)
+        yield _Lines(what)
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -34,14 +35,17 @@ def progress(what: str) -> Iterator[Report]:
         yield lambda share, words: bar.update(task, completed=share, description=words)
 
 
-def _lines(what: str) -> Report:
-    said = -1
+class _Lines:
+    """Prints a line when a job has begun, and for each tenth of it."""
 
-    def report(share: float, words: str) -> None:
-        nonlocal said
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._begun = time.monotonic()
+        self._told = -1
+
+    def __call__(self, share: float, what: str) -> None:
         tenth = int(share * _LINES)
-        if tenth > said:
-            said = tenth
-            step(f"{what}: {100 * tenth // _LINES}%{', ' if words else ''}{words}")
-
-    return report
+        if tenth > self._told:
+            self._told = tenth
+            seconds = time.monotonic() - self._begun
+            click.echo(f"{self._title}: {share:4.0%} after {seconds:.0f} s, {what}", err=True)
