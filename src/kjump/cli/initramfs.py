@@ -24,10 +24,9 @@ def initramfs_command() -> None:
 @click.option("--with-dump", is_flag=True, help="So that `kjump peer dump` works in it.")
 def build(output: Path, kernel: Path | None, level: int, tools: tuple[Path, ...], with_dump: bool) -> None:
     """Build the initramfs into OUTPUT; the boot role needs --kernel, the second role does not."""
+    from kjump.host.new_files import write_whole
     from kjump.initramfs.build import build as build_initramfs
 
     data = build_initramfs(kernel, level=level, tools=tools, with_dump=with_dump)
-    partial = output.with_name(output.name + ".part")
-    partial.write_bytes(data)
-    partial.replace(output)
+    write_whole(output, data)
     click.echo(f"{output}: {human(len(data))}")
