@@ -18,7 +18,7 @@ from pathlib import Path
 
 from kjump import _core, precompiled
 from kjump.errors import HostError
-from kjump.formats import cpio
+from kjump.formats import bzimage, cpio
 from kjump.gates import door_binary, gate_binary
 from kjump.initramfs.contents import FILE_LIST, KERNEL, tool_entries
 
@@ -163,7 +163,9 @@ def entries(kernel: Path | None, *, tools: Sequence[Path] = (), with_dump: bool 
     names = "".join(f"{e.name}\n" for e in made if e.name != "dev/console")
     made.append(cpio.regular(str(FILE_LIST).lstrip("/"), names.encode()))
     if kernel is not None:
-        made.append(cpio.regular(str(KERNEL).lstrip("/"), kernel.read_bytes()))
+        data = kernel.read_bytes()
+        bzimage.parse_file(data, kernel)  # else nobody would find out before the machine is switched on again
+        made.append(cpio.regular(str(KERNEL).lstrip("/"), data))
     return made
 
 

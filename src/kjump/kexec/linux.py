@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kjump.errors import PlanError
-from kjump.formats import bootparams, cmdline, e820, elf
+from kjump.formats import bootparams, bzimage, cmdline, e820, elf
 from kjump.formats.bzimage import BzImage
 from kjump.formats.e820 import RAM, RESERVED, E820Entry
 from kjump.gates import (
@@ -65,6 +65,11 @@ def read_once(path: Path) -> bytes:
         data = file.read()
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return data
+
+
+def read_kernel(path: Path) -> BzImage:
+    """Return the kernel in a file; FormatError, which names the file, when it is no bzImage, OSError as `read_once`."""
+    return bzimage.parse_file(read_once(path), path)
 
 
 def elf_headers_size(ram: RangeSet, note: bytes, lent: int = 2) -> int:
