@@ -117,6 +117,7 @@ def describe_machine(gate: Gate, *, vmcoreinfo_note: bytes, low: Range | None = 
         rsdp=procfs.acpi_rsdp(),
         huge="pdpe1gb" in flags,
         gate=gate,
+        screen_info=procfs.screen_info(),
     )
 
 
