@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import os
 import struct
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from mutations import damaged, survives
 
+from kjump import _core
 from kjump.errors import FormatError
-from kjump.formats import bzimage
+from kjump.formats import bzimage, cpio
+from kjump.initramfs import build
+from kjump.kexec.linux import read_kernel
 from kjump.lab.machine import kernel_source as kernels
 
 KERNEL = os.environ.get("KJUMP_TEST_BZIMAGE", "")
@@ -125,3 +132,56 @@ def test_a_real_kernel() -> None:
     assert image.release and image.kernel_version.encode() in data
     magics = (b"\x28\xb5", b"\x1f\x8b", b"\xfd7", b"BZ", b"]\0", b"\x02\x21", b"\x89L", b"\x7fE")
     assert bytes(image.payload[:2]) in magics
+
+
+def portable(*sections: bytes) -> bytes:
+    """A PE file with these sections."""
+    header = b"PE\0\0" + struct.pack("<HHIIIHH", 0x8664, len(sections), 0, 0, 0, 112, 0x22E) + bytes(112)
+    table = b"".join(name.ljust(8, b"\0") + bytes(32) for name in sections)
+    return b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 0x80) + bytes(0x40) + header + table + bytes(4096)
+
+
+OTHERS = {
+    "UKI": (
+        portable(b".text", b".osrel", b".linux", b".initrd"),
+        "a unified kernel image .*: take the kernel out of it",
+    ),
+    "EFI program": (portable(b".text", b".data"), "an EFI program: give the bzImage"),
+    "cut PE": (portable(b".linux")[:0x90], "an EFI program"),
+    "PE header beyond the end": (b"MZ".ljust(0x3C, b"\0") + b"\xff" * 4, "an EFI program"),
+    "zboot": (b"MZ\0\0zimg" + bytes(4096), "an EFI zboot image, which other machines than x86 have"),
+    "arm64": (b"MZ".ljust(0x38, b"\0") + b"ARM\x64" + bytes(4096), "a kernel for arm64"),
+    "gzip": (gzip.compress(make()), "compressed with gzip: unpack it .`gzip -d`."),
+    "xz": (lzma.compress(make()), "compressed with xz"),
+    "lzma": (lzma.compress(make(), lzma.FORMAT_ALONE), "compressed with lzma"),
+    "zstd": (_core.compress_bytes(make()), "compressed with zstd: unpack it .`zstd -d`."),
+    "bzip2": (bz2.compress(make()), "compressed with bzip2"),
+    "vmlinux": (Path(sys.executable).read_bytes()[:5000], "an ELF file, as vmlinux is: give the bzImage"),
+    "initramfs": (cpio.write([cpio.regular("init", b"#!")]), "an initramfs .cpio."),
+    "uImage": (b"\x27\x05\x19\x56" + bytes(4096), "a uImage"),
+    "script": (b"#!/bin/sh\n", "a script"),
+    "nothing": (b"", "empty"),
+    "anything": (b"anything" * 100, "the HdrS signature at 0x202 is missing"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_a_kernel_in_another_form_looks_like_is_said(kind: str) -> None:
+    data, what = OTHERS[kind]
+    with pytest.raises(FormatError, match=f"^not a bzImage: .*{what}") as caught:
+        bzimage.parse(data)
+    assert "\n" not in str(caught.value)
+
+
+@given(damaged(portable(b".text", b".linux")))
+def test_no_damage_to_another_form_is_a_traceback(data: bytes) -> None:
+    survives(bzimage.parse, data)
+
+
+def test_the_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "vmlinux"
+    path.write_bytes(b"\x7fELF" + bytes(1000))
+    with pytest.raises(FormatError, match="vmlinux: not a bzImage: it is an ELF file"):
+        read_kernel(path)
+    with pytest.raises(FormatError, match="vmlinux: not a bzImage: it is an ELF file"):
+        build.entries(path)

@@ -26,8 +26,10 @@ def window(start: int, size: int) -> WindowLayout:
     return lay_out(Range.of_size(start, size), elf_headers_size=4096, memory_end=4 << 30, huge=True)
 
 
-def plan(layout: WindowLayout, memory_map: tuple[E820Entry, ...] = (), line: str = "", **fields: int) -> Plan:
-    around = Surroundings(memory_map, RAM_RANGES, LOW, b"", 0, True, Gate())
+def plan(
+    layout: WindowLayout, memory_map: tuple[E820Entry, ...] = (), line: str = "", screen: bytes = b"", **fields: int
+) -> Plan:
+    around = Surroundings(memory_map, RAM_RANGES, LOW, b"", 0, True, Gate(), screen_info=screen)
     kernel = bzimage.parse(make(**fields))
     return LinuxPeer(kernel, bytes(5 * MIB), line, layout).plan(around, preserve=True)
 
@@ -114,3 +116,30 @@ def test_more_ranges_than_there_is_room_for_are_refused() -> None:
     pieces = tuple(E820Entry(Range.of_size((4 << 30) + 2 * n * MIB, MIB), NVS) for n in range(400))
     with pytest.raises(PlanError, match="has 404 ranges, more than there is room for"):
         plan(window(32 * MIB, 96 * MIB), (E820Entry(Range(MIB, 3 << 30), RAM), *pieces))
+
+
+def _boot_params(layout: WindowLayout, plan: Plan) -> bytes:
+    gate = next(s for s in plan.segments if s.name == "gate")
+    return gate.data[layout.boot_params - gate.address :][:4096]
+
+
+EFI_SCREEN = struct.pack("<BBH11xB", 0, 24, 0xFC00, 0x70).ljust(64, b"\x5a")
+"""A frame buffer of EFI (orig_video_isVGA at 0x0f is 0x70), and a size of memory at 2."""
+
+
+def test_the_screen_is_handed_on_but_no_size_of_memory() -> None:
+    page = _boot_params(layout := window(32 * MIB, 96 * MIB), plan(layout, screen=EFI_SCREEN))
+    assert page[2:4] == bytes(2)
+    assert page[:2] + EFI_SCREEN[2:4] + page[4:64] == EFI_SCREEN
+    assert bootparams.parse(page).screen_info[4:] == EFI_SCREEN[4:]
+
+
+def test_no_memory_and_no_efi_of_the_first_kernel_is_told() -> None:
+    page = _boot_params(layout := window(32 * MIB, 96 * MIB), plan(layout, screen=EFI_SCREEN))
+    assert page[0x1E0:0x1E4] == bytes(4)  # alt_mem_k
+    assert page[0x1C0:0x1E0] == bytes(32)  # efi_info
+
+
+@pytest.mark.parametrize("screen", [b"", bytes(10)])
+def test_a_kernel_that_does_not_show_its_screen(screen: bytes) -> None:
+    assert not any(_boot_params(layout := window(32 * MIB, 96 * MIB), plan(layout, screen=screen))[:64])

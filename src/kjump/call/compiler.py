@@ -10,12 +10,14 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import kjump.gates
 from kjump.call.program import Arch, Preserve, Program, from_elf
 from kjump.errors import FormatError, UsageError
+from kjump.host.new_files import is_private, read_own, write_whole
 
 SUPPORT = Path(kjump.gates.__file__).parent / "program"
 _RUNTIME = SUPPORT / "runtime.c"
@@ -54,18 +56,30 @@ def compiled(source: Path, arch: Arch, function: str, preserve: Preserve) -> byt
     """Return the executable (ELF) for a C file, from the cache when nothing that goes in has changed."""
     compiler = _compiler()
     registers = _SSE if Preserve.FPU in preserve else _GENERAL_REGISTERS
-    flags = [f"-m{arch.bits}", *_COMPILE, *registers, f"-DKJUMP_FUNCTION={function}"]
-    folders = [f"-I{SUPPORT}", "-include", str(_PROTOTYPE)]
-    # What the preprocessor makes of both files is all that goes in, whatever they include.
-    text = _run([compiler, *flags, *folders, "-E", "-P", str(source), str(_RUNTIME)], source, function)
-    key = hashlib.sha256(repr((flags, _LINK, _SCRIPT.read_bytes())).encode() + text).hexdigest()
-    cached = _cache() / f"{key[:32]}.elf"
-    if not cached.exists():
-        partial = cached.with_suffix(f".{os.getpid()}")
-        link = [*_LINK, f"-Wl,-T,{_SCRIPT}"]
-        _run([compiler, *flags, *folders, *link, str(source), str(_RUNTIME), "-o", str(partial)], source, function)
-        partial.replace(cached)
-    return cached.read_bytes()
+    flags = [f"-m{arch.bits}", *_COMPILE, *registers]
+    names = [f"-DKJUMP_FUNCTION={function}", f"-I{SUPPORT}", "-include", str(_PROTOTYPE)]
+    # What the preprocessor makes of both files is all that goes in, whatever they include; it is compiled as it is, for
+    # the files may change meanwhile.
+    texts = [_run([compiler, *flags, *names, "-E", str(file)], source, function) for file in (source, _RUNTIME)]
+    content = [re.sub(rb"(?m)^# .*\n", b"", text) for text in texts]  # without the files' names
+    key = hashlib.sha256(repr((compiler, flags, _LINK, _SCRIPT.read_bytes(), content)).encode())
+    cached = _cache(f"{key.hexdigest()[:32]}.elf")
+    found = read_own(cached) if cached else None
+    if found is None:
+        found = _made([compiler, *flags, *_LINK, f"-Wl,-T,{_SCRIPT}"], texts, source, function)
+        if cached:
+            write_whole(cached, found, mode=0o600)
+    return found
+
+
+def _made(command: Sequence[str], texts: Sequence[bytes], source: Path, function: str) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="kjump-") as folder:  # nobody else may look into it
+        files = [Path(folder, f"{number}.i") for number, _ in enumerate(texts)]
+        for file, text in zip(files, texts, strict=True):
+            file.write_bytes(text)
+        made = Path(folder, "made.elf")
+        _run([*command, *map(str, files), "-o", str(made)], source, function)
+        return made.read_bytes()
 
 
 def _compiler() -> str:
@@ -76,11 +90,25 @@ def _compiler() -> str:
     raise UsageError("a C file needs a compiler: install gcc, or give an ELF executable")
 
 
-def _cache() -> Path:
+def _cache(name: str) -> Path | None:
+    """Return where the program `name` is kept; None when that folder is not ours alone: what is in it is not believed.
+
+    (As with `sudo -E`, where it is the user's, who shall not say what root calls on the bare machine.)
+    """
     root = os.environ.get("XDG_CACHE_HOME")
     folder = (Path(root) if root else Path.home() / ".cache") / "kjump" / "programs"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        if not is_private(fd):
+            return None
+        os.fchmod(fd, 0o700)
+    finally:
+        os.close(fd)
+    return folder / name
 
 
 def _run(command: Sequence[str], source: Path, function: str) -> bytes:

@@ -32,6 +32,7 @@ def build(output: Path | None, kernel: Path | None, level: int, tools: tuple[Pat
     """
     from kjump.hibernate.suspend import default_kernel
     from kjump.host import procfs
+    from kjump.host.new_files import write_whole
     from kjump.initramfs.build import build as build_initramfs
 
     check_second_kernel(kernel)
@@ -39,10 +40,5 @@ def build(output: Path | None, kernel: Path | None, level: int, tools: tuple[Pat
     restoring = kernel or default_kernel()
     step(f"building {path} with {restoring}")
     data = build_initramfs(restoring, level=level, tools=tools, with_dump=with_dump)
-    partial = path.with_name(path.name + ".part")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, data)
     click.echo(f"{path}: {human(len(data))}")

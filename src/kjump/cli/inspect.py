@@ -16,6 +16,7 @@ from kjump.errors import UsageError
 @click.option("--width", type=click.IntRange(16, 400), default=96, show_default=True, help="Columns of the picture.")
 def inspect_command(plan: bool, svg: Path | None, width: int) -> None:
     """Show what lies where in this machine's physical memory."""
+    from kjump.host.new_files import write_whole
     from kjump.peers import memory_map
     from kjump.peers.lifecycle import Peers
 
@@ -25,6 +26,6 @@ def inspect_command(plan: bool, svg: Path | None, width: int) -> None:
     with Peers() as peers:
         survey = peers.survey()
     if svg is not None:
-        svg.write_text(memory_map.as_svg(survey))
+        write_whole(svg, memory_map.as_svg(survey).encode())
     else:
         click.echo(memory_map.for_terminal(survey, width))

@@ -13,6 +13,7 @@ from kjump.cli.options import FILE, KJUMP_INITRD, SECOND_KERNEL, SIZE, WINDOW, W
 from kjump.cli.progress import step
 from kjump.errors import UsageError
 from kjump.hibernate import DEFAULT_WATCHDOG
+from kjump.host.new_files import write_whole
 from kjump.kexec.window import DEFAULT_SIZE
 from kjump.ranges import Range
 
@@ -58,7 +59,7 @@ def _order(
 def _tell(visit: Visit, receive: Path | None, as_json: bool) -> None:
     """Print what came of a switch, and put its message where it shall go."""
     if receive is not None and str(receive) != "-":
-        receive.write_bytes(visit.message)
+        write_whole(receive, visit.message)
     elif visit.message and not as_json:
         sys.stdout.buffer.write(visit.message)
         sys.stdout.buffer.flush()
@@ -166,7 +167,7 @@ def _switch_home(send: Path | None, receive: Path | None) -> None:
     message = b"" if send is None else sys.stdin.buffer.read() if str(send) == "-" else send.read_bytes()
     received = switch_home(message)
     if receive is not None and str(receive) != "-":
-        receive.write_bytes(received)
+        write_whole(receive, received)
     elif received:
         sys.stdout.buffer.write(received)
 

@@ -29,6 +29,7 @@ SCREEN_INFO_SIZE = 64
 LOADER_UNDEFINED = 0xFF
 """type_of_loader of a boot loader without an assigned number."""
 
+_EXT_MEM_K = 0x002
 _E820_COUNT = 0x1E8
 _E820_TABLE = 0x2D0
 _RSDP = 0x070
@@ -82,6 +83,17 @@ def e820_extension(entries: Sequence[E820Entry]) -> bytes:
     """Return the node, the last of its list, with the `entries` that boot_params have no room for."""
     table = e820.pack(entries)
     return _NODE.pack(0, _SETUP_E820_EXT, len(table)) + table
+
+
+def screen_to_hand_on(screen_info: bytes) -> bytes:
+    """Return a kernel's `screen_info` for the next one: all of it but ext_mem_k, a size of memory from the BIOS.
+
+    A kernel goes by that, and by alt_mem_k, when it finds its e820 table of no use. Source: asm/screen_info.h and
+    setup_boot_parameters() in arch/x86/kernel/kexec-bzimage64.c, which hands on the same.
+    """
+    if len(screen_info) < SCREEN_INFO_SIZE:
+        return b""
+    return screen_info[:_EXT_MEM_K] + bytes(2) + screen_info[_EXT_MEM_K + 2 : SCREEN_INFO_SIZE]
 
 
 def parse(page: bytes | bytearray | memoryview) -> BootParams:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from struct import Struct, unpack_from
 
 from kjump.errors import FormatError
+from kjump.formats.kernel_kinds import what_it_is
 from kjump.ranges import Range, align_up
 
 XLF_KERNEL_64 = 1 << 0
@@ -125,14 +126,21 @@ def parse(data: bytes | bytearray | memoryview) -> BzImage:
     return image
 
 
+def parse_file(data: bytes | bytearray | memoryview, path: object) -> BzImage:
+    """Read what is in the file `path` as `parse` does; the FormatError names it."""
+    try:
+        return parse(data)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from None
+
+
 def check_magic(data: bytes | memoryview) -> None:
     """Raise FormatError unless `data`, the first bytes of a file (1 KiB at least), begin as a bzImage does."""
     view = memoryview(data)
+    if bytes(view[0x202:0x206]) != b"HdrS" or view[0x1FE:0x200] != _BOOT_FLAG.to_bytes(2, "little"):
+        raise FormatError(f"not a bzImage: {what_it_is(view) or 'the HdrS signature at 0x202 is missing'}")
     if len(view) < _LEAST_END:
         raise FormatError(f"not a bzImage: {len(view)} bytes are too few for its header")
-    (boot_flag,) = unpack_from("<H", view, 0x1FE)
-    if boot_flag != _BOOT_FLAG or bytes(view[0x202:0x206]) != b"HdrS":
-        raise FormatError("not a bzImage: the HdrS signature at 0x202 is missing")
 
 
 def _header_end(view: memoryview) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kjump.errors import HostError, JumpError
-from kjump.formats import bzimage, cmdline, cpio
+from kjump.formats import cmdline, cpio
 from kjump.gates import Gate
 from kjump.hibernate import DEFAULT_WATCHDOG, after_jump, post_mortem, preflight
 from kjump.hibernate.away import Away, Tell
@@ -21,7 +21,7 @@ from kjump.image import DEFAULT_LEVEL
 from kjump.image.layout import Kind
 from kjump.initramfs.contents import with_job, without_kernel
 from kjump.kexec import loader, mailbox, second_kernel
-from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size, read_once
+from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size, read_kernel, read_once
 from kjump.kexec.placement import window_here
 from kjump.kexec.plan import ARCH_X86_64, Plan
 from kjump.kexec.window import DEFAULT_SIZE, WindowLayout, lay_out
@@ -215,7 +215,7 @@ def _prepare(request: Request, kcore: kernel_memory.Kcore, target: Target | None
     headers_size = elf_headers_size(around.ram, note)
     layout = lay_out(window, elf_headers_size=headers_size, memory_end=around.memory_end, huge=around.huge)
     tell(f"window {window}, {window.size >> 20} MiB")
-    kernel, initrd = bzimage.parse(read_once(request.kernel)), without_kernel(read_once(request.initrd))
+    kernel, initrd = read_kernel(request.kernel), without_kernel(read_once(request.initrd))
     if request.hook:
         initrd = cpio.join([initrd, request.hook.packed()])
     second_kernel.require_room(kernel, initrd, layout)

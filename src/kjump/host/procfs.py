@@ -11,6 +11,7 @@ import struct
 from pathlib import Path
 
 from kjump.errors import HostError
+from kjump.formats.bootparams import SCREEN_INFO_SIZE
 from kjump.formats.e820 import E820Entry, IomemResource, parse_firmware_memmap, parse_iomem
 from kjump.host import root
 from kjump.ranges import Range, RangeSet
@@ -112,6 +113,14 @@ def acpi_rsdp() -> int:
     except OSError:
         pass
     return 0
+
+
+def screen_info() -> bytes:
+    """Return the screen_info (64 bytes) that this kernel was started with; empty when it does not show it."""
+    try:
+        return Path("/sys/kernel/boot_params/data").read_bytes()[:SCREEN_INFO_SIZE]
+    except OSError:
+        return b""
 
 
 def kernel_config() -> dict[str, str] | None:

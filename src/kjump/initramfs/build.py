@@ -163,7 +163,9 @@ def entries(kernel: Path | None, *, tools: Sequence[Path] = (), with_dump: bool 
     names = "".join(f"{e.name}\n" for e in made if e.name != "dev/console")
     made.append(cpio.regular(str(FILE_LIST).lstrip("/"), names.encode()))
     if kernel is not None:
-        made.append(cpio.regular(str(KERNEL).lstrip("/"), _kernel(kernel)))
+        data = kernel.read_bytes()
+        bzimage.parse_file(data, kernel)  # else nobody would find out before the machine is switched on again
+        made.append(cpio.regular(str(KERNEL).lstrip("/"), data))
     return made
 
 

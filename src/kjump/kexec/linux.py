@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kjump.errors import PlanError
-from kjump.formats import bootparams, cmdline, e820, elf
+from kjump.formats import bootparams, bzimage, cmdline, e820, elf
 from kjump.formats.bzimage import BzImage
 from kjump.formats.e820 import RAM, RESERVED, E820Entry
 from kjump.gates import (
@@ -41,7 +41,8 @@ class Surroundings:
     `low` the low memory lent to the second kernel; `vmcoreinfo_note` the first kernel's VMCOREINFO as a
     complete ELF note, empty when /proc/vmcore is not wanted; `rsdp` the ACPI root pointer or 0; `huge` whether
     the CPU has 1 GiB pages; `gate` the gate's fields that the first kernel knows (its GDT, the mailbox);
-    `lent` all memory lent to second kernels, this one and those beside it.
+    `lent` all memory lent to second kernels, this one and those beside it; `screen_info` what the first kernel was
+    told of the screen (64 bytes, or empty), without which the second has no console but a serial one.
     """
 
     memory_map: tuple[E820Entry, ...]
@@ -52,6 +53,7 @@ class Surroundings:
     huge: bool
     gate: Gate
     lent: RangeSet = field(default_factory=RangeSet)
+    screen_info: bytes = b""
 
     @property
     def memory_end(self) -> int:
@@ -65,6 +67,11 @@ def read_once(path: Path) -> bytes:
         data = file.read()
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return data
+
+
+def read_kernel(path: Path) -> BzImage:
+    """Return the kernel in a file; FormatError, which names the file, when it is no bzImage, OSError as `read_once`."""
+    return bzimage.parse_file(read_once(path), path)
 
 
 def elf_headers_size(ram: RangeSet, note: bytes, lent: int = 2) -> int:
@@ -183,6 +190,9 @@ class LinuxPeer:
         if len(headers) > layout.elf_headers_size:
             raise PlanError(f"{len(headers)} bytes of ELF headers for {layout.elf_headers_size} of room in the window")
         memory_map = second_kernel_map(around.memory_map, layout, around.low)
+        # Not told are efi_info, because the firmware's run-time services are the first kernel's, which has given them
+        # their only virtual map (a kernel without it takes itself for started by a BIOS: `noefi` need not be said, and
+        # acpi_rsdp_addr leads to the ACPI tables), and alt_mem_k, which says how large all RAM is.
         more_at, more = self._more_memory_map(memory_map, layout.command_line + len(encoded))
         boot_params = bootparams.BootParams(
             setup_header=self.kernel.header,
@@ -190,6 +200,7 @@ class LinuxPeer:
             initrd=Range.of_size(initrd_at, len(self.initrd)),
             e820=memory_map[: bootparams.E820_MAX],
             acpi_rsdp=around.rsdp,
+            screen_info=bootparams.screen_to_hand_on(around.screen_info),
             setup_data=more_at,
         )
         gate = dataclasses.replace(

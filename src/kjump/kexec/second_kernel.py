@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from kjump.errors import PlanError
-from kjump.formats import bzimage, cmdline
+from kjump.formats import cmdline
 from kjump.formats.bzimage import BzImage
 from kjump.gates import Gate
 from kjump.host import kernel_memory, procfs
 from kjump.initramfs.contents import unpacked_size
-from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size, where_it_runs
+from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size, read_kernel, where_it_runs
 from kjump.kexec.placement import window_here
 from kjump.kexec.plan import Plan
 from kjump.kexec.window import WindowLayout, lay_out, low_memory
@@ -117,6 +117,7 @@ def describe_machine(gate: Gate, *, vmcoreinfo_note: bytes, low: Range | None = 
         rsdp=procfs.acpi_rsdp(),
         huge="pdpe1gb" in flags,
         gate=gate,
+        screen_info=procfs.screen_info(),
     )
 
 
@@ -138,4 +139,4 @@ def plan_kernel(
         huge=around.huge,
     )
     data = initrd.read_bytes() if initrd else b""
-    return LinuxPeer(bzimage.parse(kernel.read_bytes()), data, line, layout).plan(around, preserve=preserve)
+    return LinuxPeer(read_kernel(kernel), data, line, layout).plan(around, preserve=preserve)

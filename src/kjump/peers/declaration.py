@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from kjump.errors import PlanError, UsageError
-from kjump.formats import bzimage, cmdline, cpio
+from kjump.formats import cmdline, cpio
 from kjump.gates import FLAG_CHOOSE, FLAG_INIT_CPUS, GATE_ENTRY, Gate
 from kjump.host import hugetlbfs, kernel_memory
 from kjump.kexec import mailbox
 from kjump.kexec import second_kernel as described
-from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size, low_memory_segment, read_once
+from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size, low_memory_segment, read_kernel, read_once
 from kjump.kexec.placement import window_here
 from kjump.kexec.plan import ARCH_X86_64, PRESERVE_CONTEXT, Plan, make_plan
 from kjump.kexec.window import DEFAULT_SIZE, WindowLayout, lay_out, split_low_memory
@@ -189,7 +189,7 @@ def _plan(
 def linux_peer(declared: Declared, layout: WindowLayout) -> LinuxPeer:
     """Return the peer's kernel with its files, to live in `layout`; KjumpError when they cannot be read."""
     try:
-        kernel = bzimage.parse(read_once(declared.kernel))
+        kernel = read_kernel(declared.kernel)
         initrd = cpio.join([read_once(path) for path in declared.initrds])
     except OSError as error:
         raise UsageError(f"peer {declared.name}: cannot read {error.filename}: {error.strerror}") from None
