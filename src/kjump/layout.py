@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -126,6 +125,8 @@ def c_struct(name: str, fields: Iterable[tuple[str, str]]) -> str:
 
 def comment(text: str) -> str:
     """Return `text` as a C comment, its blanks and lines laid out anew."""
+    import textwrap  # by the build alone: a second kernel's init imports this module
+
     words = " ".join(text.split())
     if len(words) <= _LINE - len("/*  */"):
         return f"/* {words} */"
