@@ -40,6 +40,12 @@ class Layout:
         return int.from_bytes(self._data[linear - AT : linear - AT + 8], "little")
 
 
+def test_a_panic_message_cannot_command_a_terminal() -> None:
+    """It goes into the reasons that other commands print."""
+    record = dmesg.Record(0, 0, 0, "Kernel panic - not syncing: \x1b[2Jno\nmore")
+    assert dmesg.panic_message([record]) == "Kernel panic - not syncing: \\x1b[2Jno"
+
+
 def test_records_are_read_in_linear_time() -> None:
     lines = [b"line %d" % i for i in range(2000)]
     data, text = foreign.log(lines, AT, count_bits=11, text_bits=16)

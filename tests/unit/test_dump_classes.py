@@ -126,3 +126,14 @@ def test_bitmaps_of_ranges(items: list[tuple[int, int]]) -> None:
     assert bitmaps.count(bits) == wanted.size
     start, end = sorted(random.Random(wanted.size).choices(range(len(bits) * 8 + 1), k=2))
     assert bitmaps.count_between(bits, start, end) == (wanted & RangeSet([Range(start, end)])).size
+
+
+def test_a_section_without_its_first_structs_does_no_harm() -> None:
+    """A section of memory that was added later may have structs for a part of it only."""
+    memory = bytearray(tinykernel.memory())
+    sections = tinykernel.SECTIONS << 12
+    unmapped = struct.pack("<Q", (tinykernel.LINEAR + (5 << 30) - 512 * 64) | 3)
+    memory[sections + 16 : sections + 24] = unmapped
+    layout = KernelLayout(BytesMemory(bytes(memory)), VmcoreInfo(tinykernel.info()))
+    present = bitmaps.bitmap(RangeSet([Range(0, 256)])).ljust(64, b"\0")
+    assert bitmaps.count(select_level(layout, present, 31).keep) > 0

@@ -58,11 +58,11 @@ def records(layout: KernelLayout) -> Iterator[Record]:
 
 
 def panic_message(lines: list[Record]) -> str | None:
-    """Return the line in which the kernel said why it died, or None."""
+    """Return the line in which the kernel said why it died, fit for a terminal, or None."""
     for mark in _BEFORE_PANIC:
         for record in lines:
             if mark in record.text:
-                return record.text.partition("\n")[0]
+                return printable(record.text.partition("\n")[0])
     return None
 
 

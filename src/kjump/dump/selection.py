@@ -6,6 +6,7 @@ to the highest frame. The saver and `kjump dump` both use it.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -87,8 +88,11 @@ def _refuse_nonsense(layout: KernelLayout, present: bytes | bytearray, selection
 
     Page tables and page structs that are in use are neither free nor anybody's page cache, nor without a struct page.
     """
-    structs = [layout.translate(s.linear).start for s in islice(layout.page_structs(), _STRUCTS_LOOKED_AT)]
-    for frame in {address >> PAGE_SHIFT for address in (layout.root, *structs)}:
+    places = [layout.root]
+    for structs in islice(layout.page_structs(), _STRUCTS_LOOKED_AT):
+        with contextlib.suppress(FormatError):  # of memory that was added later, a section's first structs may lack
+            places.append(layout.translate(structs.linear).start)
+    for frame in {address >> PAGE_SHIFT for address in places}:
         if count_between(present, frame, frame + 1) > count_between(selection.keep, frame, frame + 1):
             raise FormatError("the kernel's own page structs would be left out: VMCOREINFO or they are damaged")
 
