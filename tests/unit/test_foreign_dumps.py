@@ -132,14 +132,15 @@ def test_impossible_numbers_end_in_a_sentence(kjump: Run, tmp_path: Path, model:
     memory = bytearray(tinykernel.memory(model))
     ring, log_info = foreign.log([b"hello"], tinykernel.linear(tinykernel.LOG))
     memory[tinykernel.LOG * PAGE : tinykernel.LOG * PAGE + len(ring)] = ring
+    load = Load(0, bytes(memory[: 64 * PAGE]))  # the kernel's own, and a few that it has page structs for
     text = tinykernel.info(model) + log_info
     for entry in entries(text):
         for value in NUMBERS:
             changed = "".join(f"{entry}={value}\n" if e == entry else f"{e}={v}\n" for e, v in pairs(text))
-            source = written(tmp_path / "core", elf64([Load(0, bytes(memory))], vmcoreinfo(changed)))
+            source = written(tmp_path / "core", elf64([load], vmcoreinfo(changed)))
             told = info(kjump, source)
-            assert told["pages"] == tinykernel.FRAMES
-            for words in (("dmesg", source), ("write", source, tmp_path / "out", "--force", "--format", "kdump")):
+            assert told["pages"] == 64
+            for words in (("dmesg", source), ("write", source, "/dev/null", "--format", "flattened")):
                 status, _, err = kjump(*words, "--json")
                 assert status == 0 or (status == 1 and err.count("\n") == 1), (entry, value, err)
             assert told["trouble"] or told["classes"]["kernel"] > 8, (entry, value)
