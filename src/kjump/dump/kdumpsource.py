@@ -80,7 +80,7 @@ class KdumpSource(Source):
             lost += _dump.drop(self.present, first, frame, marks)
             rank += found
         if self.header.incomplete:
-            self.lacks("the dump's writer ran out of space")
+            self.lacks("its header says that it lacks pages: its writer ran out of space, or its source lacked them")
         if lost:
             self.missing = lost
             self.lacks(f"{lost} of {rank} pages are not in the file: it was cut short, or they were lost before")
@@ -104,7 +104,10 @@ class KdumpSource(Source):
 
     def _there(self, where: Range) -> Range:
         """Return as much of the beginning of `where` as is in the file."""
-        return next(iter(self._file.there.within(where)), Range(where.start, where.start))
+        there = next(iter(self._file.there.within(where)), where)
+        return (
+            there if there.start == where.start and self._file.there.covers(there) else Range(where.start, where.start)
+        )
 
     def _rank(self, frame: int) -> int:
         """Return how many frames of the file are below `frame`: the number of its descriptor."""
