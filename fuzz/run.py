@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of one target: python fuzz/run.py TARGET [--seconds N] [--runs N] [libFuzzer's options].
 
-A find (an exception that is no clean error, more than 5 s of a processor, more than 512 MiB) ends the run with a status that is not
-0 and leaves its input in .fuzz/TARGET/. The corpus is kept there too, and grows from run to run.
+A find (an exception that is no clean error, more than 5 s of a processor, more than 512 MiB) ends the run with a
+status that is not 0 and leaves its input in .fuzz/TARGET/. The corpus is kept there too, and grows from run to run.
 """
 
 from __future__ import annotations
