@@ -14,8 +14,8 @@ from kjump.formats.notes import LargeNote
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
 
-_BITMAP_FREE = 1 << 28
-"""A bitmap of so many frames (1 TiB of memory, 32 MiB) is made for any dump, a larger one for 64 frames a page."""
+_BITMAP_FREE = 1 << 26
+"""A bitmap of so many frames (256 GiB of memory, 8 MiB) is made for any dump, a larger one for 64 frames a page."""
 _HOLES_FREE = 1 << 24
 """The same for memory that is not in the dump, and without which it is as good (64 GiB, 2 MiB)."""
 _MOST_FRAMES = 1 << 36
