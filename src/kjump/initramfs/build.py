@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kjump import _core, precompiled
-from kjump.errors import FormatError, HostError
+from kjump.errors import HostError
 from kjump.formats import bzimage, cpio
 from kjump.gates import door_binary, gate_binary
 from kjump.initramfs.contents import FILE_LIST, KERNEL, tool_entries
@@ -167,16 +167,6 @@ def entries(kernel: Path | None, *, tools: Sequence[Path] = (), with_dump: bool 
         bzimage.parse_file(data, kernel)  # else nobody would find out before the machine is switched on again
         made.append(cpio.regular(str(KERNEL).lstrip("/"), data))
     return made
-
-
-def _kernel(path: Path) -> bytes:
-    """Return the bzImage at `path`; FormatError when it is none, for a boot would find that out too late."""
-    data = path.read_bytes()
-    try:
-        bzimage.parse(data)
-    except FormatError as error:
-        raise FormatError(f"{path} cannot be the kernel that restores: {error}") from None
-    return data
 
 
 def _library_entry(path: Path) -> cpio.Entry:
