@@ -116,7 +116,7 @@ class Machine:
         self.event: Event = nothing
         self.power_off: Callable[[], None] = self.off
         self.came_back: Callable[[], None] = lambda: None
-        self.in_b: Callable[[str], None] = lambda line: None
+        self.in_b: Callable[[str], object] = lambda line: None
         self.time_limit = 1000.0
         self.then = "power-off"
         self.told: list[str] = []
@@ -487,7 +487,11 @@ def _patch_a(patch: pytest.MonkeyPatch, made: Machine) -> None:
 
 
 def _patch_b(patch: pytest.MonkeyPatch, made: Machine) -> None:
-    page = SimpleNamespace(words={}, head=0, report=lambda *words: (made.alive("B"), made.report(*words)))
+    def report(outcome: int, words: dict[str, Any]) -> None:
+        made.alive("B")
+        made.report(outcome, words)
+
+    page = SimpleNamespace(words={}, head=0, report=report)
     patch.setattr(second, "gate_of", lambda way: Gate())
     patch.setattr(second.mailbox, "PeerMailbox", SimpleNamespace(at_physical=lambda address, cookie: page))
     patch.setattr(second, "uptime", lambda: 1.0)

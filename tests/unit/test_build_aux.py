@@ -15,7 +15,7 @@ from kjump.lab.machine.kernel_make import TOOLS
 TOP = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(TOP / "build-aux"))
 
-import clean_room  # noqa: E402
+import clean_room  # type: ignore[import-not-found]  # noqa: E402
 
 _DPKG_QUERY = """#!/bin/sh
 for name; do :; done

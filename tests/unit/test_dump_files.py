@@ -28,6 +28,7 @@ from kjump.dump.summary import summarize
 from kjump.errors import FormatError, KjumpError, TargetError, UsageError
 from kjump.formats.kdump import Method
 from kjump.memory import PAGE_SIZE
+from kjump.ranges import Range, RangeSet
 
 KINDS = [
     (Format.ELF, False, Method.NONE),
@@ -211,6 +212,7 @@ class OneReaderOnly:
 
     def __init__(self, data: bytes) -> None:
         self.size = len(data)
+        self.there = RangeSet([Range(0, len(data))])
         self._data = data
         self._readers = 0
 

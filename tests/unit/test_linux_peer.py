@@ -1,6 +1,7 @@
 """A second Linux as a Plan: where it may run, and what it is told of the machine."""
 
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -55,7 +56,7 @@ def test_a_kernel_runs_inside_its_window_or_is_refused(
     layout = window(start, size)
     at = runs_at(start, preferred, alignment)
     initrd_at = (layout.gate - 5 * MIB) // 4096 * 4096
-    fields = {"pref_address": preferred, "kernel_alignment": alignment, "init_size": init_size}
+    fields: Any = {"pref_address": preferred, "kernel_alignment": alignment, "init_size": init_size}
     if at + init_size <= initrd_at:
         segments = {s.name: s for s in plan(layout, **fields).segments}
         assert segments["kernel"].range.covers(Range.of_size(at, init_size))
@@ -66,7 +67,7 @@ def test_a_kernel_runs_inside_its_window_or_is_refused(
 
 
 def test_a_kernel_that_moves_out_of_the_window_is_refused_with_what_to_do() -> None:
-    elsewhere = {"pref_address": 256 * MIB}
+    elsewhere: Any = {"pref_address": 256 * MIB}
     why = "moves itself to .0x10000000-0x107fffff., out of the window .*: begin the window at 0x10000000, or take"
     with pytest.raises(PlanError, match=why):
         plan(window(32 * MIB, 96 * MIB), **elsewhere)

@@ -141,7 +141,7 @@ def test_a_job_that_raises_leaves_nothing_complete_and_the_target_closed(machine
         stays_on()
     assert machine.state is State.INVALID
     with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(made.target.disk.fd)
+        os.fstat(made.target.disk.fd)  # type: ignore[attr-defined]
 
 
 def test_the_time_limit_does_not_wait_for_a_disk_that_hangs(machine: Machine) -> None:

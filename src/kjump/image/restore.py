@@ -44,7 +44,7 @@ def open_image(target: Target, *, states: tuple[State, ...]) -> OpenImage:
     if superblock.state not in states:
         raise ImageError(f"{target.path}: {why_not_resumable(superblock) or 'the image is in another state'}")
     try:
-        if bool(superblock.map_length) != bool(target.extents):
+        if bool(superblock.map_length) != bool(target.place.extents):
             raise FormatError("a file target and a whole device have been mistaken for each other")
         table = target.read(superblock.image_offset + superblock.seek_table_offset, superblock.seek_table_length)
         frames = seekable.SeekTable.decode(table)
