@@ -116,7 +116,7 @@ clean-room:
 	$(PYTHON) build-aux/clean_room.py $(SUITE) $(if $(DEMO),--demo) $(if $(KEEP),--keep)
 
 $(VENV)/.fuzz: pyproject.toml $(INSTALLED)
-	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation '.[fuzz]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install -q --disable-pip-version-check --no-build-isolation --only-binary atheris '.[fuzz]'
 	touch $@
 
 # One after the other; the first find ends it, and leaves its input in .fuzz/TARGET/.
