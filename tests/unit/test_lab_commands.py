@@ -97,4 +97,4 @@ def test_progress_of_a_build_is_lines_where_there_is_no_terminal(
     assert said.out == f"{image} (Linux 6.12.117, 2.0 KiB)\n"
     lines = said.err.splitlines()
     assert len(lines) == 11
-    assert "waiting for another build of it" in lines[0] and lines[-1].startswith("kjump: linux 6.12: 100%, ")
+    assert "waiting for another build of it" in lines[0] and lines[-1].startswith("linux 6.12: 100% ")
