@@ -14,6 +14,9 @@ from kjump.dump.kernel import KernelLayout
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet, align_up
 
+_PIECE = 1 << 16
+"""Bytes of a bitmap that are gone through at a time: a copy of all is 32 MiB for a tebibyte, in a small window."""
+_ONES = b"\xff" * _PIECE
 _CHUNK = 32768
 """Page structs read at a time: 2 MiB of them, one section."""
 
@@ -40,7 +43,12 @@ def select(layout: KernelLayout, present: bytes | bytearray, exclude: int) -> Se
 
     FormatError when VMCOREINFO lacks an entry or memory that holds page structs is missing.
     """
-    selection = Selection(bytearray(present))
+    return select_in_place(layout, bytearray(present), exclude)
+
+
+def select_in_place(layout: KernelLayout, keep: bytearray, exclude: int) -> Selection:
+    """Do as `select`, and take the bits out of `keep` itself, which becomes the selection's: there is no second one."""
+    selection = Selection(keep)
     fields = PageFields.of(layout.info, layout.word)
     packed = fields.pack()
     for structs in layout.page_structs():
@@ -64,8 +72,9 @@ def select_level(layout: KernelLayout, present: bytes | bytearray, level: int) -
     Frames for which the kernel has no struct page are no memory of its own, and are left out at any level.
     """
     known = intersection(present, frames_with_structs(layout))
-    selection = select(layout, known, exclusion_mask(level))
-    selection.no_struct = count(present) - count(known)
+    without_struct = count(present) - count(known)
+    selection = select_in_place(layout, known, exclusion_mask(level))
+    selection.no_struct = without_struct
     return selection
 
 
@@ -76,13 +85,17 @@ def frames_with_structs(layout: KernelLayout) -> bytearray:
 
 def intersection(bits: bytes | bytearray, others: bytes | bytearray) -> bytearray:
     """Return the bits that are set in both, in as many bytes as `bits` has."""
-    both = int.from_bytes(bits, "little") & int.from_bytes(others, "little")
-    return bytearray(both.to_bytes(max(len(bits), len(others)), "little")[: len(bits)])
+    both = bytearray(len(bits))
+    for at in range(0, min(len(bits), len(others)), _PIECE):
+        end = min(at + _PIECE, len(bits), len(others))
+        some = int.from_bytes(bits[at:end], "little") & int.from_bytes(others[at:end], "little")
+        both[at:end] = some.to_bytes(end - at, "little")
+    return both
 
 
 def pages_in_use(layout: KernelLayout, frames: RangeSet) -> RangeSet:
     """Return those of `frames` (page frame numbers) that the kernel's page allocator does not have free."""
-    selection = select(layout, bitmap(frames), 1 << PageClass.FREE)
+    selection = select_in_place(layout, bitmap(frames), 1 << PageClass.FREE)
     return runs(selection.keep, selection.end)
 
 
@@ -100,7 +113,9 @@ def _set(bits: bytearray, item: Range) -> None:
     if item.start // 8 == (item.end - 1) // 8:
         bits[item.start // 8] |= ((1 << item.size) - 1) << item.start % 8
         return
-    bits[inner.start // 8 : inner.end // 8] = b"\xff" * (inner.size // 8)
+    for at in range(inner.start // 8, inner.end // 8, _PIECE):
+        end = min(at + _PIECE, inner.end // 8)
+        bits[at:end] = _ONES[: end - at]
     if item.start < inner.start:
         bits[item.start // 8] |= 0xFF << item.start % 8 & 0xFF
     if item.end > inner.end:
@@ -109,12 +124,15 @@ def _set(bits: bytearray, item: Range) -> None:
 
 def runs(bits: bytes | bytearray, end: int) -> RangeSet:
     """Return the set bits below `end` of `bits` (one bit a frame, lowest first) as ranges of frames."""
-    return RangeSet(Range(a, b) for a, b in _core.bitmap_runs(bits, 0, end, True, 1))
+    pieces = range(0, end, 8 * _PIECE)
+    return RangeSet.ascending(
+        run for at in pieces for run in _core.bitmap_runs(bits, at, min(at + 8 * _PIECE, end), True, 1)
+    )
 
 
 def count(bits: bytes | bytearray) -> int:
     """Return how many bits of a bitmap are set."""
-    return int.from_bytes(bits, "little").bit_count()
+    return sum(int.from_bytes(bits[at : at + _PIECE]).bit_count() for at in range(0, len(bits), _PIECE))
 
 
 def count_between(bits: bytes | bytearray, start: int, end: int) -> int:
@@ -126,9 +144,10 @@ def count_between(bits: bytes | bytearray, start: int, end: int) -> int:
 
 def to_frames(addresses: RangeSet) -> RangeSet:
     """Return the whole pages inside `addresses` (bytes) as page frame numbers."""
-    return RangeSet(Range(r.start // PAGE_SIZE, r.end // PAGE_SIZE) for r in addresses.aligned_inside(PAGE_SIZE))
+    pairs = addresses.aligned_inside(PAGE_SIZE).pairs()
+    return RangeSet.ascending((start // PAGE_SIZE, end // PAGE_SIZE) for start, end in pairs)
 
 
 def to_addresses(frames: RangeSet) -> RangeSet:
     """Return `frames` (page frame numbers) as physical addresses in bytes."""
-    return RangeSet(Range(r.start * PAGE_SIZE, r.end * PAGE_SIZE) for r in frames)
+    return RangeSet.ascending((start * PAGE_SIZE, end * PAGE_SIZE) for start, end in frames.pairs())
