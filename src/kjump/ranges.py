@@ -7,10 +7,11 @@ frames, else bytes).
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
+from heapq import merge
 
 
 def align_up(value: int, alignment: int) -> int:
@@ -76,73 +77,104 @@ class Range:
         return f"[{self.start:#x}-{self.end - 1:#x}]" if self.size else f"[{self.start:#x}, empty]"
 
 
-_START = attrgetter("start")
+_Numbers = Sequence[int]
+_NO_HOLE = (None, None)
+
+
+def _merged(pairs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Join what touches or overlaps of (start, end), which come by ascending start; empty ones are left out."""
+    begun = until = 0
+    for start, end in pairs:
+        if begun == until:
+            begun, until = start, end
+        elif start > until:
+            yield begun, until
+            begun, until = start, end
+        elif end > until:
+            until = end
+    if begun != until:
+        yield begun, until
+
+
+def _stored(pairs: Iterable[tuple[int, int]]) -> tuple[_Numbers, _Numbers]:
+    """Return starts and ends of ascending `pairs`, eight bytes each; as a list when one is beyond 64 bits."""
+    starts: array[int] | list[int] = array("Q")
+    ends: array[int] | list[int] = array("Q")
+    for start, end in _merged(pairs):
+        try:
+            starts.append(start)
+            ends.append(end)
+        except OverflowError:
+            starts, ends = [*starts[: len(ends)], start], [*ends, end]
+    return starts, ends
 
 
 class RangeSet:
-    """An immutable set of integers kept as sorted, disjoint, non-touching ranges."""
+    """An immutable set of integers kept as sorted, disjoint, non-touching ranges, of 16 bytes each.
 
-    __slots__ = ("_ranges", "_starts")
+    The memory of a large machine is in millions of them: objects are made for those that somebody looks at.
+    """
+
+    __slots__ = ("_ends", "_starts")
 
     def __init__(self, ranges: Iterable[Range] = ()) -> None:
         """Build the union of `ranges`, which may come in any order, overlap, touch or be empty."""
-        merged: list[Range] = []
-        for item in sorted(ranges, key=_START):
-            if item.end == item.start:
-                continue
-            if not merged or item.start > merged[-1].end:
-                merged.append(item)
-            elif item.end > merged[-1].end:
-                merged[-1] = Range(merged[-1].start, item.end)
-        self._ranges = tuple(merged)
-        self._starts = tuple(r.start for r in merged)
+        self._starts, self._ends = _stored(sorted((r.start, r.end) for r in ranges if r.end != r.start))
+
+    @classmethod
+    def ascending(cls, pairs: Iterable[tuple[int, int]]) -> RangeSet:
+        """Return the union of (start, end), by ascending start, none of which ends before it starts.
+
+        Unlike ranges they need not all be there at a time.
+        """
+        made = cls.__new__(cls)
+        made._starts, made._ends = _stored(pair for pair in pairs if pair[0] != pair[1])
+        return made
 
     @classmethod
     def joined(cls, pieces: Iterable[tuple[int, int]]) -> RangeSet:
-        """Return the union of (start, size), disjoint and in ascending order: quicker than of as many ranges."""
-        joined: list[Range] = []
-        start = end = -1
-        for at, size in pieces:
-            if at != end:
-                joined.append(Range(start, end))
-                start = at
-            end = at + size
-        return cls([*joined, Range(start, end)][1:])
+        """Return the union of (start, size), by ascending start."""
+        return cls.ascending((start, start + size) for start, size in pieces)
+
+    def pairs(self) -> Iterator[tuple[int, int]]:
+        """Go through the ranges in ascending order, as (start, end): quicker than as ranges."""
+        return zip(self._starts, self._ends, strict=True)
 
     def __iter__(self) -> Iterator[Range]:
         """Go through the ranges in ascending order."""
-        return iter(self._ranges)
+        return map(Range, self._starts, self._ends)
 
     def __len__(self) -> int:
         """Return how many ranges there are (not how many integers: see `size`)."""
-        return len(self._ranges)
+        return len(self._starts)
 
     def __eq__(self, other: object) -> bool:
         """Two sets are equal when they hold the same integers."""
-        return isinstance(other, RangeSet) and self._ranges == other._ranges
+        return isinstance(other, RangeSet) and self._starts == other._starts and self._ends == other._ends
 
     def __hash__(self) -> int:
         """Hash by content."""
-        return hash(self._ranges)
+        return hash((*self._starts, *self._ends))
 
     def __repr__(self) -> str:
         """Return the ranges, readable."""
-        return f"RangeSet({', '.join(map(str, self._ranges))})"
+        return f"RangeSet({', '.join(map(str, self))})"
 
     @property
     def size(self) -> int:
         """How many integers are in the set."""
-        return sum(r.size for r in self._ranges)
+        return sum(self._ends) - sum(self._starts)
 
     def __contains__(self, value: int) -> bool:
         """Tell whether `value` is in the set."""
-        return self.containing(value) is not None
+        index = bisect_right(self._starts, value) - 1
+        return index >= 0 and value < self._ends[index]
 
     def containing(self, value: int) -> Range | None:
         """Return the range of the set in which `value` lies, or None."""
         index = bisect_right(self._starts, value) - 1
-        if index >= 0 and value in self._ranges[index]:
-            return self._ranges[index]
+        if index >= 0 and value < self._ends[index]:
+            return Range(self._starts[index], self._ends[index])
         return None
 
     def covers(self, other: Range) -> bool:
@@ -154,42 +186,50 @@ class RangeSet:
 
     def within(self, bounds: Range) -> Iterator[Range]:
         """Go through what the set has in common with `bounds`, in ascending order."""
-        first = max(0, bisect_right(self._starts, bounds.start) - 1)
-        for item in self._ranges[first : bisect_left(self._starts, bounds.end)]:
-            part = item.intersection(bounds)
-            if part.size:
-                yield part
+        if bounds.start == bounds.end:
+            return
+        for index in range(bisect_right(self._ends, bounds.start), bisect_left(self._starts, bounds.end)):
+            yield Range(max(self._starts[index], bounds.start), min(self._ends[index], bounds.end))
 
     def __or__(self, other: RangeSet) -> RangeSet:
         """Return the union."""
-        return RangeSet((*self._ranges, *other._ranges))
+        return RangeSet.ascending(merge(self.pairs(), other.pairs()))
 
     def __and__(self, other: RangeSet) -> RangeSet:
         """Return the intersection."""
-        return RangeSet(part for item in self._ranges for part in other.within(item))
+        few, many = sorted((self, other), key=len)
+        return RangeSet.ascending((part.start, part.end) for item in few for part in many.within(item))
 
     def __sub__(self, other: RangeSet) -> RangeSet:
         """Return what is in this set and not in the other."""
-        left: list[Range] = []
-        for item in self._ranges:
-            at = item.start
-            first = max(0, bisect_right(other._starts, item.start) - 1)
-            for index in range(first, bisect_left(other._starts, item.end)):
-                hole = other._ranges[index]
-                if hole.start > at:
-                    left.append(Range(at, hole.start))
-                at = max(at, hole.end)
-            if at < item.end:
-                left.append(Range(at, item.end))
-        return RangeSet(left)
+        return RangeSet.ascending(self._without(other))
+
+    def _without(self, other: RangeSet) -> Iterator[tuple[int, int]]:
+        """Go through what is left without `other`, as (start, end), which may be empty."""
+        holes = other.pairs()
+        hole_start, hole_end = next(holes, _NO_HOLE)
+        for start, end in self.pairs():
+            at = start
+            while hole_end is not None and hole_end <= at:
+                hole_start, hole_end = next(holes, _NO_HOLE)
+            while hole_start is not None and hole_end is not None and hole_start < end:
+                if hole_start > at:
+                    yield at, hole_start
+                at = hole_end
+                if hole_end > end:
+                    break  # it reaches into the next one
+                hole_start, hole_end = next(holes, _NO_HOLE)
+            if at < end:
+                yield at, end
 
     def aligned_inside(self, alignment: int) -> RangeSet:
         """Return, of each range, the part whose ends are multiples of `alignment`."""
-        return RangeSet(r.aligned_inside(alignment) for r in self._ranges)
+        inside = (Range(start, end).aligned_inside(alignment) for start, end in self.pairs())
+        return RangeSet.ascending((r.start, r.end) for r in inside)
 
     def highest_fit(self, size: int, alignment: int) -> Range | None:
         """Return the highest range of `size` within one range of the set, its start aligned; or None."""
-        for item in reversed(self._ranges):
+        for item in map(Range, reversed(self._starts), reversed(self._ends)):
             start = align_down(item.end - size, alignment)
             if start >= item.start and item.size >= size:
                 return Range.of_size(start, size)
@@ -197,7 +237,7 @@ class RangeSet:
 
     def lowest_fit(self, size: int, alignment: int) -> Range | None:
         """Return the lowest range of `size` within one range of the set, its start aligned; or None."""
-        for item in self._ranges:
+        for item in self:
             start = align_up(item.start, alignment)
             if start + size <= item.end:
                 return Range.of_size(start, size)

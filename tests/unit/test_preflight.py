@@ -1,5 +1,6 @@
 """How much memory A must have free, and the window that is taken when there is less."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from kjump.formats.e820 import IomemResource
 from kjump.hibernate import preflight
 from kjump.host import procfs
+from kjump.image.needs import memory_to_save
+from kjump.image.threads import threads_for
 from kjump.kexec.window import SIZES
 from kjump.ranges import Range
 
@@ -24,6 +27,8 @@ def _memory(monkeypatch: pytest.MonkeyPatch, available: int, *, after: int | Non
 
     monkeypatch.setattr(procfs, "meminfo", lambda: dict(now))
     monkeypatch.setattr(preflight, "make_room", make_room)
+    monkeypatch.setattr(procfs, "free_blocks", lambda: 1000)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     return asked
 
 
@@ -45,6 +50,37 @@ def test_the_largest_window_that_leaves_a_enough(
     asked = _memory(monkeypatch, available, after=after)
     assert preflight.window_size_that_fits() == size * MIB
     assert bool(asked) == (available < 168)
+
+
+@pytest.mark.parametrize(
+    ("ram", "blocks", "cpus", "more"),
+    [
+        (16 << 10, 100_000, 8, 0),
+        (64 << 10, 524_288, 8, 30),
+        (1 << 20, 10_000_000, 8, 850),
+        (1 << 20, 1000, 256, 44),
+        (1 << 20, 10_000_000, 256, 878),
+    ],
+)
+def test_much_memory_in_many_pieces_and_many_cpus_take_a_larger_window(
+    monkeypatch: pytest.MonkeyPatch, ram: int, blocks: int, cpus: int, more: int
+) -> None:
+    _memory(monkeypatch, ram)
+    meminfo = {"MemAvailable": ram * MIB // 2, "MemTotal": ram * MIB, "SwapFree": 0}
+    monkeypatch.setattr(procfs, "meminfo", lambda: meminfo)
+    monkeypatch.setattr(procfs, "free_blocks", lambda: blocks)
+    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+    assert preflight.window_size_that_fits() == (128 + more) * MIB
+    # What the lists take, what CPUs take and the usual 128 MiB are there, and memory for some threads with them.
+    lists = memory_to_save(ram * MIB, blocks)
+    assert more * MIB + 16 * MIB >= lists + max(0, min(cpus, 32) - 8) * MIB
+    assert threads_for(cpus, (128 + more) * MIB - lists - 64 * MIB) >= min(cpus, 4)
+
+
+def test_free_blocks_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "Node 0, zone      DMA      0      1      2\nNode 1, zone   Normal  67279  3  0\n"
+    monkeypatch.setattr(Path, "read_text", lambda self: text)
+    assert procfs.free_blocks() == 67285
 
 
 def test_what_is_missing_is_said_in_mebibytes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,12 @@ def test_they_are_quiet_otherwise_and_need_not_measure_what_is_known() -> None:
     ]
 
 
+def test_no_more_cpus_are_started_than_a_window_has_memory_for() -> None:
+    assert "nr_cpus" not in second_kernel.command_line("", "second", la57=True, cpus=32)
+    for role in ("second", "restorer"):
+        assert "nr_cpus=32" in second_kernel.command_line("", role, la57=True, cpus=33).split()
+
+
 @pytest.mark.parametrize("size", [0, 100, 255, 256, 300, 65791, 65792, 3 * MIB + 17])
 def test_the_unpacked_size_is_what_the_frame_says(size: int) -> None:
     assert unpacked_size(_core.compress_bytes(bytes(size), 3)) == size

@@ -8,8 +8,9 @@ from kjump import _core
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet, align_up
 
-_AT_ONCE = 1 << 18
-"""Bytes of a bitmap that are made a number at a time."""
+_AT_ONCE = 1 << 16
+"""Bytes of a bitmap that are gone through at a time: a copy of all is 32 MiB for a tebibyte, in a small window."""
+_ONES = b"\xff" * _AT_ONCE
 
 
 def bitmap(frames: RangeSet) -> bytearray:
@@ -26,7 +27,9 @@ def _set(bits: bytearray, item: Range) -> None:
     if item.start // 8 == (item.end - 1) // 8:
         bits[item.start // 8] |= ((1 << item.size) - 1) << item.start % 8
         return
-    bits[inner.start // 8 : inner.end // 8] = b"\xff" * (inner.size // 8)
+    for at in range(inner.start // 8, inner.end // 8, _AT_ONCE):
+        end = min(at + _AT_ONCE, inner.end // 8)
+        bits[at:end] = _ONES[: end - at]
     if item.start < inner.start:
         bits[item.start // 8] |= 0xFF << item.start % 8 & 0xFF
     if item.end > inner.end:
@@ -35,7 +38,10 @@ def _set(bits: bytearray, item: Range) -> None:
 
 def runs(bits: bytes | bytearray, end: int) -> RangeSet:
     """Return the set bits below `end` of `bits` (one bit a frame, lowest first) as ranges of frames."""
-    return RangeSet(Range(a, b) for a, b in _core.bitmap_runs(bits, 0, end, True, 1))
+    pieces = range(0, end, 8 * _AT_ONCE)
+    return RangeSet.ascending(
+        run for at in pieces for run in _core.bitmap_runs(bits, at, min(at + 8 * _AT_ONCE, end), True, 1)
+    )
 
 
 def count(bits: bytes | bytearray) -> int:
@@ -83,9 +89,10 @@ def _words(bits: bytes | bytearray) -> Iterator[tuple[int, int]]:
 
 def to_frames(addresses: RangeSet) -> RangeSet:
     """Return the whole pages inside `addresses` (bytes) as page frame numbers."""
-    return RangeSet(Range(r.start // PAGE_SIZE, r.end // PAGE_SIZE) for r in addresses.aligned_inside(PAGE_SIZE))
+    pairs = addresses.aligned_inside(PAGE_SIZE).pairs()
+    return RangeSet.ascending((start // PAGE_SIZE, end // PAGE_SIZE) for start, end in pairs)
 
 
 def to_addresses(frames: RangeSet) -> RangeSet:
     """Return `frames` (page frame numbers) as physical addresses in bytes."""
-    return RangeSet(Range(r.start * PAGE_SIZE, r.end * PAGE_SIZE) for r in frames)
+    return RangeSet.ascending((start * PAGE_SIZE, end * PAGE_SIZE) for start, end in frames.pairs())

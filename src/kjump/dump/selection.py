@@ -48,10 +48,15 @@ def select(layout: KernelLayout, present: bytes | bytearray, exclude: int) -> Se
     Classes that VMCOREINFO does not say enough of are kept. FormatError when it lacks an entry without which nothing
     can be told, or memory that holds page structs is missing.
     """
+    return select_in_place(layout, bytearray(present), exclude)
+
+
+def select_in_place(layout: KernelLayout, keep: bytearray, exclude: int) -> Selection:
+    """Do as `select`, and take the bits out of `keep` itself, which becomes the selection's: there is no second one."""
     unsure = [doubt for doubt in doubts(layout.info) if doubt.classes & exclude]
     for doubt in unsure:
         exclude &= ~doubt.classes if doubt.keep else -1
-    selection = Selection(bytearray(present), warnings=tuple(doubt.reason for doubt in unsure))
+    selection = Selection(keep, warnings=tuple(doubt.reason for doubt in unsure))
     fields = PageFields.of(layout.info, layout.word)
     packed = fields.pack()
     for structs in layout.page_structs():
@@ -77,8 +82,9 @@ def select_level(layout: KernelLayout, present: bytes | bytearray, level: int) -
     known = intersection(present, frames_with_structs(layout))
     if not any(known):
         raise FormatError("the kernel's memory map has none of the memory that is here: VMCOREINFO or it is damaged")
-    selection = select(layout, known, exclusion_mask(level))
-    selection.no_struct = count(present) - count(known)
+    without_struct = count(present) - count(known)
+    selection = select_in_place(layout, known, exclusion_mask(level))
+    selection.no_struct = without_struct
     _refuse_nonsense(layout, present, selection)
     return selection
 
@@ -107,7 +113,7 @@ def pages_in_use(layout: KernelLayout, frames: RangeSet) -> RangeSet:
 
     FormatError as `select`, and when VMCOREINFO does not say what a free page is.
     """
-    selection = select(layout, bitmap(frames), 1 << PageClass.FREE)
+    selection = select_in_place(layout, bitmap(frames), 1 << PageClass.FREE)
     if selection.warnings:
         raise FormatError(selection.warnings[0])
     return runs(selection.keep, selection.end)

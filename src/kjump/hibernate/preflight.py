@@ -13,10 +13,13 @@ from pathlib import Path
 from kjump.errors import HostError, KjumpError
 from kjump.host import kernel_memory, procfs, root
 from kjump.host.libc import libc
+from kjump.image.needs import memory_to_save
 from kjump.kexec import syscalls
 from kjump.kexec.placement import window_here
-from kjump.kexec.window import SIZES, low_memory
+from kjump.kexec.second_kernel import MOST_CPUS
+from kjump.kexec.window import ALIGNMENT, HIGHEST, SIZES, low_memory
 from kjump.memory import PAGE_SIZE
+from kjump.ranges import align_up
 from kjump.target.file import FileTarget, open_for_image
 
 _NEEDED = (
@@ -34,6 +37,14 @@ _SLACK = 32 * MIB
 """Memory that a load takes beside the window: kernel and initramfs as read and as joined, low memory, lists."""
 _DRIFT = 8 * MIB
 """What checking takes itself: so much more must be there when a window is chosen, or it may be refused then."""
+
+_USUAL_LISTS = 16 * MIB
+"""What the usual windows have for lists: of 128 MiB 70 are free in the lab at the end of a save."""
+_USUAL_CPUS = 8
+_CPU = 1 * MIB
+"""What a further CPU takes of B, reckoned: its area (380 KiB seen with two), the kernel's threads, their stacks."""
+_SHADOW = 12
+"""A window's own page list takes up to a twelfth of it: 337 bytes for a page while it is read, measured."""
 
 _LISTS_LIMIT = Path("/proc/sys/vm/percpu_pagelist_high_fraction")
 _LEAST_LISTS = 1_000_000
@@ -189,12 +200,24 @@ def _window(size: int) -> str:
 def window_size_that_fits() -> int:
     """Return the largest of the usual sizes (bytes) for which A has memory, after making room if it must be made.
 
-    The smallest when there is no room even for that: `checks` then says what is missing.
+    Each is larger where B needs more (`more_than_usual`). The smallest when there is no room even for that: `checks`
+    then says what is missing.
     """
-    if has_room(SIZES[0]):
-        return SIZES[0]
+    more = more_than_usual()
+    sizes = [size + more for size in SIZES]
+    if has_room(sizes[0]):
+        return sizes[0]
     available = procfs.meminfo()["MemAvailable"]
-    return next((size for size in SIZES if size + _SLACK + _DRIFT <= available), SIZES[-1])
+    return next((size for size in sizes if size + _SLACK + _DRIFT <= available), sizes[-1])
+
+
+def more_than_usual() -> int:
+    """Return by how many bytes a window must be larger than usual, for much memory, in many pieces, or many CPUs."""
+    memory_end = procfs.meminfo()["MemTotal"] + HIGHEST  # no less: what is not RAM lies below 4 GiB
+    lists = memory_to_save(memory_end, procfs.free_blocks())
+    cpus = max(0, min(os.cpu_count() or 1, MOST_CPUS) - _USUAL_CPUS)
+    more = max(0, lists - _USUAL_LISTS) + cpus * _CPU
+    return align_up(more + more // (_SHADOW - 1), ALIGNMENT)
 
 
 def has_room(size: int) -> bool:

@@ -70,6 +70,15 @@ def meminfo() -> dict[str, int]:
     return {words[0].rstrip(":"): int(words[1]) << 10 for words in lines}
 
 
+def free_blocks() -> int:
+    """Return how many blocks of pages, of whatever size, the running kernel's allocator has free; 0 when not told."""
+    try:
+        lines = Path("/proc/buddyinfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(count) for line in lines for count in line.partition(" zone ")[2].split()[1:])
+
+
 def memory_use() -> dict[str, int]:
     """Return how close to its limit this kernel's memory is: the `peak` of this process, and what is `available`."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

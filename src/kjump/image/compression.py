@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kjump import _core
-from kjump.image.layout import Span
+from kjump.image.layout import Span, Spans
 from kjump.target.device import Target
 
 AUTO = 0
@@ -41,7 +41,7 @@ def choose(trials: Iterable[Trial], *, threads: int, write_speed: float) -> int:
     return min((t for t in seconds if seconds[t] <= best * _NEARLY), key=lambda t: t.ratio).level
 
 
-def measure(fd: int, spans: Sequence[Span], target: Target, offset: int, *, threads: int) -> int:
+def measure(fd: int, spans: Spans, target: Target, offset: int, *, threads: int) -> int:
     """Return the level to take for `spans` of the file `fd` (/proc/vmcore), written on `threads` CPUs.
 
     The target is overwritten from byte `offset` on, where the image will stand. TargetError when that fails.
@@ -53,7 +53,7 @@ def measure(fd: int, spans: Sequence[Span], target: Target, offset: int, *, thre
     return choose(trials, threads=threads, write_speed=_write_speed(target, offset))
 
 
-def sample(fd: int, spans: Sequence[Span]) -> bytes:
+def sample(fd: int, spans: Iterable[Span]) -> bytes:
     """Return up to 4 MiB of what `spans` hold, from places spread evenly over them."""
     total = sum(length for _, _, length in spans)
     wanted = [total * i // _PIECES for i in range(_PIECES)]

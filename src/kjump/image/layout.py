@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from kjump.errors import FormatError
@@ -73,22 +74,32 @@ def frames_to_keep(in_use: RangeSet, shadow: Shadow) -> RangeSet:
     The shadow's sources are kernel pages of A that hold B's image as A sees them; their contents now are the
     window's, and are kept under the window's own addresses. Pages loaded in place never were A's.
     """
-    return in_use - shadow.sources - shadow.in_place
+    return in_use - (shadow.sources | shadow.in_place)
 
 
 def merge_small_gaps(frames: RangeSet) -> list[Range]:
     """Return ranges that cover `frames`, joined across gaps so small that a PT_LOAD of their own costs more."""
     gap = _SMALL_GAP_PAGES
     while True:
-        merged: list[Range] = []
-        for item in frames:
-            if merged and item.start - merged[-1].end < gap:
-                merged[-1] = Range(merged[-1].start, item.end)
-            else:
-                merged.append(item)
+        merged = [*islice(_joined_across(frames, gap), _MOST_LOADS + 1)]
         if len(merged) <= _MOST_LOADS:
             return merged
         gap *= 2
+
+
+def _joined_across(frames: RangeSet, gap: int) -> Iterator[Range]:
+    """Yield ranges that cover `frames`, joined where fewer than `gap` frames are between."""
+    begun = until = 0
+    for start, end in frames.pairs():
+        if begun == until:
+            begun, until = start, end
+        elif start - until < gap:
+            until = end
+        else:
+            yield Range(begun, until)
+            begun, until = start, end
+    if begun != until:
+        yield Range(begun, until)
 
 
 def build_headers(keep: RangeSet, vmcoreinfo_note: bytes, facts: dict[str, Any], shadow: Shadow) -> ImageHeaders:
@@ -177,19 +188,46 @@ A load may scatter A's window over thousands of them, and objects with names for
 """
 
 
+class Spans:
+    """Spans without an object for each: a save of a machine whose memory is in small pieces has millions of them."""
+
+    def __init__(self, items: Iterable[Span]) -> None:
+        """Take `items`, one at a time."""
+        self._numbers = array("Q")
+        for item in items:
+            self._numbers.extend(item)
+
+    def __iter__(self) -> Iterator[Span]:
+        """Go through them in their order."""
+        numbers = iter(self._numbers)
+        return zip(numbers, numbers, numbers, strict=True)
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._numbers) // 3
+
+    @property
+    def packed(self) -> memoryview:
+        """They as the native core takes them; not a copy."""
+        return memoryview(self._numbers).cast("B")
+
+
 def spans(headers: ImageHeaders, frames: RangeSet, shadow: Shadow) -> list[Span]:
-    """Return where the pages of `frames` stand in the stream and in memory while a kernel sits in the window.
+    """Return what `iterate_spans` yields."""
+    return [*iterate_spans(headers, frames, shadow)]
+
+
+def iterate_spans(headers: ImageHeaders, frames: RangeSet, shadow: Shadow) -> Iterator[Span]:
+    """Go through where the pages of `frames` stand in the stream and in memory while a kernel sits in the window.
 
     `frames` is what has contents of its own: what `frames_to_keep` gave when saving; for restoring, see
     `ImageContents.frames_to_restore`.
     """
-    found: list[Span] = []
     for load, offset in zip(headers.loads, headers.offsets, strict=True):
         for item in frames.within(load):
             for frame, holder, count in shadow.place(item):
                 stream = offset + (frame - load.start) * PAGE_SIZE
-                found.append((stream, holder * PAGE_SIZE, count * PAGE_SIZE))
-    return found
+                yield stream, holder * PAGE_SIZE, count * PAGE_SIZE
 
 
 def homes(items: Iterable[Span]) -> RangeSet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,7 +146,7 @@ def save(
         _note_failure(target, superblock, reason)
         raise TargetError(reason) from None
     seconds = (selected - begun, time.monotonic() - selected)
-    result = SaveResult(selection.kept.size * PAGE_SIZE, length, *seconds, procfs.memory_use(), level)
+    result = SaveResult(selection.kept_bytes, length, *seconds, procfs.memory_use(), level)
     (finish or target.write_superblock)(
         superblock.evolve(
             state=Kind(facts.get("kind", Kind.HIBERNATION)).state,
@@ -164,11 +164,11 @@ def save(
 
 @dataclass(frozen=True)
 class _Selection:
-    """What goes into an image: the frames that are kept, the headers, and where in /proc/vmcore each span is."""
+    """What goes into an image: how much is kept, the headers, and where in /proc/vmcore each span is."""
 
-    kept: RangeSet
+    kept_bytes: int
     headers: image_layout.ImageHeaders
-    spans: list[image_layout.Span]
+    spans: image_layout.Spans
 
 
 def _select(parked: Parked, frames: RangeSet, facts: dict[str, Any], free_pages: str) -> _Selection:
@@ -186,7 +186,8 @@ def _select_for_reading(parked: Parked, frames: RangeSet, facts: dict[str, Any],
 
 def _describe(parked: Parked, kept: RangeSet, described: RangeSet, facts: dict[str, Any]) -> _Selection:
     headers = image_layout.build_headers(described, parked.vmcoreinfo_note, facts, parked.shadow)
-    return _Selection(kept, headers, _vmcore_spans(parked.raw, image_layout.spans(headers, kept, parked.shadow)))
+    found = _vmcore_spans(parked.raw, image_layout.iterate_spans(headers, kept, parked.shadow))
+    return _Selection(kept.size * PAGE_SIZE, headers, image_layout.Spans(found))
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def _write(raw: FileMemory, selection: _Selection, output: _Output) -> tuple[int
     with output.target.disk.lent(writable=True) as fd:
         length, _ = _core.compress(
             source_fd=raw.fd,
-            spans=image_layout.pack_spans(selection.spans),
+            spans=selection.spans.packed,
             head=selection.headers.head,
             stream_length=selection.headers.length,
             frame_size=image_layout.FRAME_SIZE,
@@ -235,15 +236,13 @@ def _note_failure(target: Target, superblock: Superblock, reason: str) -> None:
         target.write_superblock(superblock.evolve(state=State.INVALID, details={"reason": reason}))
 
 
-def _vmcore_spans(raw: FileMemory, spans: list[image_layout.Span]) -> list[image_layout.Span]:
+def _vmcore_spans(raw: FileMemory, spans: Iterable[image_layout.Span]) -> Iterator[image_layout.Span]:
     """Turn physical addresses into offsets of /proc/vmcore, splitting at the borders of its pieces."""
-    found = []
     piece = FilePiece(0, 0, 0)
     for stream, address, length in spans:
         if piece.address <= address and address + length <= piece.address + piece.length:
-            found.append((stream, piece.offset + address - piece.address, length))
+            yield stream, piece.offset + address - piece.address, length
             continue
         for part in raw.locate(address, length):
-            found.append((stream + part.address - address, part.offset, part.length))
+            yield stream + part.address - address, part.offset, part.length
         piece = raw.piece_at(address)
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from kjump.errors import PlanError
@@ -18,6 +19,10 @@ from kjump.ranges import Range, align_up
 
 CRASH_KERNEL_SIZE = 1 << 20
 """What B sets aside for its crash slot: a door to the gate, and what its kernel adds to enter it."""
+
+MOST_CPUS = 32
+"""So many CPUs a second kernel starts at most. Each costs it a part of its window before it does anything; so
+many compress some gigabytes a second, which is more than a target takes."""
 
 _PASSED_ON = (
     "console",
@@ -57,14 +62,15 @@ def machine_options(own: str) -> str:
     return " ".join(cmdline.rewritten(passed_on))
 
 
-def command_line(own: str, role: str, *, la57: bool, loops_per_jiffy: int = 0, tsc_khz: int = 0) -> str:
+def command_line(own: str, role: str, *, la57: bool, loops_per_jiffy: int = 0, tsc_khz: int = 0, cpus: int = 1) -> str:
     """Return the command line for a second kernel in `role`, from `own`, the running kernel's.
 
     Options about the machine are passed on, those about the system are not. The second kernel must use as many
     levels of page tables as A (`la57`: five), and stay where it was loaded. `loops_per_jiffy` and `tsc_khz` spare it
     the measuring (see docs/performance.md); 0 for what is not known, and the former also when the second kernel is not
     the same build as the one that measured it. A second kernel reaches A's memory through /dev/mem: one with
-    IO_STRICT_DEVMEM refuses what is reserved and busy there (seen on 6.12), unless it is told iomem=relaxed.
+    IO_STRICT_DEVMEM refuses what is reserved and busy there (seen on 6.12), unless it is told iomem=relaxed. Of the
+    machine's `cpus` it starts MOST_CPUS: the gate leaves the others waiting, wherever A had them.
     """
     options = ["rcupdate.rcu_expedited=1", "iomem=relaxed", *([] if la57 else ["no5lvl"])]
     line = cmdline.parse(own)
@@ -74,6 +80,8 @@ def command_line(own: str, role: str, *, la57: bool, loops_per_jiffy: int = 0, t
         options.append(f"lpj={loops_per_jiffy}")
     if tsc_khz:
         options.append(f"tsc_early_khz={tsc_khz}")
+    if cpus > MOST_CPUS:
+        options.append(f"nr_cpus={MOST_CPUS}")
     if role != "restorer":
         options += _BACK_AFTER_PANIC
     return cmdline.join([machine_options(own), *options, "nokaslr", "panic=5", f"kjump.role={role}"])
@@ -88,6 +96,7 @@ def second_command_line(kernel: BzImage, role: str, kcore: kernel_memory.Kcore) 
         la57="la57" in flags,
         loops_per_jiffy=kernel_memory.loops_per_jiffy(kcore) if kernel.release == procfs.release() else 0,
         tsc_khz=kernel_memory.tsc_khz(kcore),
+        cpus=os.cpu_count() or 1,
     )
 
 
