@@ -13,6 +13,9 @@ from kjump.lab.machine.scene import Hardware, Scene
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "/tests/lab/" in str(item.path):
+            item.add_marker("lab")
     if shutil.which(QEMU) is None and not os.environ.get("CI"):
         skip = pytest.mark.skip(reason=f"{QEMU} is not installed: run `make test`, which installs it, to force this")
         for item in items:

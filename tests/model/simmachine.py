@@ -261,7 +261,7 @@ class Machine:
     # --- A and B ---
 
     def superblock(self, *, cached: bool = False) -> Superblock:
-        """Return the target's superblock, the durable or the `cached` one; an empty one when none is there and sound."""
+        """Return the target's superblock, the durable or the `cached` one; an empty one when there is none."""
         at = EXTENTS[0].start if self.file else 0
         try:
             return Superblock.unpack(os.pread(self.target.fd, 4096, at) if cached else self.target.durable(at, 4096))
