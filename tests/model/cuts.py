@@ -151,6 +151,7 @@ def try_all(case: Case) -> Found:
 def settle(machine: Machine) -> None:
     """Boot twice; the second boot finds nothing to resume."""
     machine.faults.clear()
+    machine.options = ()
     machine.boot()
     if machine.boot() != "ordinary":
         machine.violations.append("a second boot resumed an image")
