@@ -51,6 +51,12 @@ def not_resumed(machine: Machine) -> str:
     return scenarios.travel(machine)
 
 
+def cannot_restore(machine: Machine) -> str:
+    """Hibernate; whoever reads the image at the boot panics, each time."""
+    machine.cursed = ("C" if machine.by_c else "boot", "pages read")
+    return scenarios.travel(machine)
+
+
 def rolled_back(machine: Machine) -> str:
     """Take a snapshot and roll back to it, twice."""
     machine.at_rest = True
@@ -97,6 +103,7 @@ CASES = (
     Case(panics, {}),
     Case(panics, {"file": True}),
     *(Case(not_resumed, how) for how in DIRECT),
+    *(Case(cannot_restore, how) for how in (*DIRECT[:1], *BY_C[:1])),
     *(Case(rolled_back, how) for how in DIRECT),
     *(Case(rolled_back_at_boot, how | {"read_only": True}) for how in DIRECT),
 )
@@ -129,7 +136,7 @@ def points(log: list[tuple[str, str]]) -> Iterator[tuple[int, Kept]]:
             dirty = True
         elif what == "flush":
             dirty = False
-        if what != "read":
+        if what not in ("read", "pages read"):
             yield from ((number, kept) for kept in (CHOICES if dirty else (Kept.NONE,)))
 
 
@@ -151,7 +158,7 @@ def try_all(case: Case) -> Found:
 def settle(machine: Machine) -> None:
     """Boot twice; the second boot finds nothing to resume."""
     machine.faults.clear()
-    machine.options = ()
+    machine.options, machine.cursed = (), ("", "")
     machine.boot()
     if machine.boot() != "ordinary":
         machine.violations.append("a second boot resumed an image")

@@ -14,7 +14,7 @@ from simmemory import MAILBOX
 
 from kjump.errors import HostError
 
-ON_DISK = {"read", "write", "flush", "stream begins", "stream"}
+ON_DISK = {"read", "pages read", "write", "flush", "stream begins", "stream"}
 
 
 def power_cut(kept: Kept, *, before: bool = False) -> Fault:
