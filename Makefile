@@ -69,7 +69,8 @@ format: setup
 	$(BIN)/ruff check --fix src tests bench build-aux
 
 test: setup lint kernels kernel-i386
-	$(PYTEST)
+	$(PYTEST) -m "not lab" -n 2
+	$(PYTEST) -m lab
 
 soak: setup kernels
 	$(BIN)/kjump lab demo hibernate --rounds $(SOAK)

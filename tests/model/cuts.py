@@ -81,6 +81,12 @@ def rolled_back_at_boot(machine: Machine) -> str:
         machine.options = ()
 
 
+def cannot_roll_back(machine: Machine) -> str:
+    """Take a snapshot, and boot to roll back to it; C panics each time."""
+    machine.cursed = ("C", "pages read")
+    return rolled_back_at_boot(machine)
+
+
 @dataclass(frozen=True)
 class Case:
     """A story, and the machine on which it is played."""
@@ -105,6 +111,7 @@ CASES = (
     *(Case(not_resumed, how) for how in DIRECT),
     *(Case(cannot_restore, how) for how in (*DIRECT[:1], *BY_C[:1])),
     *(Case(rolled_back, how) for how in DIRECT),
+    Case(cannot_roll_back, {"blind": True, "read_only": True}),
     *(Case(rolled_back_at_boot, how | {"read_only": True}) for how in DIRECT),
 )
 

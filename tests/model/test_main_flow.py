@@ -195,6 +195,21 @@ def test_a_dry_run_checks_everything_and_does_nothing(plain: Machine) -> None:
     assert {what for _, what in plain.log[before:]} == {"read"}
 
 
+def test_what_others_wrote_until_they_were_stopped_counts(plain: Machine) -> None:
+    plain.at_rest = True
+    assert scenarios.travel(plain, Kind.SNAPSHOT) == "DONE"
+    times: list[int] = []
+
+    def write_out() -> None:
+        times.append(1)
+        if len(times) == 2:  # the first is before anything is checked
+            plain.touch()
+
+    plain.disks.write_out_to = write_out
+    assert "has been written to since the snapshot" in scenarios.roll_back(plain)
+    assert plain.superblock().state is State.SNAPSHOT
+
+
 def test_disks_are_written_out_before_a_system_is_left(plain: Machine) -> None:
     order: list[str] = []
     plain.disks.write_out_to = lambda: order.append("written out")
