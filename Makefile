@@ -85,7 +85,8 @@ format: setup
 	$(BIN)/ruff check --fix src tests bench build-aux fuzz
 
 test: setup lint kernels kernel-i386
-	$(PYTEST)
+	$(PYTEST) -m "not lab" -n 2
+	$(PYTEST) -m lab
 
 # Python's own allocations go to the sanitizer too (PYTHONMALLOC); what Python keeps to its end is no leak. A report ends
 # the process and goes to its standard error, which pytest must not hold back.

@@ -51,6 +51,12 @@ def not_resumed(machine: Machine) -> str:
     return scenarios.travel(machine)
 
 
+def cannot_restore(machine: Machine) -> str:
+    """Hibernate; whoever reads the image at the boot panics, each time."""
+    machine.cursed = ("C" if machine.by_c else "boot", "pages read")
+    return scenarios.travel(machine)
+
+
 def rolled_back(machine: Machine) -> str:
     """Take a snapshot and roll back to it, twice."""
     machine.at_rest = True
@@ -75,6 +81,12 @@ def rolled_back_at_boot(machine: Machine) -> str:
         machine.options = ()
 
 
+def cannot_roll_back(machine: Machine) -> str:
+    """Take a snapshot, and boot to roll back to it; C panics each time."""
+    machine.cursed = ("C", "pages read")
+    return rolled_back_at_boot(machine)
+
+
 @dataclass(frozen=True)
 class Case:
     """A story, and the machine on which it is played."""
@@ -97,7 +109,9 @@ CASES = (
     Case(panics, {}),
     Case(panics, {"file": True}),
     *(Case(not_resumed, how) for how in DIRECT),
+    *(Case(cannot_restore, how) for how in (*DIRECT[:1], *BY_C[:1])),
     *(Case(rolled_back, how) for how in DIRECT),
+    Case(cannot_roll_back, {"blind": True, "read_only": True}),
     *(Case(rolled_back_at_boot, how | {"read_only": True}) for how in DIRECT),
 )
 
@@ -129,7 +143,7 @@ def points(log: list[tuple[str, str]]) -> Iterator[tuple[int, Kept]]:
             dirty = True
         elif what == "flush":
             dirty = False
-        if what != "read":
+        if what not in ("read", "pages read"):
             yield from ((number, kept) for kept in (CHOICES if dirty else (Kept.NONE,)))
 
 
@@ -151,6 +165,7 @@ def try_all(case: Case) -> Found:
 def settle(machine: Machine) -> None:
     """Boot twice; the second boot finds nothing to resume."""
     machine.faults.clear()
+    machine.options, machine.cursed = (), ("", "")
     machine.boot()
     if machine.boot() != "ordinary":
         machine.violations.append("a second boot resumed an image")

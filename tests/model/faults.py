@@ -14,7 +14,7 @@ from simmemory import MAILBOX
 
 from kjump.errors import HostError
 
-ON_DISK = {"read", "write", "flush", "stream begins", "stream"}
+ON_DISK = {"read", "pages read", "write", "flush", "stream begins", "stream"}
 
 
 def power_cut(kept: Kept, *, before: bool = False) -> Fault:
@@ -103,4 +103,30 @@ def deaf(machine: Machine) -> Callable[[], None]:
     return back
 
 
-ON_RETURN = (interrupt, terminate, damage, overwrite, deaf)
+def sick_disk(machine: Machine) -> Callable[[], None]:
+    """Let some of the next things that are done fail, four at most: A tries five times."""
+
+    def back() -> None:
+        first = len(machine.log) + machine.chance.randrange(1, 4)
+        for number in range(first, first + machine.chance.randrange(1, 5)):
+            machine.faults[number] = failing(errno.EIO)
+
+    return back
+
+
+def interrupt_later(machine: Machine) -> Callable[[], None]:
+    """Press Ctrl-C while one of the next things is done."""
+
+    def fault(machine: Machine, what: str, do: Callable[[], None]) -> None:
+        if machine.kernel.name == "A":
+            signal.raise_signal(signal.SIGINT)
+        do()
+
+    def back() -> None:
+        machine.faults[len(machine.log) + machine.chance.randrange(1, 5)] = fault
+
+    return back
+
+
+ON_RETURN = (interrupt, terminate, damage, overwrite, deaf, sick_disk, interrupt_later)
+"""Each returns what happens when A's jump has returned."""

@@ -21,22 +21,16 @@ class Interrupted(BaseException):
 
 
 GOES_ON = (KjumpError, OSError, ValueError, KeyboardInterrupt, Interrupted)
+_TRIES = 5
+"""So often A tries to make an image unusable."""
 OUTCOMES = {NUMBERS[name]: name for name in ("NONE", "GONE", "RESUMED", "FAILED", "CANCELLED", "DONE", "PANIC")}
 
 
 def request(machine: Machine, **more: Any) -> suspend.Request:
     """Return what A's user asks for."""
     boot = machine.folder / "boot"
-    return suspend.Request(
-        machine.path,
-        boot / "vmlinuz",
-        boot / "initrd",
-        window=simmemory.WINDOW,
-        level=1,
-        force=True,
-        watchdog=0,
-        **more,
-    )
+    usual: dict[str, Any] = {"window": simmemory.WINDOW, "level": 1, "force": True, "watchdog": 0}
+    return suspend.Request(machine.path, boot / "vmlinuz", boot / "initrd", **(usual | more))
 
 
 def travel(machine: Machine, kind: Kind = Kind.HIBERNATION) -> str:
@@ -53,6 +47,8 @@ def travel(machine: Machine, kind: Kind = Kind.HIBERNATION) -> str:
             found.append(f"{type(error).__name__}: {error}")
         if "could not be made unusable" in found[0] or "could not be made unusable" in "".join(machine.told):
             machine.excused = True
+            if machine.troubles < _TRIES:
+                machine.violations.append(f"A gave up after {machine.troubles} faults")
         else:
             rules.going_on(machine)
         machine.parting = ""

@@ -92,7 +92,7 @@ class SimDisk:
 
 
 Event = Callable[[str, Callable[[], None]], None]
-"""Called with what is done ("read", "write", "flush", "stream") and the doing; may raise, before or after it."""
+"""Called with what is done ("read", "write", "flush", "stream" ...) and the doing; may raise, before or after it."""
 
 
 class OpenDisk(FdDisk):
@@ -122,7 +122,7 @@ class OpenDisk(FdDisk):
     def lent(self, *, writable: bool) -> Iterator[int]:
         """Lend the disk to the native core; what it has written is in the cache then."""
         if not writable:
-            self._event("read", lambda: None)
+            self._event("pages read", lambda: None)
             yield self.fd
             return
         self._event("stream begins", lambda: None)

@@ -94,6 +94,8 @@ class Machine:
         self.kernel = Kernel("A")
         self.world = 0
         self.saved: dict[bytes, Saved] = {}
+        self.cursed = ("", "")
+        """A kernel, and what it cannot do: it panics each time."""
         self.resumed = self.boots = 0
         self.cut_in: set[State] = set()
         self.power_off_fails = self.excused = False
@@ -137,6 +139,8 @@ class Machine:
         self._alive(kernel)
         self.log.append((kernel.name, what))
         fault = self.faults.get(len(self.log))
+        if (kernel.name, what) == self.cursed:
+            self.panic()
         if fault is None:
             do()
         else:

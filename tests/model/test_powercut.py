@@ -43,12 +43,24 @@ def test_a_boot_that_is_told_so_rolls_back() -> None:
         assert machine.violations == []
 
 
+def test_a_roll_back_that_fails_each_time_is_not_tried_at_every_boot() -> None:
+    with simhost.machine(1, read_only=True) as machine:
+        assert cuts.cannot_roll_back(machine) == "ordinary"
+        assert (machine.boots, machine.superblock().state) == (2, State.SNAPSHOT)
+        machine.cursed = ("", "")
+        machine.options = ("kjump.rollback=/dev/sim",)
+        assert machine.boot() == "resumed"
+        assert "attempted" not in machine.superblock().details
+        assert machine.violations == []
+
+
 @pytest.mark.parametrize(
     ("story", "end", "state"),
     [
         (cuts.stays_on, "FAILED", State.INVALID),
         (cuts.panics, "PANIC", State.INVALID),
         (cuts.not_resumed, "lost", State.INVALID),
+        (cuts.cannot_restore, "lost", State.INVALID),
     ],
 )
 def test_a_system_that_goes_on_beside_an_image(story: cuts.Story, end: str, state: State) -> None:
@@ -63,7 +75,7 @@ def test_the_power_may_go_at_any_point(case: Case) -> None:
     assert found.violations == []
     assert found.cuts > 40
     assert State.WRITING in found.states and State.ARMED in found.states
-    if case.story is not cuts.not_resumed:
+    if case.story not in (cuts.not_resumed, cuts.cannot_restore, cuts.cannot_roll_back):
         assert 0 < found.resumed < found.cuts
 
 

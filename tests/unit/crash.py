@@ -1,7 +1,7 @@
 """A machine with one simulated disk, on which kjump's own code saves, boots and resumes, and anything may go wrong.
 
 What runs is the product's: `suspend.travel` in A, the role, its guard and its job in B, the boot role, the restore.
-What is put in its place lies below: the device's file (`Disk`, with a volatile cache), the jumps, /proc/vmcore, the
+What is put in its place lies below: the disk (`crash_disk`, with a volatile cache), the jumps, /proc/vmcore, the
 memory that is restored to, and the digests of file systems, which here see nothing.
 
 Each kernel that A leaves for runs in threads of its own. A kernel that has been left runs no more: its threads stop
@@ -16,11 +16,11 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from crash_disk import DEVICE, Disk, SimDisks
 
 from kjump.formats import notes, superblock
 from kjump.gates import Gate
@@ -28,29 +28,22 @@ from kjump.hibernate import resume, suspend
 from kjump.image import layout as image_layout
 from kjump.image import restore
 from kjump.image.save import Parked
-from kjump.init import finish_restore, jobs, peer_link, unfinished
-from kjump.init.roles import boot, peer, second
+from kjump.init import finish_restore, jobs, unfinished
+from kjump.init.roles import boot, second
 from kjump.init.system import Role
 from kjump.kexec import loader, mailbox
-from kjump.kexec.channel import SIZE, Channel
 from kjump.kexec.kimage import ParkedMemory, Shadow, ShadowRun
 from kjump.kexec.way_back import WayBack
 from kjump.memory import PAGE_SIZE, FileMemory, FilePiece
-from kjump.peers import lifecycle, standby
-from kjump.peers.registry import Ledger, Peer, State, boot_id
 from kjump.ranges import Range
 from kjump.target import device as targets
 from kjump.target import disks
 from kjump.target.device import Place, Target
-from kjump.target.disks import FdDisk
 
-DEVICE = "/dev/simulated"
-SECTOR = 512
-_SIZE = 1 << 20
 _PAGES = 48
 _SHADOW = Shadow([ShadowRun(16, 40, 4), ShadowRun(20, 20, 1), ShadowRun(21, 44, 3)])
 _NOTE = notes.Note("VMCOREINFO", 0, b"OSRELEASE=test\n").encode()
-_COOKIE = bytes(range(16))
+COOKIE = bytes(range(16))
 _TOO_LONG = 30.0
 
 Event = Callable[[str, str], None]
@@ -77,30 +70,6 @@ def failing(who: str, what: str, *, times: int, number: int = errno.EIO, after: 
 
 class PowerLost(BaseException):
     """The power goes: A's code runs no more."""
-
-
-class Disk:
-    """A disk with a volatile write cache: sectors that were written since the last flush may be lost with the power."""
-
-    def __init__(self) -> None:
-        """Make an empty one."""
-        self.fd = os.memfd_create("disk")
-        os.ftruncate(self.fd, _SIZE)
-        self._durable = bytearray(_SIZE)
-
-    def flush(self) -> None:
-        """Make durable what the cache holds."""
-        self._durable[:] = os.pread(self.fd, _SIZE, 0)
-
-    def lose_power(self, *, cache: bool) -> None:
-        """Keep what is durable, and with `cache` also what was only in the cache."""
-        if cache:
-            self.flush()
-        os.pwrite(self.fd, self._durable, 0)
-
-    def superblock(self) -> superblock.Superblock:
-        """Return what stands there now."""
-        return superblock.Superblock.unpack(os.pread(self.fd, 4096, 0))
 
 
 class Machine:
@@ -195,10 +164,6 @@ class Machine:
         """Leave A for B, and return what A's command makes of it."""
         return suspend.travel(self.request(**more), self.told.append)
 
-    def travel_on_standby(self, folder: Path, **more: Any) -> suspend.Trip:
-        """The same by the kernel on standby; see `stand_by`."""
-        return standby.travel(self.request(**more), self.told.append, folder)
-
     def prepare(self, request: Any, kcore: Any, target: Target, tell: Any) -> Any:
         """Stand for `suspend._prepare`."""
         self.cookie = target.arm().cookie
@@ -211,7 +176,7 @@ class Machine:
 
     def report(self, outcome: int, words: dict[str, Any]) -> None:
         """Leave `outcome` and `words` in the mailbox."""
-        self.page[:] = mailbox.encode(_COOKIE, outcome, 0, words)
+        self.page[:] = mailbox.encode(COOKIE, outcome, 0, words)
 
     def _read(self) -> tuple[int, dict[str, Any]]:
         _, outcome, _, report = mailbox.decode(bytes(self.page))
@@ -318,48 +283,6 @@ class _Landing:
         os.close(self.fd)
 
 
-class _OpenDisk(FdDisk):
-    """The disk, opened by the kernel `who`."""
-
-    def __init__(self, machine: Machine, who: str) -> None:
-        super().__init__(os.dup(machine.disk.fd))
-        self._machine, self._who = machine, who
-
-    def _event(self, what: str) -> None:
-        self._machine.alive(self._who)
-        self._machine.event(self._who, what)
-        self._machine.alive(self._who)
-
-    def read_into(self, view: memoryview, at: int) -> int:
-        self._event("read")
-        return super().read_into(view, at)
-
-    def write_from(self, view: memoryview, at: int) -> int:
-        self._event("write")
-        return super().write_from(view, at)
-
-    def flush(self) -> None:
-        self._event("flush")
-        self._machine.disk.flush()
-
-
-class _Disks:
-    """The disks of the machine: one."""
-
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-
-    def open(self, path: str, *, writable: bool) -> tuple[_OpenDisk, int]:
-        assert path == DEVICE
-        return _OpenDisk(self._machine, self._machine._runs), _SIZE
-
-    def names(self) -> Iterator[str]:
-        return iter([DEVICE])
-
-    def is_there(self, path: str) -> bool:
-        return True
-
-
 class _Loader:
     """What any kernel of the machine loads and jumps with: who runs decides what comes of it."""
 
@@ -391,29 +314,6 @@ class _Loader:
         self._machine.power_off()
 
 
-class _Residence:
-    """A resident kernel's place beside A, on plain memory."""
-
-    def __init__(self, made: Machine, channel: Channel) -> None:
-        self._machine, self.channel = made, channel
-
-    def look_again(self) -> Gate:
-        return Gate()
-
-    def cover_crash(self) -> bool:
-        return False
-
-    def away(self, answer: peer_link.Answer) -> None:
-        self._machine.alive("B")
-        peer_link.Residence._report(self, answer, {"resident": True})  # type: ignore[arg-type]
-        self._machine.go_home()
-
-    def leave(self, answer: peer_link.Answer) -> None:
-        self._machine.alive("B")
-        peer_link.Residence._report(self, answer, {})  # type: ignore[arg-type]
-        self._machine.go_home()
-
-
 class _Bar:
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -429,46 +329,12 @@ class _Bar:
 def machine() -> Iterator[Machine]:
     """Have a machine: what the product calls below itself leads there meanwhile."""
     made = Machine()
-    with loader.used(_Loader(made)), disks.used(_Disks(made)), pytest.MonkeyPatch.context() as patch:  # type: ignore[arg-type]
+    with loader.used(_Loader(made)), disks.used(SimDisks(made)), pytest.MonkeyPatch.context() as patch:  # type: ignore[arg-type]
         _patch_disk(patch, made)
         _patch_a(patch, made)
         _patch_b(patch, made)
         _patch_boot(patch, made)
         yield made
-
-
-def stand_by(made: Machine, patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Let the machine have a kernel on standby, remembered in `folder`: `travel_on_standby` goes there."""
-    memory = bytearray(SIZE)
-    channel = Channel(memory, _COOKIE)
-
-    def report(outcome: int, words: dict[str, Any]) -> None:
-        channel.note(words, outcome)
-
-    def b() -> None:
-        visit = peer._Visit(made.role({}, {}), _Residence(made, channel), channel.order())  # type: ignore[arg-type]
-        visit.leave(visit.work())
-
-    def words(request: Any, kcore: Any, around: Any, layout: Any, target: Target, tell: Any) -> dict[str, Any]:
-        made.cookie = target.arm().cookie
-        return made.job()
-
-    made.b, made.report, made.channel = b, report, memory  # type: ignore[method-assign]
-    page = SimpleNamespace(memory=memory, address=0x200000, close=lambda: None)
-    patch.setattr(lifecycle.hugetlbfs, "StandingPage", lambda path: page)
-    patch.setattr(lifecycle.hugetlbfs, "remove", lambda path: None)
-    patch.setattr(lifecycle, "_is_other_image", lambda state: False)
-    patch.setattr(lifecycle.kernel_memory, "_known", {})
-    patch.setattr(lifecycle, "_last_words", lambda words: {"panic": "Kernel panic"})
-    kcore = SimpleNamespace(vmcoreinfo_note=lambda: b"")
-    patch.setattr(standby, "kernel_memory", SimpleNamespace(Kcore=lambda: contextlib.nullcontext(kcore)))
-    patch.setattr(standby.described, "describe_machine", lambda gate, **_: None)
-    patch.setattr(standby, "layout_of", lambda *_: SimpleNamespace(window=Range(0, 1 << 20)))
-    patch.setattr(suspend, "save_job", words)
-    patch.setattr(standby, "_again", lambda tell, folder: None)
-    place = Peer(standby.NAME, "k", ["i"], "", (16 << 20, 17 << 20), (4096, 8192), 16 << 20)
-    with Ledger(folder) as ledger:
-        ledger.write(State(boot_id(), _COOKIE.hex(), page.address, 0x5002, {"kexec_image": 0xFFFF}, peers=[place]))
 
 
 def _patch_disk(patch: pytest.MonkeyPatch, made: Machine) -> None:

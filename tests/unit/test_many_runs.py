@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kjump.dump import pages
+from kjump.dump import bitmaps
 from kjump.image import layout, save
 from kjump.kexec.kimage import Shadow, ShadowRun
 from kjump.memory import PAGE_SIZE, FileMemory, FilePiece
@@ -31,7 +31,7 @@ def test_a_run_of_pages_takes_no_object(run: int) -> None:
     )
     tracemalloc.start()
     try:
-        in_use = pages.runs(bits, frames)
+        in_use = bitmaps.runs(bits, frames)
         kept = layout.frames_to_keep(in_use, shadow)
         found = save._describe(parked, kept, kept, {})  # type: ignore[arg-type]
         _, peak = tracemalloc.get_traced_memory()
@@ -46,9 +46,9 @@ def test_a_run_of_pages_takes_no_object(run: int) -> None:
 def test_a_bitmap_is_made_once() -> None:
     frames = RangeSet([Range(3, 1 << 26), Range((1 << 26) + 5, (1 << 26) + 6)])
     tracemalloc.start()
-    bits = pages.bitmap(frames)
-    both = pages.intersection(bits, bits)
-    known = pages.count(both)
+    bits = bitmaps.bitmap(frames)
+    both = bitmaps.intersection(bits, bits)
+    known = bitmaps.count(both)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert known == frames.size

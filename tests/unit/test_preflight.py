@@ -103,7 +103,7 @@ def test_memory_of_a_driver_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) 
 def test_a_window_beyond_half_of_ram_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     _memory(monkeypatch, 4000)
     check = preflight._free_memory(3000 * MIB)
-    assert not check.ok and "at most half of RAM (2048 MiB)" in check.detail
+    assert not check.ok and "at most 50% of RAM (2048 MiB)" in check.detail
 
 
 def test_lists_of_cpus_are_shortened_until_that_does_not_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from kjump.errors import HostError, KjumpError
 from kjump.host import kernel_memory, procfs, root
 from kjump.host.libc import libc
 from kjump.image.needs import memory_to_save
-from kjump.kexec import syscalls
+from kjump.kexec import loader, syscalls
 from kjump.kexec.placement import window_here
 from kjump.kexec.second_kernel import MOST_CPUS
 from kjump.kexec.window import ALIGNMENT, HIGHEST, SIZES, low_memory
@@ -295,9 +295,10 @@ def _free_memory(window_size: int) -> Check:
     available = values["MemAvailable"]
     detail = f"{available >> 20} MiB available, {needed >> 20} MiB needed"
     missing = -(-max(0, needed - available) // MIB)
-    enough = available >= needed and needed <= values["MemTotal"] // 2
-    if needed > values["MemTotal"] // 2:
-        detail += f"; the kernel loads at most half of RAM ({values['MemTotal'] >> 21} MiB)"
+    limit = int(values["MemTotal"] * loader.current().share_of_ram)
+    enough = available >= needed and needed <= limit
+    if needed > limit:
+        detail += f"; the kernel loads at most {loader.current().share_of_ram:.0%} of RAM ({limit >> 20} MiB)"
     remedy = f"free {missing} MiB (what is locked cannot be swapped out), or take a smaller window with --window-size"
     return Check("free memory", enough, detail, remedy)
 

@@ -25,6 +25,9 @@ from kjump.ranges import Range
 from kjump.target import filesystems
 from kjump.target.device import Target
 
+ATTEMPTED_AT_BOOT = "attempted"
+"""In the details of a snapshot's superblock: a boot has begun to roll back to it."""
+
 
 @dataclass(frozen=True)
 class PreparedResume:
@@ -55,15 +58,18 @@ class PreparedResume:
         peer_kernel = LinuxPeer(self._kernel, with_job(self._initrd, job), line, layout)
         return peer_kernel.plan(around, preserve=False)
 
-    def go(self, report: dict[str, Any]) -> None:
-        """Mark the image as attempted, a snapshot's not, and jump.
+    def go(self, report: dict[str, Any], *, at_boot: bool = False) -> None:
+        """Mark the image as attempted, and jump; of a snapshot's only an attempt `at_boot` is noted.
 
         Returns only by an error, and then the image is still whole.
         """
         plan = self.plan(report)
         loader.current().load(plan)
+        superblock = self.opened.superblock
         if self.opened.contents.kind is not Kind.SNAPSHOT:
-            self.target.write_superblock(self.opened.superblock.evolve(state=State.ATTEMPTED))
+            self.target.write_superblock(superblock.evolve(state=State.ATTEMPTED))
+        elif at_boot:
+            self.target.write_superblock(superblock.evolve(details=superblock.details | {ATTEMPTED_AT_BOOT: True}))
         try:
             loader.current().jump()
         except BaseException:

@@ -16,7 +16,7 @@ from kjump.hibernate import DEFAULT_WATCHDOG, after_jump, post_mortem, preflight
 from kjump.hibernate.away import Away, Tell
 from kjump.hibernate.clock import Moment, Pace
 from kjump.hibernate.hooks import TIMEOUT, Hook
-from kjump.host import kernel_memory, procfs
+from kjump.host import kernel_memory, procfs, root
 from kjump.image import DEFAULT_LEVEL
 from kjump.image.layout import Kind
 from kjump.initramfs.contents import with_job, without_kernel
@@ -81,7 +81,7 @@ class Hibernation:
 
 def default_kernel() -> Path:
     """Return the bzImage of the running kernel in /boot; HostError when there is none."""
-    for path in (Path(f"/boot/vmlinuz-{procfs.release()}"), Path("/boot/vmlinuz")):
+    for path in (root.at(f"/boot/vmlinuz-{procfs.release()}"), root.at("/boot/vmlinuz")):
         if path.exists():
             return path
     raise HostError(f"no /boot/vmlinuz-{procfs.release()}: name the second kernel with --kernel")
@@ -89,7 +89,7 @@ def default_kernel() -> Path:
 
 def default_initrd() -> Path:
     """Return kjump's initramfs in /boot; HostError when there is none."""
-    for path in (Path(f"/boot/kjump-initramfs-{procfs.release()}.img"), Path("/boot/kjump-initramfs.img")):
+    for path in (root.at(f"/boot/kjump-initramfs-{procfs.release()}.img"), root.at("/boot/kjump-initramfs.img")):
         if path.exists():
             return path
     raise HostError("no /boot/kjump-initramfs.img: build it with `kjump initramfs build`, or name one with --initrd")

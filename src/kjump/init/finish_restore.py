@@ -15,6 +15,7 @@ from kjump.errors import KjumpError
 from kjump.formats.superblock import State, Superblock
 from kjump.gates import STATE_ENTERED, Gate
 from kjump.hibernate.after_jump import fresh_seed
+from kjump.hibernate.resume import ATTEMPTED_AT_BOOT
 from kjump.image.destination import Landing
 from kjump.image.restore import OpenImage, restore
 from kjump.init.console import ProgressBar
@@ -53,9 +54,8 @@ def _last_superblock(superblock: Superblock) -> Superblock:
     """Return what the superblock says from now on: consumed, or one roll-back more."""
     if superblock.state is not State.SNAPSHOT:
         return superblock.evolve(state=State.CONSUMED)
-    return superblock.evolve(
-        details=superblock.details | {"rolled_back": superblock.details.get("rolled_back", 0) + 1, "reason": ""}
-    )
+    details = {name: value for name, value in superblock.details.items() if name != ATTEMPTED_AT_BOOT}
+    return superblock.evolve(details=details | {"rolled_back": details.get("rolled_back", 0) + 1, "reason": ""})
 
 
 def _gate_for_a(facts: dict[str, Any]) -> Gate:

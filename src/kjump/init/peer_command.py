@@ -55,6 +55,8 @@ def _options(arguments: list[str]) -> tuple[str, str]:
         if word not in found:
             raise UsageError(f"unknown option {word}: kjump switch [--send FILE] [--receive FILE]")
         found[word] = next(words, "")
+        if not found[word]:
+            raise UsageError(f"{word} needs a file: kjump switch [--send FILE] [--receive FILE]")
     return found["--send"], found["--receive"]
 
 

@@ -11,13 +11,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kjump.host import root
+
 _PORTS = Path("/sys/class/virtio-ports")
 
 
 def find_port(name: str) -> str | None:
     """Return the device file of the virtio-serial port called `name`, or None."""
-    if _PORTS.is_dir():
-        for port in _PORTS.iterdir():
+    ports = root.at(_PORTS)
+    if ports.is_dir():
+        for port in ports.iterdir():
             label = port / "name"
             if label.exists() and label.read_text().strip() == name:
                 return f"/dev/{port.name}"
@@ -41,7 +44,7 @@ class Status:
             path = find_port(name)
             if path is not None:
                 try:
-                    return cls(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+                    return cls(os.open(root.at(path), os.O_RDWR | os.O_CLOEXEC))
                 except OSError:
                     pass
             time.sleep(0.01)

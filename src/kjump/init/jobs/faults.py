@@ -8,8 +8,8 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from pathlib import Path
 
+from kjump.host import root
 from kjump.init.system import mount
 
 _DEBUGFS = "/sys/kernel/debug"
@@ -38,7 +38,7 @@ def _exception(_: int) -> None:
 
 def _panic(cpu: int) -> None:
     os.sched_setaffinity(0, {cpu})
-    Path("/proc/sysrq-trigger").write_text("c")
+    root.at("/proc/sysrq-trigger").write_text("c")
 
 
 def _hang(_: int) -> None:
@@ -53,7 +53,7 @@ def _spin(cpu: int) -> None:
     """Let `cpu` spin with interrupts off, as a driver's worst bug would (LKDTM does it)."""
     mount("debugfs", _DEBUGFS, "debugfs")
     os.sched_setaffinity(0, {cpu})
-    Path(_DEBUGFS, "provoke-crash/DIRECT").write_text("HARDLOCKUP")
+    root.at(f"{_DEBUGFS}/provoke-crash/DIRECT").write_text("HARDLOCKUP")
 
 
 _KINDS = {

@@ -11,11 +11,11 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from kjump.dump.summary import Summary, summarize
 from kjump.errors import HostError, KjumpError, UsageError
 from kjump.gates import GATE_SIZE, Gate
+from kjump.host import root
 from kjump.image.dump_source import ParkedSource
 from kjump.image.save import open_parked
 from kjump.image.threads import threads_to_save
@@ -32,7 +32,7 @@ _LEVEL = 31
 def open_source() -> ParkedSource:
     """Open the parked A; HostError when this is not a second kernel that a job was given to."""
     try:
-        gate_at = int(json.loads(Path("/", JOB_NAME).read_bytes())["gate"])
+        gate_at = int(json.loads(root.at("/" + JOB_NAME).read_bytes())["gate"])
     except (OSError, KeyError, ValueError):
         raise HostError("there is no parked system here: this is for a second kernel that kjump started") from None
     gate = Gate.unpack(read_physical(gate_at, GATE_SIZE))

@@ -14,7 +14,14 @@ from typing import Any
 
 from kjump.errors import HostError, ImageError, KjumpError, TargetError
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State
-from kjump.hibernate.resume import open_for_resume, parting_words, prepare_resume, prepare_rollback, window_of
+from kjump.hibernate.resume import (
+    ATTEMPTED_AT_BOOT,
+    open_for_resume,
+    parting_words,
+    prepare_resume,
+    prepare_rollback,
+    window_of,
+)
 from kjump.image.destination import Aside
 from kjump.image.restore import OpenImage
 from kjump.init.finish_restore import bring_back, failures_noted
@@ -51,12 +58,27 @@ def _try_to_roll_back(role: Role, path: str) -> None:
             prepared = prepare_rollback(
                 target, KERNEL.read_bytes(), own_initrd(), cold=True, clock_accuracy=_RTC_ACCURACY
             )
+            _refuse_after_a_failure(target)
             role.status.send("resuming", uptime=uptime())
             role.console.line(f"kjump: rolling back to {path}")
-            prepared.go({"boot_seconds_cold": uptime()})
+            prepared.go({"boot_seconds_cold": uptime()}, at_boot=True)
     except KjumpError as error:
         role.console.line(f"kjump: not rolled back: {error}; booting as usual")
         role.status.send("not-rolled-back", reason=str(error))
+
+
+def _refuse_after_a_failure(target: Target) -> None:
+    """Raise ImageError when the last boot has begun a roll-back to this snapshot, which did not come to its end.
+
+    The option that told that boot to is there at this one too. What fails in C ends in a restart, and would do so for
+    ever. So this boot is an ordinary one, and the one after it tries again.
+    """
+    superblock = target.read_superblock()
+    details = dict(superblock.details)
+    if details.pop(ATTEMPTED_AT_BOOT, False):
+        target.write_superblock(superblock.evolve(details=details))
+        reason = str(details.get("reason", "")) or "it is not known why"
+        raise ImageError(f"the roll-back that the last boot began did not come to its end ({reason})")
 
 
 def _try_to_resume(role: Role, path: str) -> None:
