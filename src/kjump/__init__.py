@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from kjump.hibernate.preflight import Check, checks
     from kjump.hibernate.rollback import rollback as roll_back
     from kjump.hibernate.snapshot import snapshot as take_snapshot
-    from kjump.hibernate.suspend import Request as ImageRequest
+    from kjump.hibernate.suspend import TripRequest as ImageRequest
     from kjump.hibernate.suspend import hibernate as hibernate_system
     from kjump.kexec.plan import Plan, Segment, make_plan
     from kjump.kexec.second_kernel import plan_kernel
@@ -76,7 +76,7 @@ _HOMES = {
     "HostError": "kjump.errors",
     "HostMachine": "kjump.call.host",
     "ImageError": "kjump.errors",
-    "ImageRequest": "kjump.hibernate.suspend:Request",
+    "ImageRequest": "kjump.hibernate.suspend:TripRequest",
     "JumpError": "kjump.errors",
     "KjumpError": "kjump.errors",
     "PageClass": "kjump.dump.classes",

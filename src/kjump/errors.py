@@ -43,3 +43,11 @@ class JumpError(KjumpError):
 
 class LabError(KjumpError):
     """The laboratory of virtual machines cannot do what was asked."""
+
+
+def in_words(error: BaseException) -> str:
+    """Return `error` as one sentence: what kjump raises is one already, anything else is named by its type."""
+    if isinstance(error, KjumpError):
+        return str(error)
+    text = " ".join(str(error).split())
+    return f"unexpected {type(error).__name__}: {text}" if text else f"unexpected {type(error).__name__}"

@@ -47,7 +47,7 @@ class _NoInspect(ModuleType):
         return ""
 
     @staticmethod
-    def get_annotations(cls: type) -> dict[str, Any]:
+    def get_annotations(cls: type) -> dict[str, object]:
         return dict(cls.__dict__.get("__annotations__", {}))  # noqa: RUF063
 
     def __getattr__(self, name: str) -> Any:

@@ -25,7 +25,7 @@ from kjump.gates import (
     identity_tables_size,
     pack_page_list,
 )
-from kjump.kexec.mailbox import COOKIE_SIZE, OUTCOME_GONE, OUTCOME_NONE, OUTCOME_PANIC, decode, encode
+from kjump.kexec.mailbox import COOKIE_SIZE, Outcome, decode, encode
 from kjump.kexec.plan import ARCH_X86_64, PRESERVE_CONTEXT, Plan, Segment, make_plan
 from kjump.kexec.way_back import WayBack
 from kjump.memory import PAGE_SIZE
@@ -205,7 +205,7 @@ def crash(way: WayBack) -> Plan:
 
 
 @pytest.mark.parametrize("kernel", KERNEL_NAMES)
-@pytest.mark.parametrize(("leave", "outcome"), [(WayBack.plan, OUTCOME_NONE), (crash, OUTCOME_PANIC)])
+@pytest.mark.parametrize(("leave", "outcome"), [(WayBack.plan, Outcome.NONE), (crash, Outcome.PANIC)])
 def test_the_way_back_of_a_peer_that_knows_nothing_but_where_its_gate_is(
     kernel: str, leave: Callable[[WayBack], Plan], outcome: int, tmp_path: Path
 ) -> None:
@@ -214,7 +214,7 @@ def test_the_way_back_of_a_peer_that_knows_nothing_but_where_its_gate_is(
     assert peers.machine.difference().unexplained == []
     assert struct.unpack("<2Q", peers.read(HERE[0] + 0x808, 16)) == (1, 1)
     assert peers.gate(0).state == STATE_ENTERED
-    assert decode(peers.pages.read(0))[1] == outcome
+    assert decode(peers.pages.read(0)).outcome == outcome
     peers.switch()
-    assert decode(peers.pages.read(0))[1] == OUTCOME_GONE
+    assert decode(peers.pages.read(0)).outcome == Outcome.GONE
     assert peers.machine.difference().unexplained == []

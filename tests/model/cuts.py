@@ -12,7 +12,7 @@ from simdisk import Kept
 from simmachine import Machine
 
 from kjump.formats.superblock import State
-from kjump.image.layout import Kind
+from kjump.image.facts import Kind
 
 Story = Callable[[Machine], str]
 CHOICES = (*Kept, Kept.RANDOM)

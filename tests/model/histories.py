@@ -17,7 +17,7 @@ from simdisk import Kept
 from simmachine import Fault, Machine
 
 from kjump.errors import HostError
-from kjump.image.layout import Kind
+from kjump.image.facts import Kind
 
 _EVENTS = 60
 """So many events has a hibernation with its resume, about."""

@@ -11,7 +11,7 @@ from simmachine import Machine
 from kjump.errors import KjumpError
 from kjump.gates.layouts import OUTCOMES as NUMBERS
 from kjump.hibernate import rollback, suspend
-from kjump.image.layout import Kind
+from kjump.image.facts import Kind
 from kjump.target import filesystems
 from kjump.target.file import open_for_image
 

@@ -10,7 +10,7 @@ from simmachine import FILE_SYSTEM, TARGET, Machine
 
 from kjump.formats.superblock import State
 from kjump.hibernate import rollback, suspend
-from kjump.image.layout import Kind
+from kjump.image.facts import Kind
 from kjump.init.console import ProgressBar
 from kjump.target import disks
 

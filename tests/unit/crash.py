@@ -16,6 +16,7 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,8 +26,11 @@ from crash_disk import DEVICE, Disk, SimDisks
 from kjump.formats import notes, superblock
 from kjump.gates import Gate
 from kjump.hibernate import resume, suspend
-from kjump.image import layout as image_layout
+from kjump.hibernate.jobs import Assignment, SaveJob, Then
+from kjump.host.kernel_memory import FreePages
+from kjump.image import headers as image_headers
 from kjump.image import restore
+from kjump.image.facts import Kind, SystemFacts
 from kjump.image.save import Parked
 from kjump.init import finish_restore, jobs, unfinished
 from kjump.init.roles import boot, second
@@ -118,7 +122,7 @@ class Machine:
 
     def panic(self) -> None:
         """B panics: A is back by way of the crash slot."""
-        self.report(mailbox.OUTCOME_PANIC, {})
+        self.report(mailbox.Outcome.PANIC, {})
         self.leave("home")
 
     def _run(self, who: str, function: Callable[[], None]) -> str:
@@ -156,9 +160,9 @@ class Machine:
 
     # --- A ---
 
-    def request(self, **more: Any) -> suspend.Request:
+    def request(self, **more: Any) -> suspend.TripRequest:
         """Return what the user asks for."""
-        return suspend.Request(DEVICE, None, None, **more)  # type: ignore[arg-type]
+        return suspend.TripRequest(DEVICE, None, None, **more)  # type: ignore[arg-type]
 
     def travel(self, **more: Any) -> suspend.Trip:
         """Leave A for B, and return what A's command makes of it."""
@@ -171,16 +175,16 @@ class Machine:
         layout = SimpleNamespace(window=Range(0, 1 << 20))
         return SimpleNamespace(box=box, layout=layout, cookie=self.cookie, file_systems=[], plan=None)
 
-    def _post(self, head: int, words: dict[str, Any]) -> None:
-        self.report(mailbox.OUTCOME_NONE, words)
+    def _post(self, head: int, message: dict[str, Any]) -> None:
+        self.report(mailbox.Outcome.NONE, message)
 
     def report(self, outcome: int, words: dict[str, Any]) -> None:
         """Leave `outcome` and `words` in the mailbox."""
         self.page[:] = mailbox.encode(COOKIE, outcome, 0, words)
 
-    def _read(self) -> tuple[int, dict[str, Any]]:
-        _, outcome, _, report = mailbox.decode(bytes(self.page))
-        return outcome, report
+    def _read(self) -> tuple[mailbox.Outcome, Any]:
+        found = mailbox.decode(bytes(self.page))
+        return found.outcome, found.report
 
     def jump(self) -> None:
         """Jump from A to B; returns when A is back, at once or after a boot that resumed it."""
@@ -194,30 +198,27 @@ class Machine:
 
     # --- B ---
 
-    def job(self) -> dict[str, Any]:
+    def job(self) -> SaveJob:
         """Return what B is to do."""
-        return {
-            "do": "save",
-            "gate": 0,
-            "watchdog": 0,
-            "time_limit": self.time_limit,
-            "then": self.then,
-            "fault": "",
-            "target": Place(DEVICE).as_json(),
-            "cookie": self.cookie.hex(),
-            "facts": {"window": [16 * PAGE_SIZE, 24 * PAGE_SIZE], "low": [0, 0], "kind": self.kind},
-            "file_systems": [],
-            "ram": [(0, _PAGES * PAGE_SIZE)],
-            "free_pages": "poison",
-            "level": 1,
-        }
+        window, low = Range.of_size(16 * PAGE_SIZE, 8 * PAGE_SIZE), Range.of_size(PAGE_SIZE, PAGE_SIZE)
+        return SaveJob(
+            kind=self.kind,
+            then=Then(self.then),
+            target=Place(DEVICE),
+            cookie=self.cookie,
+            system=SystemFacts("6.1.0", "a CPU", frozenset({"fpu"}), False, (), window, low, 0x17000, PAGE_SIZE),
+            file_systems=(),
+            ram=(Range(0, _PAGES * PAGE_SIZE),),
+            free_pages=FreePages.POISON,
+            level=1,
+        )
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Kind:
         """The kind of image."""
-        return "hibernation" if self.then == "power-off" else "snapshot"
+        return Kind.HIBERNATION if self.then == "power-off" else Kind.SNAPSHOT
 
-    def role(self, options: dict[str, str], job: dict[str, Any]) -> Role:
+    def role(self, options: dict[str, str], assignment: Assignment = NO_ASSIGNMENT) -> Role:
         """Return the role of a kernel whose console and status channel are `lines` and `in_b`."""
 
         def line(text: str) -> None:
@@ -226,11 +227,11 @@ class Machine:
 
         console, status = SimpleNamespace(line=line), SimpleNamespace(send=lambda e, **_: self.in_b(e), close=list)
         way_back = WayBack(gate=PAGE_SIZE, tables=2 * PAGE_SIZE)
-        return Role(options, job, console, status, way_back=way_back)  # type: ignore[arg-type]
+        return Role(options, assignment, console, status, way_back=way_back)  # type: ignore[arg-type]
 
     def b(self) -> None:
         """Run the second role."""
-        second.run(self.role({}, self.job()))
+        second.run(self.role({}, Assignment(self.job(), time_limit=self.time_limit)))
 
     def go_home(self) -> None:
         """Jump from B to A."""
@@ -257,14 +258,14 @@ class Machine:
         return self._run("boot", lambda: self._boot({"kjump.resume": DEVICE} | options))
 
     def _boot(self, options: dict[str, str]) -> None:
-        boot._try_to_resume(self.role(options, {}), DEVICE)
+        boot._try_to_resume(self.role(options), DEVICE)
         self.leave("ordinary")
 
 
 class _Landing:
     """Memory that is restored to."""
 
-    def __init__(self, machine: Machine, contents: image_layout.ImageContents) -> None:
+    def __init__(self, machine: Machine, contents: image_headers.ImageContents) -> None:
         self.fd = os.memfd_create("ram")
         os.ftruncate(self.fd, _PAGES * PAGE_SIZE)
         self.spans = contents.spans_to_restore
@@ -347,9 +348,9 @@ def _patch_a(patch: pytest.MonkeyPatch, made: Machine) -> None:
     patch.setattr(suspend, "open_for_image", made.open)
     kernel = SimpleNamespace(Kcore=contextlib.nullcontext)
     patch.setattr(suspend, "kernel_memory", kernel)
-    patch.setattr(suspend, "take_leave", lambda items, pace: pace.settle() or {})
-    patch.setattr(suspend.after_jump, "settle", lambda *_: 0.0)
-    patch.setattr(suspend.post_mortem, "last_words", lambda kcore, report: {"panic": "Kernel panic"})
+    patch.setattr(suspend, "take_leave", lambda items, pace: pace.measure() or DEPARTURE)
+    patch.setattr(suspend.after_jump, "mend", lambda *_: 0.0)
+    patch.setattr(suspend.post_mortem, "with_log", lambda kcore, report: replace(report, panic="Kernel panic"))
 
 
 def _patch_b(patch: pytest.MonkeyPatch, made: Machine) -> None:

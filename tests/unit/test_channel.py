@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kjump.errors import FormatError, UsageError
+from kjump.formats.record import JsonObject
 from kjump.kexec import mailbox
 from kjump.kexec.channel import SIZE, Channel, PageList, Parcel
 
@@ -18,29 +19,29 @@ def both_ends() -> tuple[Channel, Channel]:
 
 
 @given(words=json_words, there=st.binary(max_size=5000), back=st.binary(max_size=5000), sequence=st.integers(1, 2**63))
-def test_words_and_bytes_go_both_ways(words: dict[str, object], there: bytes, back: bytes, sequence: int) -> None:
+def test_words_and_bytes_go_both_ways(words: JsonObject, there: bytes, back: bytes, sequence: int) -> None:
     a, b = both_ends()
     a.post(Parcel(sequence, words, there), head=0x1234002, wanted=0x7000000)
     assert b.order() == Parcel(sequence, words, there)
     assert b.head == 0x1234002
-    b.report(mailbox.OUTCOME_DONE, Parcel(sequence, {"resident": True}, back))
-    assert a.answer(sequence) == (mailbox.OUTCOME_DONE, Parcel(sequence, {"resident": True}, back))
+    b.report(mailbox.Outcome.DONE, Parcel(sequence, {"resident": True}, back))
+    assert a.answer(sequence) == (mailbox.Outcome.DONE, Parcel(sequence, {"resident": True}, back))
 
 
 def test_an_answer_to_an_earlier_order_is_none() -> None:
     a, b = both_ends()
     a.post(Parcel(1), head=0, wanted=0)
-    b.report(mailbox.OUTCOME_DONE, Parcel(1, {"resident": True}, b"old"))
+    b.report(mailbox.Outcome.DONE, Parcel(1, {"resident": True}, b"old"))
     a.post(Parcel(2), head=0, wanted=0)
-    assert a.answer(2) == (mailbox.OUTCOME_NONE, Parcel(2))
+    assert a.answer(2) == (mailbox.Outcome.NONE, Parcel(2))
 
 
 def test_a_panicked_peer_is_known_by_what_it_noted_before() -> None:
     a, b = both_ends()
     a.post(Parcel(1), head=8, wanted=0)
-    b.report(mailbox.OUTCOME_DONE, Parcel(1, {"resident": True}, b"never meant for A"))
-    b.note({"vmcoreinfo": [4096, 1024]}, mailbox.OUTCOME_PANIC)  # the gate writes the outcome in its place
-    assert a.answer(1) == (mailbox.OUTCOME_PANIC, Parcel(1, {"vmcoreinfo": [4096, 1024]}))
+    b.report(mailbox.Outcome.DONE, Parcel(1, {"resident": True}, b"never meant for A"))
+    b.note({"vmcoreinfo": [4096, 1024]}, mailbox.Outcome.PANIC)  # the gate writes the outcome in its place
+    assert a.answer(1) == (mailbox.Outcome.PANIC, Parcel(1, {"vmcoreinfo": [4096, 1024]}))
 
 
 def test_the_wanted_gate_is_where_the_gate_looks_for_it() -> None:

@@ -3,19 +3,22 @@
 import ctypes
 import mmap
 import struct
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
+from examples import FACTS
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kjump.errors import FormatError, HostError, ImageError
-from kjump.formats.superblock import State, Superblock
+from kjump.formats.superblock import Details, MemoryUse, Saved, State, Superblock
 from kjump.gates import Gate
 from kjump.host import locked_memory
-from kjump.image import layout, reserved_memory
+from kjump.image import headers as image_headers
+from kjump.image import reserved_memory
 from kjump.image.destination import Aside, InPlace, lodge
 from kjump.kexec import mailbox
 from kjump.kexec.kimage import IND_INDIRECTION, Shadow, ShadowRun, walk
@@ -67,11 +70,13 @@ def test_every_page_comes_home_in_whatever_order_they_are_moved(
     assert all(memory[frame] == frame for r in homes for frame in range(r.start, r.end))
 
 
-def contents_of(wanted: RangeSet, runs: tuple[ShadowRun, ...] = (), kept_head: int = 0) -> layout.ImageContents:
+def contents_of(wanted: RangeSet, runs: tuple[ShadowRun, ...] = (), kept_head: int = 0) -> image_headers.ImageContents:
     """Return what the headers of an image say that has `wanted` (physical ranges), and pairs of frames `runs`."""
     loads = tuple(Range(r.start // PAGE_SIZE, r.end // PAGE_SIZE) for r in wanted)
     offsets = tuple(sum(r.size for r in loads[:i]) * PAGE_SIZE for i in range(len(loads)))
-    return layout.ImageContents(layout.ImageHeaders(b"", loads, offsets), {"kept_head": kept_head}, Shadow(runs))
+    return image_headers.ImageContents(
+        image_headers.ImageHeaders(b"", loads, offsets), replace(FACTS, kept_head=kept_head), Shadow(runs)
+    )
 
 
 class FakeFile:
@@ -199,11 +204,9 @@ def test_the_mailbox_lies_aside_too() -> None:
         offset = aside._bytes_at(gate.mailbox, PAGE_SIZE).start
         memory = aside._file.memory
         memory[offset : offset + PAGE_SIZE] = mailbox.encode(cookie, 0, 0, {})
-        aside.mailbox(gate).report(mailbox.OUTCOME_RESUMED, {"a": 1})
-        assert mailbox.decode(memory[offset : offset + PAGE_SIZE])[1::2] == (
-            mailbox.OUTCOME_RESUMED,
-            {"a": 1},
-        )
+        aside.mailbox(gate).report(mailbox.Outcome.RESUMED, {"a": 1})
+        found = mailbox.decode(memory[offset : offset + PAGE_SIZE])
+        assert (found.outcome, found.report) == (mailbox.Outcome.RESUMED, {"a": 1})
     assert aside._file.released  # type: ignore[attr-defined]
 
 
@@ -221,22 +224,23 @@ def test_pages_taken_ahead_are_used_or_given_back_when_they_are_too_few() -> Non
         assert aside._file.count >= 32
 
 
+def saved(kept_bytes: int) -> Details:
+    return Details(saved=Saved(kept_bytes, 1, 0.0, 0.0, MemoryUse(1, 1), 3))
+
+
 @pytest.mark.usefixtures("faked")
 @pytest.mark.parametrize(
     ("state", "details", "count"),
     [
-        (State.COMPLETE, {"saved": {"kept_bytes": 64 * MIB}}, 44),
-        (State.COMPLETE, {"saved": {"kept_bytes": 400 * MIB}}, None),
-        (State.COMPLETE, {"saved": {"kept_bytes": -1}}, None),
-        (State.COMPLETE, {"saved": {"kept_bytes": "much"}}, None),
-        (State.COMPLETE, {"saved": []}, None),
-        (State.COMPLETE, {}, None),
-        (State.ATTEMPTED, {"saved": {"kept_bytes": 64 * MIB}}, None),
-        (State.ARMED, {}, None),
+        (State.COMPLETE, saved(64 * MIB), 44),
+        (State.COMPLETE, saved(400 * MIB), None),
+        (State.COMPLETE, Details(), None),
+        (State.ATTEMPTED, saved(64 * MIB), None),
+        (State.ARMED, Details(), None),
     ],
 )
 def test_room_is_taken_ahead_only_for_an_image_that_fits(
-    monkeypatch: pytest.MonkeyPatch, state: State, details: dict[str, object], count: int | None
+    monkeypatch: pytest.MonkeyPatch, state: State, details: Details, count: int | None
 ) -> None:
     superblock = Superblock(state=state, details=details)
     target = MagicMock()

@@ -58,11 +58,12 @@ def test_the_fields_are_those_that_dumpe2fs_shows(disk: Path) -> None:
     tool("tune2fs", "-C", "7", "-M", "/somewhere", str(disk))
     found = ext4.identity(reader(disk))
     told = dumpe2fs(disk)
-    assert found["superblock"]["uuid"] == told["Filesystem UUID"].replace("-", "")
-    assert found["superblock"]["mount_count"] == int(told["Mount count"]) == 7
-    assert found["superblock"]["last_mounted"] == told["Last mounted on"]
-    assert found["journal"]["sequence"] == int(told["Journal sequence"], 16)
-    assert found["journal"]["start"] == int(told["Journal start"])
+    assert found.superblock.uuid == told["Filesystem UUID"].replace("-", "")
+    assert found.superblock.mount_count == int(told["Mount count"]) == 7
+    assert found.superblock.last_mounted == told["Last mounted on"]
+    assert found.journal is not None
+    assert found.journal.sequence == int(told["Journal sequence"], 16)
+    assert found.journal.start == int(told["Journal start"])
 
 
 def test_a_journal_that_was_written_to(disk: Path) -> None:
@@ -70,7 +71,7 @@ def test_a_journal_that_was_written_to(disk: Path) -> None:
     # debugfs writes a transaction that revokes a block: the journal is no longer empty.
     tool("debugfs", "-w", "-f", "/dev/stdin", str(disk), text="jo\njw -r 100\njc\n")
     now = ext4.identity(reader(disk))
-    assert now["journal"] != before["journal"] and now["journal"]["start"] != 0
+    assert now.journal != before.journal and now.journal and now.journal.start != 0
     assert re.search(r"journal's start 0 -> [1-9]", ext4.difference(before, now))
     assert ext4.difference(now, now) == ""
 
@@ -84,7 +85,7 @@ def test_another_file_system(tmp_path: Path, disk: Path) -> None:
 def test_without_a_journal(tmp_path: Path) -> None:
     path = tmp_path / "disk"
     tool("mke2fs", "-q", "-F", "-t", "ext2", str(path), "8M")
-    assert ext4.identity(reader(path))["journal"] is None
+    assert ext4.identity(reader(path)).journal is None
 
 
 def test_a_journal_in_many_pieces(tmp_path: Path) -> None:

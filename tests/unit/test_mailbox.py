@@ -17,14 +17,14 @@ REPORTS = st.dictionaries(st.text(max_size=20), st.one_of(st.integers(), st.text
 
 @given(
     cookie=st.binary(min_size=16, max_size=16),
-    outcome=st.integers(0, 5),
+    outcome=st.sampled_from(mailbox.Outcome),
     head=st.integers(0, 2**64 - 1),
     report=REPORTS,
 )
-def test_a_page_comes_back(cookie: bytes, outcome: int, head: int, report: dict[str, Any]) -> None:
+def test_a_page_comes_back(cookie: bytes, outcome: mailbox.Outcome, head: int, report: dict[str, Any]) -> None:
     page = mailbox.encode(cookie, outcome, head, report)
     assert len(page) == PAGE_SIZE
-    assert mailbox.decode(page) == (cookie, outcome, head, report)
+    assert mailbox.decode(page) == mailbox.Contents(cookie, outcome, head, report)
 
 
 @given(st.binary(max_size=200).map(lambda head: head.ljust(PAGE_SIZE, b"\0")))
@@ -50,7 +50,7 @@ def test_a_page_of_this_process_is_found_posted_and_read() -> None:
     box = mailbox.Mailbox(avoid=RangeSet())
     assert box.address > 0 and box.address % PAGE_SIZE == 0
     box.post(0x1234)
-    assert box.read() == (mailbox.OUTCOME_NONE, {})
+    assert box.read() == (mailbox.Outcome.NONE, {})
 
 
 @needs_root

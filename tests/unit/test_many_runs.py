@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kjump.dump import bitmaps
-from kjump.image import layout, save
+from kjump.image import headers, save
 from kjump.kexec.kimage import Shadow, ShadowRun
 from kjump.memory import PAGE_SIZE, FileMemory, FilePiece
 from kjump.ranges import Range, RangeSet
@@ -32,7 +32,7 @@ def test_a_run_of_pages_takes_no_object(run: int) -> None:
     tracemalloc.start()
     try:
         in_use = bitmaps.runs(bits, frames)
-        kept = layout.frames_to_keep(in_use, shadow)
+        kept = headers.frames_to_keep(in_use, shadow)
         found = save._describe(parked, kept, kept, {})  # type: ignore[arg-type]
         _, peak = tracemalloc.get_traced_memory()
     finally:

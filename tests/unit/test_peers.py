@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from kjump.errors import HostError, JumpError, UsageError
+from kjump.hibernate.jobs import CommandJob
 from kjump.kexec import loader, mailbox
 from kjump.kexec.channel import SIZE, Channel, Parcel
 from kjump.kexec.plan import ARCH_X86_64, PRESERVE_CONTEXT, Plan
@@ -25,7 +26,7 @@ Behaviour = Callable[[Channel, Parcel], None]
 def obedient(channel: Channel, order: Parcel) -> None:
     """A peer that does as it is told, and stays."""
     words = {"resident": True, "release": "6.1.0", "boot_seconds": 1.5}
-    channel.report(mailbox.OUTCOME_DONE, Parcel(order.sequence, words, order.message[::-1]))
+    channel.report(mailbox.Outcome.DONE, Parcel(order.sequence, words, order.message[::-1]))
 
 
 class FakeKernel:
@@ -62,7 +63,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKernel]:
 
     def arrange(declared: list[Declared], path: Path) -> Arrangement:
         made = [
-            Peer(d.name, "k", ["i"], "", (i * MIB, (i + 1) * MIB), (4096, 8192), i * MIB)
+            Peer(d.name, "k", ["i"], "", Range(i * MIB, (i + 1) * MIB), Range(4096, 8192), i * MIB)
             for i, d in enumerate(declared, 16)
         ]
         return Arrangement(Plan(0, (), ARCH_X86_64 | PRESERVE_CONTEXT), made, page, COOKIE)  # type: ignore[arg-type]
@@ -87,13 +88,13 @@ def test_peers_are_remembered_from_one_command_to_the_next(kernel: FakeKernel, t
         visits = peers.boot(declared("left", "right"), Order(message=b"abc"))
     assert [(v.peer, v.resident, v.message) for v in visits] == [("left", True, b"cba"), ("right", True, b"cba")]
     with Peers(tmp_path) as peers:
-        visit = peers.switch("right", Order("command", {"argv": ["x"]}, b"12", time_limit=5))
-        assert (visit.message, visit.report["release"]) == (b"21", "6.1.0")
+        visit = peers.switch("right", Order(CommandJob(("x",)), b"12", time_limit=5))
+        assert (visit.message, visit.report.release) == (b"21", "6.1.0")
         assert peers.state is not None
         assert [p.switches for p in peers.state.peers] == [1, 2]
     order = kernel.orders[-1]
     assert order.sequence == 3
-    assert (order.words["do"], order.words["argv"], order.words["time_limit"]) == ("command", ["x"], 5)
+    assert (order.content["do"], order.content["argv"], order.content["time_limit"]) == ("command", ["x"], 5)
     assert kernel.wanted == 17 * MIB
 
 
@@ -101,9 +102,9 @@ def test_a_failed_job_leaves_the_peer_resident(kernel: FakeKernel, tmp_path: Pat
     with Peers(tmp_path) as peers:
         peers.boot(declared("B"))
         kernel.behaviour = lambda c, o: c.report(
-            mailbox.OUTCOME_FAILED, Parcel(o.sequence, {"resident": True, "reason": "no such job"})
+            mailbox.Outcome.FAILED, Parcel(o.sequence, {"resident": True, "reason": "no such job"})
         )
-        visit = peers.switch(None, Order("x"))
+        visit = peers.switch(None, Order())
         with pytest.raises(JumpError, match="B: no such job; this system went on unharmed"):
             visit.raise_unless_done()
         kernel.behaviour = obedient
@@ -113,19 +114,19 @@ def test_a_failed_job_leaves_the_peer_resident(kernel: FakeKernel, tmp_path: Pat
 @pytest.mark.parametrize(
     ("outcome", "why"),
     [
-        (mailbox.OUTCOME_NONE, "without a report"),
-        (mailbox.OUTCOME_GONE, "the second kernel is gone"),
-        (mailbox.OUTCOME_FAILED, "longer than its time limit"),
+        (mailbox.Outcome.NONE, "without a report"),
+        (mailbox.Outcome.GONE, "the second kernel is gone"),
+        (mailbox.Outcome.FAILED, "longer than its time limit"),
     ],
 )
 def test_a_peer_that_left_for_good_is_not_entered_again(
-    kernel: FakeKernel, tmp_path: Path, outcome: int, why: str
+    kernel: FakeKernel, tmp_path: Path, outcome: mailbox.Outcome, why: str
 ) -> None:
     with Peers(tmp_path) as peers:
         peers.boot(declared("B", "C"))
 
         def leaves(channel: Channel, order: Parcel) -> None:
-            if outcome == mailbox.OUTCOME_FAILED:
+            if outcome == mailbox.Outcome.FAILED:
                 channel.report(outcome, Parcel(order.sequence, {"reason": "longer than its time limit"}))
             else:
                 channel.note({}, outcome)
@@ -163,7 +164,7 @@ def test_after_a_resume_the_peers_are_gone_and_others_can_be_started(kernel: Fak
 
 
 def test_a_boot_that_fails_leaves_nothing(kernel: FakeKernel, tmp_path: Path) -> None:
-    kernel.behaviour = lambda c, o: c.note({}, mailbox.OUTCOME_GONE)
+    kernel.behaviour = lambda c, o: c.note({}, mailbox.Outcome.GONE)
     with Peers(tmp_path) as peers:
         with pytest.raises(JumpError, match="B: the second kernel is gone"):
             peers.boot(declared("B"))
@@ -225,7 +226,7 @@ def test_peers_on_disk_are_loaded_for_each_switch(
 
     def leaves(channel: Channel, order: Parcel) -> None:
         heads.append(kernel.loaded)
-        channel.note({}, mailbox.OUTCOME_GONE)
+        channel.note({}, mailbox.Outcome.GONE)
 
     for behaviour, resident in ((obedient, True), (leaves, False), (obedient, True)):
         kernel.behaviour = behaviour

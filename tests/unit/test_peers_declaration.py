@@ -44,8 +44,12 @@ def test_a_declaration_names_peers_with_defaults() -> None:
         ("[[peer]", "not TOML"),
         ("[[peer]]\nname='x'\n[[peer]]\nname='x'", "same name"),
         ("[[peer]]\nwindow=1", "peer B1: unknown key window"),
-        ("[[peer]]\nwindow_size='64M'", "window_size a number of bytes"),
+        ("[[peer]]\nwindow_size='64M'", 'peer B1: window_size is "64M", not an integer'),
         ("[[peer]]\nkernel='k'", "give its kernel and initrd"),
+        ("[[peer]]\nkernel=1", "kernel is 1, not a string"),
+        ("[[peer]]\nname=[]", "name is"),
+        ("[[peer]]\ninitrd=[1]", "initrd is 1, not a string"),
+        ("peer=[1]", "no "),
     ],
 )
 def test_a_wrong_declaration_is_refused_in_one_sentence(text: str, why: str) -> None:
@@ -55,7 +59,7 @@ def test_a_wrong_declaration_is_refused_in_one_sentence(text: str, why: str) -> 
 
 
 def peer(name: str) -> Peer:
-    return Peer(name, "k", ["i"], "", (16 * MIB, 80 * MIB), (4096, 8192), 79 * MIB)
+    return Peer(name, "k", ["i"], "", Range(16 * MIB, 80 * MIB), Range(4096, 8192), 79 * MIB)
 
 
 def make_state(*names: str) -> State:

@@ -69,7 +69,7 @@ def data_of(plan: Plan) -> bytes:
 
 
 def _state(stored: Stored) -> registry.State:
-    return registry.State(registry.boot_id(), "00", 1, 2, {"kexec_image": 3}, stored=stored)
+    return registry.State(registry.boot_id(), "00" * 16, 1, 2, {"kexec_image": 3}, stored=stored)
 
 
 def test_a_peer_is_loaded_as_it_was_stored(memory: Memory, tmp_path: Path) -> None:

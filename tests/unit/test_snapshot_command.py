@@ -14,7 +14,7 @@ from kjump.hibernate import suspend
 from kjump.hibernate.clock import Moment, Pace
 from kjump.hibernate.suspend import Request, Trip
 from kjump.host import root
-from kjump.image.layout import Kind
+from kjump.image.facts import Kind
 from kjump.kexec import mailbox
 from kjump.target import filesystems
 

@@ -15,7 +15,7 @@ import pytest
 from crash import Machine, PowerLost, failing
 
 from kjump.errors import HostError, KjumpError, TargetError
-from kjump.formats.superblock import State
+from kjump.formats.superblock import Details, State
 from kjump.hibernate import suspend
 from kjump.init import jobs
 from kjump.init.unfinished import unfinished
@@ -38,7 +38,7 @@ def stays_on() -> None:
 
 def test_a_machine_that_switches_off_resumes(machine: Machine) -> None:
     trip = machine.travel()
-    assert (trip.outcome, machine.state) == (mailbox.OUTCOME_RESUMED, State.CONSUMED)
+    assert (trip.outcome, machine.state) == (mailbox.Outcome.RESUMED, State.CONSUMED)
     assert machine.boot() == "ordinary"
 
 
@@ -128,8 +128,8 @@ def test_the_machine_is_not_switched_off_once_the_time_limit_has_struck(
     monkeypatch.setattr(machine, "go_home", jump)
     machine.in_b = lambda line: leaving.wait(10) if line.startswith("kjump: the first system is saved") else None
     trip = machine.travel()
-    assert (trip.outcome, machine.state) == (mailbox.OUTCOME_FAILED, State.INVALID)
-    assert "time limit" in trip.report["reason"]
+    assert (trip.outcome, machine.state) == (mailbox.Outcome.FAILED, State.INVALID)
+    assert "time limit" in trip.report.reason
 
 
 def test_a_job_that_raises_leaves_nothing_complete_and_the_target_closed(machine: Machine) -> None:
@@ -154,7 +154,7 @@ def test_the_time_limit_does_not_wait_for_a_disk_that_hangs(machine: Machine) ->
 
     machine.event = hangs
     trip = machine.travel()
-    assert "time limit" in trip.report["reason"]
+    assert "time limit" in trip.report.reason
     assert machine.state is State.INVALID
 
 
@@ -218,8 +218,8 @@ def log_odd(machine: Machine, patch: pytest.MonkeyPatch) -> None:
     def odd(*_: Any) -> dict[str, Any]:
         raise ValueError("negative shift count")
 
-    patch.setattr(suspend.post_mortem, "last_words", odd)
-    patch.setattr(suspend.after_jump, "settle", odd)
+    patch.setattr(suspend.post_mortem, "with_log", odd)
+    patch.setattr(suspend.after_jump, "mend", odd)
 
 
 def nothing_odd(machine: Machine, patch: pytest.MonkeyPatch) -> None:
@@ -238,7 +238,10 @@ def test_a_gives_up_before_anything_can_raise(machine: Machine, what: Any, monke
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         if what is nothing_odd:
-            assert machine.travel().outcome == mailbox.OUTCOME_PANIC
+            assert machine.travel().outcome == mailbox.Outcome.PANIC
+        elif what is report_damaged:
+            trip = machine.travel()
+            assert trip.outcome == mailbox.Outcome.NONE and "claims a report of" in trip.report.reason
         else:
             with pytest.raises(BASE):
                 machine.travel()
@@ -330,7 +333,9 @@ def test_a_disk_that_was_exchanged_is_left_alone(machine: Machine, there: bytes)
 def test_a_superblock_that_was_torn_is_written_anew(machine: Machine) -> None:
     with machine.open() as mine:
         armed = mine.arm()
-        torn = armed.evolve(state=State.COMPLETE, details={"long": "x" * 3000}).pack()[:1024] + bytes(3072)
+        torn = armed.evolve(state=State.COMPLETE, details=Details(others={"long": "x" * 3000})).pack()[:1024] + bytes(
+            3072
+        )
         os.pwrite(machine.disk.fd, torn, 0)
         mine.give_up_image("mine")
     assert machine.state is State.INVALID
@@ -366,7 +371,7 @@ def test_no_fault_of_the_disk_in_b_leaves_an_image_that_runs(machine: Machine, f
     machine.event = event
     try:
         trip = machine.travel()
-        assert trip.outcome not in (mailbox.OUTCOME_RESUMED, mailbox.OUTCOME_DONE)
+        assert trip.outcome not in (mailbox.Outcome.RESUMED, mailbox.Outcome.DONE)
     except KjumpError as error:
         assert "no block device carries the cookie" in str(error)
     assert machine.boot_after_power_loss() == "ordinary"

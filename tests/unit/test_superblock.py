@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import struct
 import zlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -9,11 +11,30 @@ from hypothesis import strategies as st
 from mutations import damaged, survives
 
 from kjump.errors import FormatError
-from kjump.formats.superblock import MAX_DETAILS, SUPERBLOCK_SIZE, State, Superblock
+from kjump.formats.superblock import MAX_DETAILS, SUPERBLOCK_SIZE, Details, MemoryUse, Saved, State, Superblock
 
 u64 = st.integers(0, 2**64 - 1)
-details = st.dictionaries(
-    st.text(max_size=10), st.none() | st.booleans() | st.integers() | st.text(max_size=30), max_size=5
+text = st.text(st.characters(codec="utf-8"), max_size=30)
+seconds = st.integers(0, 10**9).map(lambda n: n / 1000)
+saves = st.builds(
+    Saved,
+    kept_bytes=u64,
+    image_bytes=u64,
+    select_seconds=seconds,
+    write_seconds=seconds,
+    memory=st.builds(MemoryUse, u64, u64),
+    level=st.integers(-100, 22),
+)
+KNOWN = {"reason", "rolled_back", "saved", "rollback_boot"}
+details = st.builds(
+    Details,
+    reason=text,
+    rolled_back=u64,
+    saved=st.none() | saves,
+    rollback_boot=text,
+    others=st.dictionaries(
+        text.filter(lambda name: name not in KNOWN), st.none() | st.booleans() | st.integers() | text, max_size=5
+    ),
 )
 superblocks = st.builds(
     Superblock,
@@ -42,7 +63,7 @@ SAMPLE = Superblock(
     digest=bytes(range(32)),
     capacity=1 << 20,
     map_length=4096,
-    details={"reason": "größer"},
+    details=Details("größer"),
 )
 
 
@@ -74,8 +95,8 @@ def test_layout() -> None:
 
 
 def test_evolve() -> None:
-    consumed = SAMPLE.evolve(state=State.CONSUMED, details={})
-    assert (consumed.state, consumed.details, consumed.cookie) == (State.CONSUMED, {}, SAMPLE.cookie)
+    consumed = SAMPLE.evolve(state=State.CONSUMED, details=Details())
+    assert (consumed.state, consumed.details, consumed.cookie) == (State.CONSUMED, Details(), SAMPLE.cookie)
     assert SAMPLE.state is State.COMPLETE
 
 
@@ -99,7 +120,7 @@ def test_damage_is_refused(data: bytes) -> None:
         (changed(128, struct.pack("<I", MAX_DETAILS + 1)), "details cannot have 3961 bytes"),
         (changed(132, b"["), "not JSON"),
         (changed(132, b"\xff"), "not JSON"),
-        (changed(128, struct.pack("<I", 2) + b"[]"), "not a JSON object"),
+        (changed(128, struct.pack("<I", 2) + b"[]"), "a JSON object is expected"),
         (changed(128, struct.pack("<I", 3000) + b"[" * 3000), "not JSON"),
         (changed(40, struct.pack("<Q", 999)), "contradict each other"),
         (changed(56, struct.pack("<Q", 5001)), "contradict each other"),
@@ -114,9 +135,10 @@ def test_what_is_wrong(data: bytes, text: str) -> None:
 
 def test_what_does_not_fit() -> None:
     room = MAX_DETAILS - len('{"x":""}')
-    assert Superblock.unpack(Superblock(details={"x": "a" * room}).pack()).details == {"x": "a" * room}
+    largest = Details(others={"x": "a" * room})
+    assert Superblock.unpack(Superblock(details=largest).pack()).details == largest
     for superblock, text in [
-        (Superblock(details={"x": "a" * (room + 1)}), "details take 3961 bytes, at most 3960 fit"),
+        (Superblock(details=Details(others={"x": "a" * (room + 1)})), "details take 3961 bytes, at most 3960 fit"),
         (Superblock(cookie=b"short"), "must have 16 bytes"),
         (Superblock(digest=b"short"), "its digest 32"),
         (Superblock(generation=2**64), "out of range"),
@@ -124,3 +146,37 @@ def test_what_does_not_fit() -> None:
     ]:
         with pytest.raises(FormatError, match=text):
             superblock.pack()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"reason": 1},
+        {"rolled_back": "1"},
+        {"rolled_back": -1},
+        {"saved": {}},
+        {"saved": [1]},
+        {"saved": {"kept_bytes": 1}},
+        {"rollback_boot": []},
+    ],
+)
+def test_damaged_details_are_a_damaged_superblock(fields: dict[str, object]) -> None:
+    written = json.dumps(fields).encode()
+    data = changed(128, struct.pack("<I", len(written)) + written)
+    with pytest.raises(FormatError, match="the superblock's details: "):
+        Superblock.unpack(data)
+
+
+def test_what_a_newer_version_wrote_is_written_again() -> None:
+    newer = b'{"reason":"x","since":{"a":[1,null]}}'
+    found = Superblock.unpack(changed(128, struct.pack("<I", len(newer)) + newer.ljust(100, b"\0")))
+    again = Superblock.unpack(found.evolve(details=found.details.because("another")).pack())
+    assert again.details == Details("another", others={"since": {"a": [1, None]}})
+
+
+@given(details, st.text())
+def test_any_reason_fits_in_any_superblock(found: Details, reason: str) -> None:
+    crowded = replace(found, others={"x": "ä" * 1500})
+    for given_details in (found, crowded):
+        superblock = Superblock(details=given_details.because(reason + "ö" * 2000))
+        assert Superblock.unpack(superblock.pack()).details == superblock.details

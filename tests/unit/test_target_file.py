@@ -14,6 +14,7 @@ import pytest
 from kjump.errors import FormatError, ImageError, TargetError
 from kjump.formats import extentmap
 from kjump.formats.extentmap import BLOCK
+from kjump.formats.record import Record
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
 from kjump.ranges import Range
 from kjump.target import disks
@@ -186,7 +187,7 @@ def test_reading_and_writing_through_extents(tmp_path: Path, monkeypatch: pytest
 
 def test_a_place_travels() -> None:
     place = Place("/dev/sda2", (Range(0, 4096), Range(8192, 12288)))
-    assert Place.from_json(place.as_json()) == place
+    assert Place.from_json(Record(place.to_json(), "a place")) == place
 
 
 def test_a_map_that_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from kjump import _core
 from kjump.host import procfs
 from kjump.host.libc import libc
 from kjump.image import restore, threads
-from kjump.image.layout import FRAME_SIZE
+from kjump.image.headers import FRAME_SIZE
 from kjump.target.disks import FdDisk
 
 MIB = 1 << 20

@@ -81,11 +81,11 @@ def hibernate_command(
     ahead = _unpacked_ahead()
     # Imported no sooner than another CPU has something to do.
     from kjump.hibernate import preflight
-    from kjump.hibernate.suspend import Request, default_initrd, default_kernel, hibernate, raise_unless_resumed
+    from kjump.hibernate.suspend import TripRequest, default_initrd, default_kernel, hibernate, raise_unless_resumed
 
     on_standby = _goes_on_standby(ahead, particular=particular)
     size = window.size if window else window_size or (DEFAULT_SIZE if on_standby else preflight.window_size_that_fits())
-    request = Request(
+    request = TripRequest(
         target=target,
         kernel=kernel or default_kernel(),
         initrd=initrd or default_initrd(),
@@ -106,10 +106,10 @@ def hibernate_command(
     else:
         result = hibernate(request, tell=step)
     if as_json:
-        print_json(vars(result))
+        print_json(result.to_json())
     elif result.resumed:
         _describe(result)
-    for line in () if as_json else result.report.get("log", ()):
+    for line in () if as_json else result.report.log:
         click.echo(f"second kernel: {line}", err=True)
     raise_unless_resumed(result)
 
@@ -142,11 +142,14 @@ def _goes_on_standby(ahead: Unpacking | None, *, particular: bool) -> bool:
 
 
 def _describe(result: Hibernation) -> None:
-    saved = result.report.get("saved", {})
+    saved, phases = result.report.saved, result.phases
+    sizes, seconds = "", ""
+    if saved is not None:
+        sizes = f": {human(saved.kept_bytes)} of memory in an image of {human(saved.image_bytes)}"
+        seconds = f"saved in {saved.write_seconds:.1f} s, "
     click.echo(
-        f"resumed: {human(saved.get('kept_bytes', 0))} of memory in an image of {human(saved.get('image_bytes', 0))}; "
-        f"prepared in {result.phases['prepare']:.1f} s, saved in {saved.get('write_seconds', 0):.1f} s, "
-        f"restored in {result.report.get('restore_seconds', 0):.1f} s; away for {result.phases['away']:.0f} s"
+        f"resumed{sizes}; prepared in {phases['prepare']:.1f} s, {seconds}"
+        f"restored in {result.report.restore_seconds:.1f} s; away for {phases['away']:.0f} s"
     )
 
 
@@ -171,6 +174,7 @@ def resume_command(
 
     A boot does so by itself when its initramfs is kjump's and kjump.resume= names the target.
     """
+    from kjump.hibernate.report import Report
     from kjump.hibernate.resume import open_for_resume, prepare_resume, refuse_if_mounted
     from kjump.hibernate.suspend import default_initrd, default_kernel
 
@@ -182,12 +186,12 @@ def resume_command(
         kernel_bytes = (kernel or default_kernel()).read_bytes()
         initrd_bytes = (initrd or default_initrd()).read_bytes()
         prepared = prepare_resume(opened, open_for_resume(opened), kernel_bytes, initrd_bytes)
-        prepared.plan({})
+        prepared.plan(Report())
         if not although_mounted:
             refuse_if_mounted()
         if dry_run:
-            facts = prepared.opened.contents.facts
-            click.echo(f"the image on {target} (kernel {facts['release']}) can be resumed")
+            release = prepared.opened.contents.facts.system.release
+            click.echo(f"the image on {target} (kernel {release}) can be resumed")
             return
         step("jumping to the saved system")
-        prepared.go({})
+        prepared.go(Report())

@@ -12,8 +12,8 @@ from kjump.cli.progress import step
 from kjump.errors import JumpError, UsageError
 from kjump.hibernate import preflight
 from kjump.hibernate.post_mortem import reason
-from kjump.hibernate.suspend import Request, default_initrd, default_kernel, travel
-from kjump.kexec import mailbox
+from kjump.hibernate.suspend import TripRequest, default_initrd, default_kernel, travel
+from kjump.kexec.mailbox import Outcome
 from kjump.peers.lifecycle import refuse_if_peers_are_resident
 from kjump.ranges import Range
 
@@ -39,7 +39,7 @@ def peer_command(
         raise UsageError(f"`kjump peer` knows {', '.join(_VIEWS)}, not {words[0]!r}")
     check_second_kernel(kernel, initrd)
     need_root()
-    request = Request(
+    request = TripRequest(
         target="",
         kernel=kernel or default_kernel(),
         initrd=initrd or default_initrd(),
@@ -50,8 +50,8 @@ def peer_command(
     refuse_if_peers_are_resident()
     preflight.require(preflight.checks(target=None, window_size=window.size if window else window_size))
     trip = travel(request, step)
-    if trip.outcome != mailbox.OUTCOME_DONE:
+    if trip.outcome != Outcome.DONE:
         raise JumpError(reason(trip.outcome, trip.report))
-    click.echo(trip.report["output"])
-    if trip.report["cut"]:
-        click.echo(f"kjump: {trip.report['cut']} characters more do not fit in the mailbox", err=True)
+    click.echo(trip.report.output)
+    if trip.report.cut:
+        click.echo(f"kjump: {trip.report.cut} characters more do not fit in the mailbox", err=True)

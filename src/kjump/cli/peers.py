@@ -46,14 +46,12 @@ def _job_options(command: Any) -> Any:
 def _order(
     command: tuple[str, ...], job: str | None, background: bool, send: Path | None, time_limit: float, watchdog: int
 ) -> Order:
+    from kjump.hibernate.jobs import job_called
     from kjump.peers.lifecycle import Order
 
-    name = job or ("command" if command else "none")
-    words: dict[str, Any] = {"argv": list(command)} if command else {}
-    if background:
-        words["background"] = True
+    wanted = job_called(job or ("command" if command else "none"), command, background=background)
     message = b"" if send is None else sys.stdin.buffer.read() if str(send) == "-" else send.read_bytes()
-    return Order(name, words, message, time_limit, watchdog)
+    return Order(wanted, message, time_limit, watchdog)
 
 
 def _tell(visit: Visit, receive: Path | None, as_json: bool) -> None:
@@ -65,11 +63,13 @@ def _tell(visit: Visit, receive: Path | None, as_json: bool) -> None:
         sys.stdout.buffer.flush()
     if as_json:
         text = visit.message.decode(errors="replace") if receive is None else ""
-        print_json(vars(visit) | {"message": text, "message_bytes": len(visit.message)})
+        print_json(
+            vars(visit) | {"report": visit.report.to_json(), "message": text, "message_bytes": len(visit.message)}
+        )
     else:
         click.echo(f"kjump: {visit.peer} came back after {visit.away:.2f} s", err=True)
     visit.raise_unless_done()
-    status = visit.report.get("status", 0)
+    status = visit.report.status
     if status:
         raise SystemExit(status if 0 < status < 256 else 1)
 
@@ -226,4 +226,4 @@ def standby_command(
     step(f"booting {wanted.kernel}, to stand by")
     visit = standby.start(wanted, on_disk=on_disk)
     where = f" in {on_disk}, {human(on_disk.stat().st_size)}" if on_disk else ""
-    click.echo(f"Linux {visit.report['release']} stands by{where}; it booted in {visit.report['boot_seconds']:.1f} s")
+    click.echo(f"Linux {visit.report.release} stands by{where}; it booted in {visit.report.boot_seconds:.1f} s")

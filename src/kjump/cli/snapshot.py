@@ -28,9 +28,9 @@ from kjump.cli.options import (
 from kjump.cli.progress import step
 from kjump.hibernate import preflight
 from kjump.hibernate.away import Tell
-from kjump.hibernate.hooks import TIMEOUT, Hook
+from kjump.hibernate.hooks import TIMEOUT, read_hook
 from kjump.hibernate.snapshot import PAUSE, Snapshot, numbered_file, raise_unless_taken, snapshot
-from kjump.hibernate.suspend import Request, Trip, default_initrd, default_kernel, travel
+from kjump.hibernate.suspend import Trip, TripRequest, default_initrd, default_kernel, travel
 from kjump.image import DEFAULT_LEVEL
 from kjump.peers import standby
 from kjump.peers.lifecycle import refuse_if_peers_are_resident
@@ -97,9 +97,9 @@ def snapshot_command(
         raise click.UsageError("--hook is of no use with --dump-level: there is no way back to a dump")
     if hook and (Path(target).is_file() or Path(target).is_dir()):
         raise click.UsageError("--hook needs a device as target: it would put a file back to what it was before")
-    read_hook = Hook.read(hook, tools) if hook else None
+    hook_to_run = read_hook(hook, tools, hook_timeout) if hook else None
     need_root()
-    request = Request(
+    request = TripRequest(
         target=target,
         kernel=kernel or default_kernel(),
         initrd=initrd or default_initrd(),
@@ -108,8 +108,7 @@ def snapshot_command(
         level=level,
         force=force,
         dump_level=dump_level,
-        hook=read_hook,
-        hook_timeout=hook_timeout,
+        hook=hook_to_run,
         fault=fault,
     )
     # A hook travels in the initramfs of a kernel that is booted for it.
@@ -123,13 +122,13 @@ def snapshot_command(
         preflight.require(checks)
     result = _take(request, standby.travel if on_standby else travel)
     if as_json:
-        print_json(vars(result))
+        print_json(result.to_json())
     elif result.taken:
         click.echo(_describe(result))
     raise_unless_taken(result)
 
 
-def _take(request: Request, go: Callable[[Request, Tell], Trip]) -> Snapshot:
+def _take(request: TripRequest, go: Callable[[TripRequest, Tell], Trip]) -> Snapshot:
     """Take the snapshot; into the next numbered file if the target is a folder, which goes again should it fail."""
     made = numbered_file(Path(request.target)) if Path(request.target).is_dir() else None
     taken = False
@@ -148,13 +147,15 @@ def _describe(result: Snapshot) -> str:
         times = f"for the {result.count}. time" if result.count > 1 else "for the first time"
         return (
             f"rolled back to the snapshot on {result.target}, {times}; {result.phases['away']:.0f} s later than it was "
-            f"taken; restored in {result.report.get('restore_seconds', 0):.1f} s"
+            f"taken; restored in {result.report.restore_seconds:.1f} s"
         )
-    saved, phases = result.report["saved"], result.phases
+    saved, phases = result.report.saved, result.phases
+    if saved is None:
+        return f"{result.kind} on {result.target}: the second kernel did not say how large it is"
     steps = ", ".join(f"{name} {phases[name]:.2f}" for name in PAUSE)
     return (
-        f"{result.kind} on {result.target}: {human(saved['kept_bytes'])} of memory in an image of "
-        f"{human(saved['image_bytes'])}; paused for {phases['pause']:.2f} s ({steps})"
+        f"{result.kind} on {result.target}: {human(saved.kept_bytes)} of memory in an image of "
+        f"{human(saved.image_bytes)}; paused for {phases['pause']:.2f} s ({steps})"
     )
 
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, fields
 
 from kjump.errors import FormatError
+from kjump.formats.record import JsonObject, Record
 
 SUPERBLOCK_OFFSET = 1024
 SUPERBLOCK_LENGTH = 1024
@@ -27,6 +27,7 @@ _EXTENTS_FLAG = 0x80000
 
 _INCOMPAT_64BIT = 0x80
 _DEEPEST = 5
+_UUID_DIGITS = 32
 
 Reader = Callable[[int, int], bytes]
 """Called with (byte offset, length): bytes of the device."""
@@ -83,6 +84,20 @@ class Journal:
     error: int
     uuid: str
 
+    def to_json(self) -> JsonObject:
+        """Return it for an image's facts."""
+        return {"sequence": self.sequence, "start": self.start, "error": self.error, "uuid": self.uuid}
+
+    @classmethod
+    def from_json(cls, record: Record) -> Journal:
+        """Read what `to_json` gave; FormatError."""
+        return cls(
+            record.integer("sequence"),
+            record.integer("start"),
+            record.integer("error", low=-(1 << 31), high=(1 << 31) - 1),
+            record.text("uuid", limit=_UUID_DIGITS),
+        )
+
     @classmethod
     def unpack(cls, data: bytes) -> Journal:
         """Read the superblock of a journal from the first bytes of its first block; FormatError when it is none."""
@@ -93,28 +108,72 @@ class Journal:
         return cls(sequence, start, error, data[0x30:0x40].hex())
 
 
-def identity(read: Reader) -> dict[str, Any]:
-    """Return what `read` says of an ext4 file system, as JSON: {"superblock": fields, "journal": fields or None}.
+@dataclass(frozen=True)
+class Mounts:
+    """The fields of a superblock that a mount changes, and the UUID; as in `Superblock`."""
 
-    The journal is None when it lies on another device, or there is none. FormatError when it is no ext4 at all.
-    """
+    uuid: str
+    mount_count: int
+    mount_time: int
+    write_time: int
+    state: int
+    last_mounted: str
+
+    def to_json(self) -> JsonObject:
+        """Return it for an image's facts."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_json(cls, record: Record) -> Mounts:
+        """Read what `to_json` gave; FormatError."""
+        return cls(
+            record.text("uuid", limit=_UUID_DIGITS),
+            record.integer("mount_count"),
+            record.integer("mount_time"),
+            record.integer("write_time"),
+            record.integer("state"),
+            record.text("last_mounted", limit=SUPERBLOCK_LENGTH),
+        )
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What tells one state of an ext4 from another; without a `journal` when it lies elsewhere, or there is none."""
+
+    superblock: Mounts
+    journal: Journal | None
+
+    def to_json(self) -> JsonObject:
+        """Return it for an image's facts."""
+        return {
+            "superblock": self.superblock.to_json(),
+            "journal": self.journal.to_json() if self.journal else None,
+        }
+
+    @classmethod
+    def from_json(cls, record: Record) -> Identity:
+        """Read what `to_json` gave; FormatError."""
+        return cls(record.map("superblock", Mounts.from_json), record.maybe("journal", Journal.from_json))
+
+
+def identity(read: Reader) -> Identity:
+    """Return what `read` says of an ext4 file system; FormatError when it is no ext4 at all."""
     superblock = Superblock.unpack(read(SUPERBLOCK_OFFSET, SUPERBLOCK_LENGTH))
-    found = asdict(superblock)
-    names = ("uuid", "mount_count", "mount_time", "write_time", "state", "last_mounted")
-    journal = asdict(_journal(superblock, read)) if superblock.journal_inode else None
-    return {"superblock": {name: found[name] for name in names}, "journal": journal}
+    mounts = Mounts(**{f.name: getattr(superblock, f.name) for f in fields(Mounts)})
+    return Identity(mounts, _journal(superblock, read) if superblock.journal_inode else None)
 
 
-def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+def difference(before: Identity, now: Identity) -> str:
     """Return in words how two identities differ; empty when they are the same."""
-    if before["superblock"]["uuid"] != now["superblock"]["uuid"]:
+    if before.superblock.uuid != now.superblock.uuid:
         return "it is another file system"
     found = []
     for part in ("superblock", "journal"):
-        old, new = before[part] or {}, now[part] or {}
-        for name in old.keys() | new.keys():
-            if old.get(name) != new.get(name):
-                found.append(f"{part}'s {name.replace('_', ' ')} {old.get(name)} -> {new.get(name)}")
+        old, new = getattr(before, part), getattr(now, part)
+        for name in (f.name for f in fields(old or new or Mounts)):
+            was, becomes = getattr(old, name, None), getattr(new, name, None)
+            if was != becomes:
+                found.append(f"{part}'s {name.replace('_', ' ')} {was} -> {becomes}")
     return ", ".join(sorted(found))
 
 

@@ -51,6 +51,10 @@ class Record:
         """Whether there is a field `name` with a value other than null."""
         return self._fields.get(name) is not None
 
+    def others(self, *known: str) -> JsonObject:
+        """Return the fields whose names are not among `known`, as they are: what a newer writer added, to be kept."""
+        return {str(name): value for name, value in self._fields.items() if name not in known}
+
     def names(self) -> list[str]:
         """Return the names of all fields."""
         return [str(name) for name in self._fields]
@@ -122,9 +126,18 @@ class Record:
         """Return the objects in the list `name`, at most `limit`; FormatError."""
         return [Record(item, f"{self.what}: {name}[{i}]") for i, item in enumerate(self._list(name, limit))]
 
-    def texts(self, name: str, *, limit: int = _LIST_LIMIT) -> tuple[str, ...]:
-        """Return the strings in the list `name`, at most `limit`; FormatError."""
-        return tuple(Record({name: item}, self.what).text(name, limit=_TEXT_LIMIT) for item in self._list(name, limit))
+    def texts(self, name: str, *, limit: int = _LIST_LIMIT, length: int = _TEXT_LIMIT) -> tuple[str, ...]:
+        """Return the strings in the list `name`, at most `limit`, each of `length` characters at most; FormatError."""
+        return tuple(Record({name: item}, self.what).text(name, limit=length) for item in self._list(name, limit))
+
+    def rows(self, name: str, *, length: int, high: int = U64, limit: int = _LIST_LIMIT) -> list[tuple[int, ...]]:
+        """Return the lists of `length` integers up to `high` in the list `name`, at most `limit`; FormatError."""
+        found = [
+            Record({name: item}, self.what).integers(name, high=high, limit=length) for item in self._list(name, limit)
+        ]
+        if any(len(row) != length for row in found):
+            raise FormatError(f"{self.what}: {name} has an item that is not a list of {length} integers")
+        return found
 
     def integers(self, name: str, *, low: int = 0, high: int = U64, limit: int = _LIST_LIMIT) -> tuple[int, ...]:
         """Return the integers in the list `name`, at most `limit`, each from `low` to `high`; FormatError."""
@@ -139,9 +152,24 @@ class Record:
             raise self._wrong(name, self._value(name), "a pair of start and end")
         return Range(*found)
 
+    def bounded(self, name: str, *, high: int, unit: int = 1) -> Range:
+        """Return the range `name`, which is not empty, whole `unit`s, and ends at `high` at most; FormatError."""
+        found = self.range(name)
+        if not found.size or found.end > high or found.start % unit or found.end % unit:
+            raise self._wrong(name, self._value(name), f"a range below {high:#x} in whole units of {unit} bytes")
+        return found
+
     def ranges(self, name: str, *, limit: int = _LIST_LIMIT) -> tuple[Range, ...]:
         """Return the half-open ranges in the list `name`, at most `limit`, each a pair of integers; FormatError."""
         return tuple(Record({name: item}, self.what).range(name) for item in self._list(name, limit))
+
+    def map(self, name: str, read: Callable[[Record], T]) -> T:
+        """Return what `read` (a type's `from_json`) makes of the object `name`; FormatError."""
+        return read(self.record(name))
+
+    def maybe(self, name: str, read: Callable[[Record], T]) -> T | None:
+        """Return what `read` makes of the object `name`, None when it is missing or null; FormatError."""
+        return read(self.record(name)) if name in self else None
 
     def optional(self, name: str, read: Callable[[str], T], default: T) -> T:
         """Return what `read` (a method of this record) gives for `name`; `default` when it is missing or null."""

@@ -14,7 +14,7 @@
     112   capacity            8 bytes: of the whole target
     120   map length          8 bytes: of the extent map behind the superblock (see `extentmap`); 0 on a raw target
     128   details length      4 bytes
-    132   details             up to 3960 bytes, a JSON object in UTF-8, then zeros
+    132   details             up to 3960 bytes, a JSON object in UTF-8 (see `Details`), then zeros
     4092  checksum            4 bytes, CRC-32 (as zlib's) of all before
 
 All numbers are little endian, all lengths in bytes. Magic and checksum stay where they are in every version.
@@ -30,6 +30,7 @@ from enum import IntEnum
 from typing import Any
 
 from kjump.errors import FormatError
+from kjump.formats.record import JsonObject, Record
 
 SUPERBLOCK_SIZE = 4096
 MAGIC = b"KJUMPIMG"
@@ -41,6 +42,10 @@ _BODY_SIZE = SUPERBLOCK_SIZE - _CHECKSUM.size
 
 MAX_DETAILS = _BODY_SIZE - _FIELDS.size
 """Bytes that `details` may take as JSON."""
+_LONG_REASON, _SHORT_REASON = 1000, 200
+"""Characters of a reason that are kept; of the first so many only if they fit."""
+_MOST_LEVEL = 1 << 20
+"""Far more than any zstd level; negative ones are fast."""
 
 
 class State(IntEnum):
@@ -68,9 +73,110 @@ HOLDS_AN_IMAGE = frozenset({State.COMPLETE, State.ATTEMPTED, State.SNAPSHOT, Sta
 """The states whose image is whole and may be read."""
 
 
+@dataclass(frozen=True)
+class MemoryUse:
+    """How close to its limit a kernel's memory was, in bytes: the peak of one process, and what was still available."""
+
+    peak_bytes: int
+    available_bytes: int
+
+    def to_json(self) -> JsonObject:
+        """Return it for a report."""
+        return {"peak_bytes": self.peak_bytes, "available_bytes": self.available_bytes}
+
+    @classmethod
+    def from_json(cls, record: Record) -> MemoryUse:
+        """Read what `to_json` gave; FormatError."""
+        return cls(record.integer("peak_bytes"), record.integer("available_bytes"))
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a save came to: bytes kept of the saved system, bytes of its image, seconds, memory, the zstd level."""
+
+    kept_bytes: int
+    image_bytes: int
+    select_seconds: float
+    write_seconds: float
+    memory: MemoryUse
+    level: int
+
+    def to_json(self) -> JsonObject:
+        """Return it for the mailbox and the superblock; times are rounded to milliseconds."""
+        return {
+            "kept_bytes": self.kept_bytes,
+            "image_bytes": self.image_bytes,
+            "select_seconds": round(self.select_seconds, 3),
+            "write_seconds": round(self.write_seconds, 3),
+            "memory": self.memory.to_json(),
+            "level": self.level,
+        }
+
+    @classmethod
+    def from_json(cls, record: Record) -> Saved:
+        """Read what `to_json` gave; FormatError."""
+        return cls(
+            record.integer("kept_bytes"),
+            record.integer("image_bytes"),
+            record.number("select_seconds", low=0),
+            record.number("write_seconds", low=0),
+            record.map("memory", MemoryUse.from_json),
+            record.integer("level", low=-_MOST_LEVEL, high=_MOST_LEVEL),
+        )
+
+
+@dataclass(frozen=True)
+class Details:
+    """What a superblock says in words: the `reason` of a failure, how often a snapshot was `rolled_back` to.
+
+    `saved` is what the save came to. `rollback_boot` is the identity of the boot that began a roll-back to the snapshot
+    and has not come to its end. `others` are fields that a newer version wrote: they are written again as they are.
+    """
+
+    reason: str = ""
+    rolled_back: int = 0
+    saved: Saved | None = None
+    rollback_boot: str = ""
+    others: JsonObject = field(default_factory=dict)
+
+    def to_json(self) -> JsonObject:
+        """Return it as JSON; what says nothing is left out."""
+        found: JsonObject = {
+            "reason": self.reason,
+            "rolled_back": self.rolled_back,
+            "saved": self.saved.to_json() if self.saved else None,
+            "rollback_boot": self.rollback_boot,
+        }
+        return self.others | {name: value for name, value in found.items() if value}
+
+    @classmethod
+    def from_json(cls, record: Record) -> Details:
+        """Read what `to_json` gave; FormatError."""
+        return cls(
+            record.optional("reason", record.text, ""),
+            record.optional("rolled_back", record.integer, 0),
+            record.maybe("saved", Saved.from_json),
+            record.optional("rollback_boot", record.text, ""),
+            record.others("reason", "rolled_back", "saved", "rollback_boot"),
+        )
+
+    def pack(self) -> bytes:
+        """Return the JSON as it stands in a superblock, of any length."""
+        return json.dumps(self.to_json(), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+    def because(self, reason: str) -> Details:
+        """Return these details with another `reason`, which is cut, like the rest, to what fits in a superblock."""
+        reason = reason.encode("utf-8", "replace").decode()
+        for kept, length in ((self, _LONG_REASON), (self, _SHORT_REASON), (replace(self, others={}), _SHORT_REASON)):
+            found = replace(kept, reason=reason[:length])
+            if len(found.pack()) <= MAX_DETAILS:
+                return found
+        return Details(reason=reason[:_SHORT_REASON])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Superblock:
-    """A superblock; see the drawing for its fields. `details` is anything JSON can say."""
+    """A superblock; see the drawing for its fields."""
 
     state: State = State.EMPTY
     generation: int = 0
@@ -83,7 +189,7 @@ class Superblock:
     digest: bytes = bytes(32)
     capacity: int = 0
     map_length: int = 0
-    details: dict[str, Any] = field(default_factory=dict)
+    details: Details = Details()
 
     @property
     def image_offset(self) -> int:
@@ -96,7 +202,7 @@ class Superblock:
 
     def pack(self) -> bytes:
         """Return the 4096 bytes of the superblock; FormatError when a field does not fit."""
-        details = json.dumps(self.details, ensure_ascii=False, separators=(",", ":")).encode()
+        details = self.details.pack()
         if len(details) > MAX_DETAILS:
             raise FormatError(f"the superblock's details take {len(details)} bytes, at most {MAX_DETAILS} fit")
         if len(self.cookie) != 16 or len(self.digest) != 32:
@@ -180,13 +286,8 @@ def _state(number: int) -> State:
         raise FormatError(f"the superblock is in a state that is not known ({number})") from None
 
 
-def _details(data: bytes | bytearray | memoryview, length: int) -> dict[str, Any]:
+def _details(data: bytes | bytearray | memoryview, length: int) -> Details:
     if length > MAX_DETAILS:
         raise FormatError(f"the superblock's details cannot have {length} bytes")
-    try:
-        details = json.loads(bytes(data[_FIELDS.size : _FIELDS.size + length]).decode())
-    except (ValueError, RecursionError):
-        raise FormatError("the superblock's details are not JSON") from None
-    if not isinstance(details, dict):
-        raise FormatError("the superblock's details are not a JSON object")
-    return details
+    text = bytes(data[_FIELDS.size : _FIELDS.size + length])
+    return Details.from_json(Record.parse(text, "the superblock's details"))

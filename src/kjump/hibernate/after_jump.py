@@ -18,10 +18,10 @@ import fcntl
 import os
 import struct
 import time
-from typing import Any
 
 from kjump import _core
 from kjump.hibernate.clock import Moment, Pace
+from kjump.hibernate.report import Report
 from kjump.host import root
 
 SEED_SIZE = 32
@@ -29,23 +29,22 @@ _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
 
 
-def fresh_seed(other: str = "") -> str:
-    """Return 32 bytes of this kernel's generator, mixed with the seed `other`, as hexadecimal digits."""
+def fresh_seed(other: bytes = b"") -> bytes:
+    """Return 32 bytes of this kernel's generator, mixed with the seed `other`."""
     import hashlib  # not needed before the jump, and slow to load
 
-    return hashlib.sha256(bytes.fromhex(other) + os.getrandom(SEED_SIZE)).hexdigest()
+    return hashlib.sha256(other + os.getrandom(SEED_SIZE)).digest()
 
 
-def settle(report: dict[str, Any], left: Moment, pace: Pace) -> float:
-    """Mend generator and clock, with what the other side left in `report` (its secret is taken out of it).
+def mend(report: Report, left: Moment, pace: Pace) -> float:
+    """Mend generator and clock, with what the other side left in `report`.
 
     `left` is the moment of the jump. Returns by how many seconds the wall clock was set forward. What this system
     refuses is left as it is.
     """
-    seed = report.pop("seed", "")
     with contextlib.suppress(OSError, ValueError):
-        reseed(bytes.fromhex(str(seed)))
-    known = Moment.of_json(report.pop("clock", None)) or left
+        reseed(report.seed)
+    known = report.clock or left
     with contextlib.suppress(OSError):
         return set_clock(known, pace)
     return 0.0

@@ -19,14 +19,15 @@ import contextlib
 import signal
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
 
 from kjump import _core
 from kjump.errors import TargetError
+from kjump.formats.record import JsonObject
 from kjump.hibernate import post_mortem
 from kjump.hibernate.clock import Moment
-from kjump.image.layout import Kind
-from kjump.kexec import mailbox
+from kjump.hibernate.report import Report, received
+from kjump.image.facts import Kind
+from kjump.kexec.mailbox import Outcome
 from kjump.target.device import Target
 
 Tell = Callable[[str], None]
@@ -51,8 +52,8 @@ class Away:
         self._kind = kind
         self._tell = tell
         self.left, self.back = Moment(0.0, 0), 0
-        self.outcome = mailbox.OUTCOME_NONE
-        self.report: dict[str, Any] = {}
+        self.outcome = Outcome.NONE
+        self.report = Report()
 
     def __enter__(self) -> Away:
         """Block signals, and note when this system is left."""
@@ -71,9 +72,9 @@ class Away:
         """Note the moment: the jump has returned."""
         self.back = _core.time_stamp()
 
-    def came_back(self, outcome: int, report: dict[str, Any]) -> None:
-        """Note what the mailbox says: an outcome (mailbox.OUTCOME_*), and the report."""
-        self.outcome, self.report = outcome, report
+    def came_back(self, read: Callable[[], tuple[Outcome, JsonObject]]) -> None:
+        """Note what the mailbox says, as `read` finds it: an outcome, and the report."""
+        self.outcome, self.report = received(read)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -93,8 +94,8 @@ class Away:
                     raise failure
 
     def _may_stay(self) -> bool:
-        wanted = self._kind is not Kind.HIBERNATION and self.outcome == mailbox.OUTCOME_DONE
-        return wanted or self.outcome == mailbox.OUTCOME_RESUMED
+        wanted = self._kind is not Kind.HIBERNATION and self.outcome == Outcome.DONE
+        return wanted or self.outcome == Outcome.RESUMED
 
     def _give_up_image(self, raised: BaseException | None) -> TargetError | None:
         """Return what must be said of an image that is still there, or None when there is none."""

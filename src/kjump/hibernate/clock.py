@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from kjump import _core
+from kjump.formats.record import JsonObject, Record
+
+_LAST_MOMENT = 1e12
+"""Seconds since 1970, after which no clock stands."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +32,18 @@ class Moment:
         """Read both clocks."""
         return cls(time.time(), _core.time_stamp(), accuracy)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return it for a job or a report."""
-        return vars(self).copy()
+        return {"wall": self.wall, "stamp": self.stamp, "accuracy": self.accuracy}
 
     @classmethod
-    def of_json(cls, value: Any) -> Moment | None:
-        """Return what `as_json` gave, or None when `value` is not that."""
-        try:
-            return cls(float(value["wall"]), int(value["stamp"]), float(value["accuracy"]))
-        except (KeyError, TypeError, ValueError):
-            return None
+    def from_json(cls, record: Record) -> Moment:
+        """Read what `to_json` gave; FormatError."""
+        return cls(
+            record.number("wall", low=0, high=_LAST_MOMENT),
+            record.integer("stamp"),
+            record.number("accuracy", low=0, high=_LAST_MOMENT),
+        )
 
 
 class Pace:
@@ -50,7 +54,7 @@ class Pace:
         self._time, self._stamp = time.monotonic(), _core.time_stamp()
         self._rate = 0.0
 
-    def settle(self) -> None:
+    def measure(self) -> None:
         """Measure now, a good while after the beginning and before a jump: from then on seconds can be told."""
         self._rate = (_core.time_stamp() - self._stamp) / (time.monotonic() - self._time)
 

@@ -6,13 +6,16 @@ of the loaded image, until that is unloaded. B's log is found there by B's VMCOR
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from kjump.errors import FormatError, KjumpError
 from kjump.formats import notes, vmcoreinfo
+from kjump.hibernate.report import Report
 from kjump.host import kernel_memory
-from kjump.kexec import loader, mailbox
+from kjump.kexec import loader
 from kjump.kexec.kimage import ParkedMemory, Shadow, walk
+from kjump.kexec.mailbox import Outcome
 
 if TYPE_CHECKING:
     from kjump.dump import dmesg
@@ -46,18 +49,20 @@ def log_of_peer(kcore: kernel_memory.Kcore, vmcoreinfo_address: int, vmcoreinfo_
     raise FormatError("the second kernel left no VMCOREINFO note")
 
 
-def last_words(kcore: kernel_memory.Kcore, report: dict[str, Any]) -> dict[str, Any]:
-    """Return what the log of a second kernel that panicked says: the `panic` message and the last lines (`log`).
+def with_log(kcore: kernel_memory.Kcore, report: Report) -> Report:
+    """Return what a second kernel that panicked noted when its job began, with what its log says.
 
-    `report` is what B noted when its job began.
+    That is the `panic` message and the last lines (`log`).
     """
     try:
-        lines = log_of_peer(kcore, *report.get("vmcoreinfo", (0, 0)))
+        lines = log_of_peer(kcore, *(report.vmcoreinfo or (0, 0)))
     except KjumpError as error:
-        return {"panic": "", "log": [f"its log could not be read: {error}"]}
+        return replace(report, panic="", log=(f"its log could not be read: {error}",))
     from kjump.dump import dmesg
 
-    return {"panic": dmesg.panic_message(lines) or "", "log": [str(line) for line in lines[-_LAST_LINES:]]}
+    return replace(
+        report, panic=dmesg.panic_message(lines) or "", log=tuple(str(line) for line in lines[-_LAST_LINES:])
+    )
 
 
 def why_it_panicked(message: str) -> str:
@@ -67,14 +72,15 @@ def why_it_panicked(message: str) -> str:
     return f"the second kernel panicked: {message or 'its log could not be read'}"
 
 
-def reason(outcome: int, report: dict[str, Any]) -> str:
-    """Return in words why the second kernel failed, nothing when it did not; `outcome` is mailbox.OUTCOME_*."""
-    if outcome in (mailbox.OUTCOME_RESUMED, mailbox.OUTCOME_DONE):
+def reason(outcome: Outcome, report: Report) -> str:
+    """Return in words why the second kernel failed, nothing when it did not."""
+    if outcome in (Outcome.RESUMED, Outcome.DONE):
         return ""
-    if outcome == mailbox.OUTCOME_GONE:
+    if outcome == Outcome.GONE:
         return "the second kernel is gone"
-    if outcome == mailbox.OUTCOME_PANIC:
-        return why_it_panicked(report.get("panic", ""))
-    if outcome in (mailbox.OUTCOME_FAILED, mailbox.OUTCOME_CANCELLED):
-        return str(report.get("reason", "the second kernel gave no reason"))
-    return "the second kernel came back without a report"
+    if outcome == Outcome.PANIC:
+        return why_it_panicked(report.panic)
+    if outcome in (Outcome.FAILED, Outcome.CANCELLED):
+        return report.reason or "the second kernel gave no reason"
+    why = f" ({report.reason})" if report.reason else ""
+    return f"the second kernel came back without a report{why}"

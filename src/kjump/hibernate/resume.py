@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from kjump.errors import HostError, ImageError
 from kjump.formats import bzimage, cmdline, cpio
@@ -12,21 +11,19 @@ from kjump.formats.superblock import State
 from kjump.gates import Gate
 from kjump.hibernate.after_jump import fresh_seed
 from kjump.hibernate.clock import Moment
-from kjump.hibernate.hooks import Hook
+from kjump.hibernate.hooks import archive
+from kjump.hibernate.jobs import Assignment, RestoreJob
+from kjump.hibernate.report import Report
 from kjump.host import procfs, root
-from kjump.image.layout import Kind
+from kjump.image.facts import Kind
 from kjump.image.restore import OpenImage, check_machine, open_image
 from kjump.initramfs.contents import with_job
 from kjump.kexec import loader, second_kernel
 from kjump.kexec.linux import LinuxPeer, Surroundings
 from kjump.kexec.plan import Plan
 from kjump.kexec.window import WindowLayout, lay_out
-from kjump.ranges import Range
 from kjump.target import filesystems
 from kjump.target.device import Target
-
-ATTEMPTED_AT_BOOT = "attempted"
-"""In the details of a snapshot's superblock: a boot has begun to roll back to it."""
 
 
 @dataclass(frozen=True)
@@ -42,34 +39,31 @@ class PreparedResume:
     _kernel: BzImage
     _initrd: bytes
 
-    def plan(self, report: dict[str, Any]) -> Plan:
+    def plan(self, report: Report) -> Plan:
         """Return the Plan that starts C, confined to B's window; `report` travels on to A."""
         facts = self.opened.contents.facts
         around, layout = window_of(self.opened)
-        job = {
-            "gate": layout.gate,
-            "cookie": self.opened.superblock.cookie.hex(),
-            "target": self.target.place.as_json(),
-            "kind": self.opened.contents.kind,
-            "report": report | parting_words(self.clock_accuracy),
-        }
-        lpj = facts.get("loops_per_jiffy", 0) if self._kernel.release == facts["release"] else 0
-        line = second_kernel.command_line(procfs.command_line(), "restorer", la57=facts["la57"], loops_per_jiffy=lpj)
-        peer_kernel = LinuxPeer(self._kernel, with_job(self._initrd, job), line, layout)
-        return peer_kernel.plan(around, preserve=False)
+        job = RestoreJob(
+            facts.kind, self.target.place, self.opened.superblock.cookie, with_clock(report, self.clock_accuracy)
+        )
+        system = facts.system
+        lpj = system.loops_per_jiffy if self._kernel.release == system.release else 0
+        line = second_kernel.command_line(procfs.command_line(), "restorer", la57=system.la57, loops_per_jiffy=lpj)
+        initrd = with_job(self._initrd, Assignment(job, layout.gate).encode())
+        return LinuxPeer(self._kernel, initrd, line, layout).plan(around, preserve=False)
 
-    def go(self, report: dict[str, Any], *, at_boot: bool = False) -> None:
-        """Mark the image as attempted, and jump; of a snapshot's only an attempt `at_boot` is noted.
+    def go(self, report: Report, *, boot: str = "") -> None:
+        """Mark the image as attempted, and jump; a snapshot is marked with the identity of the `boot` that begins.
 
         Returns only by an error, and then the image is still whole.
         """
         plan = self.plan(report)
         loader.current().load(plan)
         superblock = self.opened.superblock
-        if self.opened.contents.kind is not Kind.SNAPSHOT:
+        if self.opened.contents.facts.kind is not Kind.SNAPSHOT:
             self.target.write_superblock(superblock.evolve(state=State.ATTEMPTED))
-        elif at_boot:
-            self.target.write_superblock(superblock.evolve(details=superblock.details | {ATTEMPTED_AT_BOOT: True}))
+        elif boot:
+            self.target.write_superblock(superblock.evolve(details=replace(superblock.details, rollback_boot=boot)))
         try:
             loader.current().jump()
         except BaseException:
@@ -81,7 +75,7 @@ def open_for_resume(target: Target) -> OpenImage:
     """Check the image on `target` against this machine; ImageError says in one sentence why it cannot be run."""
     opened = open_image(target, states=(State.COMPLETE,))
     _check_this_machine(opened)
-    filesystems.check(opened.contents.facts["file_systems"])
+    filesystems.check(opened.contents.facts.file_systems)
     return opened
 
 
@@ -94,22 +88,22 @@ def prepare_resume(
 
 def window_of(opened: OpenImage) -> tuple[Surroundings, WindowLayout]:
     """Return this machine, and B's window in it as it was laid out; ImageError when it would be otherwise today."""
-    facts = opened.contents.facts
-    around = second_kernel.describe_machine(Gate(), vmcoreinfo_note=b"", low=Range(*facts["low"]))
+    system = opened.contents.facts.system
+    around = second_kernel.describe_machine(Gate(), vmcoreinfo_note=b"", low=system.low)
     layout = lay_out(
-        Range(*facts["window"]),
-        elf_headers_size=facts["elf_headers_size"],
+        system.window,
+        elf_headers_size=system.elf_headers_size,
         memory_end=around.memory_end,
         huge=around.huge,
     )
-    if layout.gate != facts["gate_address"]:
+    if layout.gate != system.gate_address:
         raise ImageError("this version of kjump lays the window out differently from the one that saved")
     return around, layout
 
 
-def parting_words(clock_accuracy: float) -> dict[str, Any]:
-    """Return what the system that is left tells A: what time it is, to `clock_accuracy` seconds, and some entropy."""
-    return {"clock": Moment.now(clock_accuracy).as_json(), "seed": fresh_seed()}
+def with_clock(report: Report, clock_accuracy: float) -> Report:
+    """Return `report` with what time it is here, to `clock_accuracy` seconds, and some entropy, for who is restored."""
+    return replace(report, clock=Moment.now(clock_accuracy), seed=fresh_seed())
 
 
 def _check_this_machine(opened: OpenImage) -> None:
@@ -128,20 +122,33 @@ def prepare_rollback(
     the snapshot's file systems since (which `check_disks` can look at once more); with one, C checks what it made.
     """
     opened = open_image(target, states=(State.SNAPSHOT,))
+    if cold:
+        _refuse_if_it_failed_before(opened)
     _check_this_machine(opened)
-    hook = Hook.of_facts(opened.contents.facts)
+    hook = opened.contents.facts.hook
     if hook:
-        initrd = cpio.join([initrd, hook.packed()])
+        initrd = cpio.join([initrd, archive(hook)])
     else:
         check_disks(opened, cold=cold)
     return PreparedResume(target, opened, clock_accuracy, bzimage.parse(kernel), initrd)
 
 
+def _refuse_if_it_failed_before(opened: OpenImage) -> None:
+    """Refuse (ImageError) what an earlier boot began and did not end: it would fail again, and again at each boot."""
+    details = opened.superblock.details
+    if details.rollback_boot:
+        why = details.reason or "it did not come to its end"
+        raise ImageError(
+            f"an earlier boot tried to roll back to it, and failed ({why}); `kjump rollback` in a running system tries "
+            "again"
+        )
+
+
 def check_disks(opened: OpenImage, *, cold: bool) -> None:
     """Raise ImageError unless the file systems are as the snapshot knows them."""
     facts = opened.contents.facts
-    filesystems.check_unwritten(facts["file_systems"], facts["words"], opened.superblock.cookie.hex(), cold=cold)
-    filesystems.check(facts["file_systems"])
+    filesystems.check_unwritten(facts.file_systems, facts.departure, opened.superblock.cookie.hex(), cold=cold)
+    filesystems.check(facts.file_systems)
 
 
 def refuse_if_mounted() -> None:

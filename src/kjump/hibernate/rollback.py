@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 
-from kjump.hibernate.hooks import Hook
+from kjump.hibernate.report import Report
 from kjump.hibernate.resume import check_disks, prepare_rollback
 from kjump.host import root
 from kjump.target import disks
@@ -32,16 +32,16 @@ def rollback(
     """
     disks.current().write_out()
     prepared = prepare_rollback(target, kernel, initrd)
-    prepared.plan({})
+    prepared.plan(Report())
     if dry_run:
         return
     tell("rolling back")
-    if Hook.of_facts(prepared.opened.contents.facts):
-        prepared.go({})
+    if prepared.opened.contents.facts.hook:
+        prepared.go(Report())
     with everyone_stopped():
         disks.current().write_out()
         check_disks(prepared.opened, cold=False)
-        prepared.go({})
+        prepared.go(Report())
 
 
 @contextlib.contextmanager

@@ -7,15 +7,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from kjump.errors import JumpError
+from kjump.formats.record import JsonObject
 from kjump.hibernate.away import Tell
 from kjump.hibernate.post_mortem import reason
-from kjump.hibernate.suspend import Request, Trip, travel
+from kjump.hibernate.report import Report
+from kjump.hibernate.suspend import Trip, TripRequest, travel
 from kjump.host import root
-from kjump.image.layout import Kind
-from kjump.kexec import mailbox
+from kjump.image.facts import Kind
+from kjump.kexec.mailbox import Outcome
 from kjump.target import filesystems
 from kjump.target.file import create
 
@@ -45,11 +46,15 @@ class Snapshot:
     clock_step: float = 0.0
     phases: dict[str, float] = field(default_factory=dict)
     stamps: dict[str, int] = field(default_factory=dict)
-    report: dict[str, Any] = field(default_factory=dict)
+    report: Report = field(default_factory=Report)
+
+    def to_json(self) -> JsonObject:
+        """Return it as one JSON object."""
+        return vars(self) | {"report": self.report.to_json()}
 
 
 def snapshot(
-    request: Request, *, tell: Tell = lambda _: None, go: Callable[[Request, Tell], Trip] = travel
+    request: TripRequest, *, tell: Tell = lambda _: None, go: Callable[[TripRequest, Tell], Trip] = travel
 ) -> Snapshot:
     """Save this system to `request.target` and go on; returns again, with `rolled_back`, when it was rolled back to.
 
@@ -58,14 +63,15 @@ def snapshot(
     """
     kind = Kind.SNAPSHOT if request.dump_level is None else Kind.DUMP
     trip = go(replace(request, kind=kind), tell)
-    rolled_back = trip.outcome == mailbox.OUTCOME_RESUMED
+    rolled_back = trip.outcome == Outcome.RESUMED
     if rolled_back:
         filesystems.branch_off(trip.cookie.hex())
-    stamps = {"left": trip.left.stamp, **trip.report.pop("stamps", {}), "back": trip.back}
+    passed = vars(trip.report.stamps) if trip.report.stamps else {}
+    stamps = {"left": trip.left.stamp, **passed, "back": trip.back}
     return Snapshot(
-        taken=trip.outcome in (mailbox.OUTCOME_DONE, mailbox.OUTCOME_RESUMED),
+        taken=trip.outcome in (Outcome.DONE, Outcome.RESUMED),
         rolled_back=rolled_back,
-        count=int(trip.report.get("rolled_back", 0)),
+        count=trip.report.rolled_back,
         kind=kind,
         target=request.target,
         window_bytes=trip.window_bytes,
@@ -73,7 +79,7 @@ def snapshot(
         clock_step=trip.clock_step,
         phases=_phases(trip, stamps),
         stamps=stamps,
-        report=trip.report,
+        report=replace(trip.report, stamps=None),
     )
 
 

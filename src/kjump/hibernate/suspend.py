@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from kjump.errors import HostError, JumpError
 from kjump.formats import cmdline, cpio
+from kjump.formats.record import JsonObject
 from kjump.gates import Gate
 from kjump.hibernate import DEFAULT_WATCHDOG, after_jump, post_mortem, preflight
 from kjump.hibernate.away import Away, Tell
 from kjump.hibernate.clock import Moment, Pace
-from kjump.hibernate.hooks import TIMEOUT, Hook
+from kjump.hibernate.hooks import archive
+from kjump.hibernate.jobs import Assignment, LookJob, SaveJob, Then
+from kjump.hibernate.report import Report
 from kjump.host import kernel_memory, procfs, root
 from kjump.image import DEFAULT_LEVEL
-from kjump.image.layout import Kind
+from kjump.image.facts import Hook, Kind, SystemFacts
 from kjump.initramfs.contents import with_job, without_kernel
 from kjump.kexec import loader, mailbox, second_kernel
 from kjump.kexec.linux import LinuxPeer, Surroundings, elf_headers_size, read_kernel, read_once
+from kjump.kexec.mailbox import Outcome
 from kjump.kexec.placement import window_here
 from kjump.kexec.plan import ARCH_X86_64, Plan
 from kjump.kexec.window import DEFAULT_SIZE, WindowLayout, lay_out
@@ -29,6 +32,7 @@ from kjump.ranges import Range, RangeSet
 from kjump.target import disks, filesystems
 from kjump.target.device import Target
 from kjump.target.file import FileTarget, open_for_image
+from kjump.target.filesystems import Departure, Mounted
 
 _LEAST_TIME = 300
 _SLOWEST = 20_000_000
@@ -36,7 +40,7 @@ _SLOWEST = 20_000_000
 
 
 @dataclass(frozen=True)
-class Request:
+class TripRequest:
     """What to hibernate to, and with what: the target (a device or a file), the second kernel and its initramfs.
 
     `window` is found when None; `window_size` and `level` are bytes and a zstd level
@@ -45,8 +49,8 @@ class Request:
     take, in seconds (0: by the size of RAM); `watchdog` the timeout, in seconds, of the machine's watchdog
     while B works.
     `kind` says what the image is for; for all but a hibernation B comes back. With `dump_level` it is a dump that
-    leaves out what `kjump dump --dump-level` does. `hook` runs in B first, for `hook_timeout` seconds at most. With
-    `look` nothing is saved, and the target is none: B looks at A as `kjump peer` with these words does.
+    leaves out what `kjump dump --dump-level` does. `hook` runs in B first. With `look`
+    nothing is saved, and the target is none: B looks at A as `kjump peer` with these words does.
     `fault` provokes a failure in B, for tests (see `init.jobs.faults`).
     """
 
@@ -63,7 +67,6 @@ class Request:
     kind: Kind = Kind.HIBERNATION
     dump_level: int | None = None
     hook: Hook | None = None
-    hook_timeout: float = TIMEOUT
     look: tuple[str, ...] = ()
     fault: str = ""
 
@@ -76,7 +79,11 @@ class Hibernation:
     window_bytes: int
     reason: str = ""
     phases: dict[str, float] = field(default_factory=dict)
-    report: dict[str, Any] = field(default_factory=dict)
+    report: Report = field(default_factory=Report)
+
+    def to_json(self) -> JsonObject:
+        """Return it as one JSON object."""
+        return vars(self) | {"report": self.report.to_json()}
 
 
 def default_kernel() -> Path:
@@ -101,20 +108,20 @@ class _Prepared:
     plan: Plan
     layout: WindowLayout
     cookie: bytes
-    file_systems: list[dict[str, Any]]
+    file_systems: tuple[Mounted, ...]
 
 
 @dataclass(frozen=True)
 class Trip:
-    """A way to B and back: the outcome (mailbox.OUTCOME_*) and report, the target's cookie, and the times.
+    """A way to B and back: the outcome and report, the target's cookie, and the times.
 
     `prepare_seconds` is what came before the jump; `left` and `back` are the time stamp counter just before and just
     after it, in units of `pace`; `away` is by the wall clock. `clock_step` is how far that clock had to be set,
     `again_seconds` how long it took until a second kernel stood by again.
     """
 
-    outcome: int
-    report: dict[str, Any]
+    outcome: Outcome
+    report: Report
     window_bytes: int
     cookie: bytes
     prepare_seconds: float
@@ -127,7 +134,7 @@ class Trip:
 
 
 def hibernate(
-    request: Request, *, tell: Tell = lambda _: None, go: Callable[[Request, Tell], Trip] | None = None
+    request: TripRequest, *, tell: Tell = lambda _: None, go: Callable[[TripRequest, Tell], Trip] | None = None
 ) -> Hibernation:
     """Save this system to `request.target` and switch off; returns when it has been resumed, or when B failed.
 
@@ -136,7 +143,7 @@ def hibernate(
     """
     trip = (go or travel)(request, tell)
     return Hibernation(
-        resumed=trip.outcome == mailbox.OUTCOME_RESUMED,
+        resumed=trip.outcome == Outcome.RESUMED,
         window_bytes=trip.window_bytes,
         reason=post_mortem.reason(trip.outcome, trip.report),
         phases={
@@ -148,9 +155,9 @@ def hibernate(
     )
 
 
-def travel(request: Request, tell: Tell) -> Trip:
+def travel(request: TripRequest, tell: Tell) -> Trip:
     """Go to B with `request`, and return when A is back: from B, or from an image that B made."""
-    begun, pace = time.monotonic(), Pace()
+    journey = Journey()
     claimed = contextlib.nullcontext() if request.look else claim(request)
     with kernel_memory.Kcore() as kcore, claimed as target:
         prepared = _prepare(request, kcore, target, tell)
@@ -160,54 +167,64 @@ def travel(request: Request, tell: Tell) -> Trip:
         del prepared  # the kernel has its copy of B; what is still here would be saved with the rest of A
         try:
             head = loader.current().image_list_head(kcore)
-            ready = time.monotonic()
             tell("jumping")
-            box.post(head, take_leave(file_systems, pace))
+            departure = journey.depart(file_systems)
+            box.post(head, departure.to_json() if mailbox.fits(departure.to_json()) else {})
             with Away(target, request.kind, tell) as away:
                 loader.current().jump()
                 away.landed()
-                away.came_back(*box.read())
-            if away.outcome == mailbox.OUTCOME_PANIC:
-                away.report |= post_mortem.last_words(kcore, away.report)
+                away.came_back(box.read)
+            if away.outcome == Outcome.PANIC:
+                away.report = post_mortem.with_log(kcore, away.report)
         finally:
             # What is loaded is worthless now: its pages hold what the other side left behind.
             loader.current().unload(ARCH_X86_64)
     box.wipe()
-    trip = arrive(away, pace, window_bytes=window_bytes, cookie=cookie, prepare_seconds=ready - begun)
+    trip = journey.arrive(away, window_bytes=window_bytes, cookie=cookie)
     tell("back")
     return trip
 
 
-def arrive(away: Away, pace: Pace, *, window_bytes: int, cookie: bytes, prepare_seconds: float) -> Trip:
-    """Set what this system must set when it is back (see `arrival`), and return what came of the trip."""
-    step = after_jump.settle(away.report, away.left, pace)
-    return Trip(
-        outcome=away.outcome,
-        report=away.report,
-        window_bytes=window_bytes,
-        cookie=cookie,
-        prepare_seconds=prepare_seconds,
-        pace=pace,
-        left=away.left,
-        back=away.back,
-        away=time.time() - away.left.wall,
-        clock_step=step,
-    )
+class Journey:
+    """One way to a second kernel and back: what is the same whoever that is and however it was started."""
+
+    def __init__(self) -> None:
+        """Begin: the clocks run."""
+        self._begun, self._pace = time.monotonic(), Pace()
+        self._ready = self._begun
+
+    def depart(self, items: Iterable[Mounted]) -> Departure:
+        """Do what this system does last before it is left; return what it says of its file systems `items`."""
+        departure = take_leave(items, self._pace)
+        self._ready = time.monotonic()
+        return departure
+
+    def arrive(self, away: Away, *, window_bytes: int, cookie: bytes) -> Trip:
+        """Set what this system must set when it is back (see `after_jump`), and return what came of the trip."""
+        step = after_jump.mend(away.report, away.left, self._pace)
+        return Trip(
+            outcome=away.outcome,
+            report=replace(away.report, seed=b"", clock=None),  # the seed is a secret
+            window_bytes=window_bytes,
+            cookie=cookie,
+            prepare_seconds=self._ready - self._begun,
+            pace=self._pace,
+            left=away.left,
+            back=away.back,
+            away=time.time() - away.left.wall,
+            clock_step=step,
+        )
 
 
-def take_leave(items: list[dict[str, Any]], pace: Pace) -> dict[str, Any]:
-    """Do what A does last before it is left; return what can be said of its file systems `items` only then.
-
-    That is nothing when a mailbox cannot hold it.
-    """
+def take_leave(items: Iterable[Mounted], pace: Pace) -> Departure:
+    """Do what A does last before it is left; return what can be said of its file systems `items` only then."""
     preflight.give_back_free_memory()
     disks.current().write_out()
-    pace.settle()
-    words = {"lineage": filesystems.lineage(), "written": filesystems.written(items)}
-    return words if mailbox.fits(words) else {}
+    pace.measure()
+    return filesystems.departure(items)
 
 
-def _prepare(request: Request, kcore: kernel_memory.Kcore, target: Target | None, tell: Tell) -> _Prepared:
+def _prepare(request: TripRequest, kcore: kernel_memory.Kcore, target: Target | None, tell: Tell) -> _Prepared:
     """Decide everything about B, arm the target, and return the Plan with B's job in its initrd."""
     note = kcore.vmcoreinfo_note()
     window = request.window or window_here(request.window_size)
@@ -217,65 +234,52 @@ def _prepare(request: Request, kcore: kernel_memory.Kcore, target: Target | None
     tell(f"window {window}, {window.size >> 20} MiB")
     kernel, initrd = read_kernel(request.kernel), without_kernel(read_once(request.initrd))
     if request.hook:
-        initrd = cpio.join([initrd, request.hook.packed()])
+        initrd = cpio.join([initrd, archive(request.hook)])
     second_kernel.require_room(kernel, initrd, layout)
     machine = second_kernel.second_command_line(kernel, "second", kcore)
     line = cmdline.join([machine, layout.way_back.option, request.append])
-    job = _common(request, kcore, around, layout) | {"gate": layout.gate}
-    if target is None:
-        job |= {"do": "peer", "argv": request.look}
-    else:
-        job |= {"do": "save"} | _armed(request, target, tell)
-    initrd = with_job(initrd, job)  # and the other is gone: it is large
+    job = LookJob(request.look) if target is None else save_job(request, kcore, around, layout, target, tell)
+    assignment = Assignment(job, layout.gate, time_limit(request, around), request.watchdog)
+    initrd = with_job(initrd, assignment.encode())  # and the other is gone: it is large
     second = LinuxPeer(kernel, initrd, line, layout)
-    cookie = bytes.fromhex(job.get("cookie", ""))
-    return _Prepared(box, second.plan(around, preserve=True), layout, cookie, job["file_systems"])
+    cookie, file_systems = (job.cookie, job.file_systems) if isinstance(job, SaveJob) else (b"", ())
+    return _Prepared(box, second.plan(around, preserve=True), layout, cookie, file_systems)
+
+
+def time_limit(request: TripRequest, around: Surroundings) -> float:
+    """Return how long, in seconds, the job of a second kernel may take."""
+    limit = request.time_limit or _LEAST_TIME + around.ram.size / _SLOWEST
+    return limit + (request.hook.timeout if request.hook else 0)
 
 
 def save_job(
-    request: Request,
+    request: TripRequest,
     kcore: kernel_memory.Kcore,
     around: Surroundings,
     layout: WindowLayout,
     target: Target,
     tell: Tell,
-) -> dict[str, Any]:
-    """Arm `target`, and return the words of the job of a second kernel that lives in `layout`."""
-    return _common(request, kcore, around, layout) | _armed(request, target, tell)
-
-
-def _common(request: Request, kcore: kernel_memory.Kcore, around: Surroundings, layout: WindowLayout) -> dict[str, Any]:
-    """Return what every job says of A, and how long it may take."""
-    facts = _facts(around, layout) | {"loops_per_jiffy": kernel_memory.loops_per_jiffy(kcore), "kind": request.kind}
-    time_limit = request.time_limit or _LEAST_TIME + around.ram.size / _SLOWEST
-    if request.hook:
-        facts |= {"hook": request.hook.as_json(), "hook_timeout": request.hook_timeout}
-        time_limit += request.hook_timeout
-    return {
-        "ram": [(r.start, r.end) for r in around.ram],
-        "facts": facts,
-        "file_systems": filesystems.mounted(),
-        "free_pages": kernel_memory.free_page_policy(kcore),
-        "time_limit": time_limit,
-        "watchdog": request.watchdog,
-    }
-
-
-def _armed(request: Request, target: Target, tell: Tell) -> dict[str, Any]:
-    """Arm the target, and return what a job says that saves to it."""
+) -> SaveJob:
+    """Arm `target`, and return the job of a second kernel that lives in `layout`."""
     options = " ".join(target.place.boot_options())
     if request.kind is Kind.HIBERNATION and not cmdline.parse(procfs.command_line()).has_all(cmdline.parse(options)):
         tell(f"this boot did not have `{options}`: the next one needs it to find the image")
     cookie = target.arm().cookie
     target.check_on_device()
-    return {
-        "then": "power-off" if request.kind is Kind.HIBERNATION else "back",
-        "target": target.place.as_json(),
-        "cookie": cookie.hex(),
-        "level": request.level,
-        "dump_level": request.dump_level,
-        "fault": request.fault,
-    }
+    return SaveJob(
+        kind=request.kind,
+        then=Then.POWER_OFF if request.kind is Kind.HIBERNATION else Then.BACK,
+        target=target.place,
+        cookie=cookie,
+        system=_system_facts(kcore, around, layout),
+        file_systems=filesystems.mounted(),
+        ram=tuple(around.ram),
+        free_pages=kernel_memory.free_page_policy(kcore),
+        level=request.level,
+        dump_level=request.dump_level,
+        hook=request.hook,
+        fault=request.fault,
+    )
 
 
 def _surroundings(kcore: kernel_memory.Kcore, note: bytes, window: Range) -> tuple[Surroundings, mailbox.Mailbox]:
@@ -287,23 +291,24 @@ def _surroundings(kcore: kernel_memory.Kcore, note: bytes, window: Range) -> tup
     return replace(around, gate=gate), box
 
 
-def _facts(around: Surroundings, layout: WindowLayout) -> dict[str, Any]:
+def _system_facts(kcore: kernel_memory.Kcore, around: Surroundings, layout: WindowLayout) -> SystemFacts:
     """Return what the image must say of A and its machine, for those who restore it (docs/image-format.md)."""
     model, flags = procfs.cpu_facts()
-    return {
-        "release": procfs.release(),
-        "cpu_model": model,
-        "cpu_flags": sorted(flags),
-        "la57": "la57" in flags,
-        "memory_map": [(e.range.start, e.range.end, e.type) for e in around.memory_map],
-        "window": (layout.window.start, layout.window.end),
-        "low": (around.low.start, around.low.end),
-        "gate_address": layout.gate,
-        "elf_headers_size": layout.elf_headers_size,
-    }
+    return SystemFacts(
+        release=procfs.release(),
+        cpu_model=model,
+        cpu_flags=flags,
+        la57="la57" in flags,
+        memory_map=tuple(around.memory_map),
+        window=layout.window,
+        low=around.low,
+        gate_address=layout.gate,
+        elf_headers_size=layout.elf_headers_size,
+        loops_per_jiffy=kernel_memory.loops_per_jiffy(kcore),
+    )
 
 
-def claim(request: Request) -> Target:
+def claim(request: TripRequest) -> Target:
     """Open the target so that nobody else gets at it before the jump; TargetError when it must not be overwritten."""
     target = open_for_image(request.target)
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
 
 from kjump.errors import FormatError, HostError
 from kjump.formats import elf, notes
@@ -160,8 +161,16 @@ def tsc_khz(kcore: Kcore) -> int:
     return int.from_bytes(kcore.read(found["tsc_khz"], 4), "little") if found else 0
 
 
-def free_page_policy(kcore: Kcore) -> str:
-    """Return what this kernel trusts its free pages to hold: "any" contents, "zero", or a "poison" it checks.
+class FreePages(StrEnum):
+    """What a kernel trusts its free pages to hold: any contents, zeros, or a poison that it checks."""
+
+    ANY = "any"
+    ZERO = "zero"
+    POISON = "poison"
+
+
+def free_page_policy(kcore: Kcore) -> FreePages:
+    """Return what this kernel trusts its free pages to hold.
 
     Told by the static keys of init_on_free and page poisoning (mm/page_alloc.c, mm/page_poison.c), whose first
     field is how often they were enabled.
@@ -172,5 +181,5 @@ def free_page_policy(kcore: Kcore) -> str:
         return name in found and kcore.read(found[name], 4) != bytes(4)
 
     if enabled("_page_poisoning_enabled"):
-        return "poison"
-    return "zero" if enabled("init_on_free") else "any"
+        return FreePages.POISON
+    return FreePages.ZERO if enabled("init_on_free") else FreePages.ANY

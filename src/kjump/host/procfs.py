@@ -13,6 +13,7 @@ from pathlib import Path
 from kjump.errors import HostError
 from kjump.formats.bootparams import SCREEN_INFO_SIZE
 from kjump.formats.e820 import E820Entry, IomemResource, parse_firmware_memmap, parse_iomem
+from kjump.formats.superblock import MemoryUse
 from kjump.host import root
 from kjump.ranges import Range, RangeSet
 
@@ -73,16 +74,16 @@ def meminfo() -> dict[str, int]:
 def free_blocks() -> int:
     """Return how many blocks of pages, of whatever size, the running kernel's allocator has free; 0 when not told."""
     try:
-        lines = Path("/proc/buddyinfo").read_text().splitlines()
+        lines = root.at("/proc/buddyinfo").read_text().splitlines()
     except OSError:
         return 0
     return sum(int(count) for line in lines for count in line.partition(" zone ")[2].split()[1:])
 
 
-def memory_use() -> dict[str, int]:
-    """Return how close to its limit this kernel's memory is: the `peak` of this process, and what is `available`."""
+def memory_use() -> MemoryUse:
+    """Return how close to its limit this kernel's memory is, and this process came."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    return {"peak_bytes": peak, "available_bytes": meminfo()["MemAvailable"]}
+    return MemoryUse(peak, meminfo()["MemAvailable"])
 
 
 def crash_kernel() -> Range | None:

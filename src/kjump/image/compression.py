@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kjump import _core
-from kjump.image.layout import Span, Spans
+from kjump.image.headers import Span, Spans
 from kjump.target.device import Target
 
 AUTO = 0

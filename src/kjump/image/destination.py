@@ -21,7 +21,7 @@ from kjump.errors import HostError, ImageError
 from kjump.gates import Gate, pack_page_list
 from kjump.host import root
 from kjump.host.locked_memory import HUGE_PAGE, HugeFile
-from kjump.image.layout import ImageContents, Span, homes
+from kjump.image.headers import ImageContents, Span, homes
 from kjump.image.reserved_memory import take
 from kjump.kexec import mailbox
 from kjump.kexec.linux import Surroundings, restore_plan, way_back_plan
@@ -155,7 +155,7 @@ class _ShortSwap:
     def __init__(self, contents: ImageContents, lent: RangeSet) -> None:
         frames = RangeSet(Range(r.start // PAGE_SIZE, r.end // PAGE_SIZE) for r in lent)
         whole = contents.shadow
-        self.kept_head = contents.kept_head
+        self.kept_head = contents.facts.kept_head
         self.shadow = whole.within(frames)
         unread = (
             Range.of_size(run.source + rest.start - run.destination, rest.size)
@@ -188,7 +188,7 @@ class Aside:
         list_room = Range.of_size(layout.window.start, HUGE_PAGE * (1 + len(contents.frames_to_restore) // 10000))
         self._list_room = list_room
         self._swap: _ShortSwap | None = None
-        if contents.kept_head:
+        if contents.facts.kept_head:
             lent = RangeSet([list_room, layout.reserved, around.low])
             self._swap = _ShortSwap(contents, lent)
             self._items = contents.spans_when_swapped(self._swap.shadow)

@@ -34,9 +34,9 @@ def take_ahead(path: str, offset: int) -> HugeFile | None:
     try:
         with open_at(path, offset, writable=False) as target:
             superblock = target.read_superblock()
-        kept = superblock.details.get("saved", {}).get("kept_bytes", 0)
-        if superblock.state is State.COMPLETE and kept > 0:
-            return take(kept // HUGE_PAGE + _MORE)
-    except (KjumpError, AttributeError, TypeError):  # details may be of another form
+        saved = superblock.details.saved
+        if superblock.state is State.COMPLETE and saved is not None:
+            return take(saved.kept_bytes // HUGE_PAGE + _MORE)
+    except KjumpError:
         pass
     return None

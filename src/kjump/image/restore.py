@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kjump import _core
 from kjump.errors import FormatError, ImageError
 from kjump.formats import seekable
 from kjump.formats.e820 import E820Entry, difference
-from kjump.formats.superblock import State, Superblock
+from kjump.formats.superblock import MemoryUse, State, Superblock
 from kjump.host import procfs
-from kjump.image import layout
+from kjump.image import headers as image_headers
 from kjump.image.destination import Landing
 from kjump.image.threads import threads_to_restore
 from kjump.memory import PAGE_SIZE
@@ -28,8 +28,17 @@ class OpenImage:
     """An image on a target, its headers read and checked against the superblock."""
 
     superblock: Superblock
-    contents: layout.ImageContents
+    contents: image_headers.ImageContents
     seek_table: seekable.SeekTable
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a restoration came to: bytes, seconds, and this kernel's memory."""
+
+    size: int
+    seconds: float
+    memory: MemoryUse
 
 
 def open_image(target: Target, *, states: tuple[State, ...]) -> OpenImage:
@@ -46,16 +55,20 @@ def open_image(target: Target, *, states: tuple[State, ...]) -> OpenImage:
     try:
         if bool(superblock.map_length) != bool(target.place.extents):
             raise FormatError("a file target and a whole device have been mistaken for each other")
-        table = target.read(superblock.image_offset + superblock.seek_table_offset, superblock.seek_table_length)
+        table = target.read_patiently(
+            superblock.image_offset + superblock.seek_table_offset, superblock.seek_table_length
+        )
         frames = seekable.SeekTable.decode(table)
         head = _read_head(target, superblock, frames)
         check_digest(target, superblock, head, table)
         if frames.compressed_length != superblock.seek_table_offset:
             raise FormatError("its seek table does not describe the frames before it")
-        contents = layout.parse_headers(head)
+        contents = image_headers.parse_headers(head)
         whole = State.COMPLETE if superblock.state is State.ATTEMPTED else superblock.state
-        if contents.kind.state is not whole:
-            raise FormatError(f"its superblock calls it {superblock.state.name.lower()}, its facts a {contents.kind}")
+        if contents.facts.kind.state is not whole:
+            raise FormatError(
+                f"its superblock calls it {superblock.state.name.lower()}, its facts a {contents.facts.kind}"
+            )
         return OpenImage(superblock, contents, frames)
     except (FormatError, _core.Damaged) as error:
         raise ImageError(f"the image on {target.path} is damaged: {error}") from None
@@ -67,7 +80,7 @@ def _read_head(target: Target, superblock: Superblock, frames: seekable.SeekTabl
     for frame in frames:
         if len(head) >= superblock.header_length:
             break
-        data = target.read(superblock.image_offset + frame.compressed_offset, frame.compressed_size)
+        data = target.read_patiently(superblock.image_offset + frame.compressed_offset, frame.compressed_size)
         head += _core.decompress_frame(data, frame.size, frame.checksum)
     if len(head) < superblock.header_length:
         raise FormatError("its stream is shorter than its headers")
@@ -75,16 +88,16 @@ def _read_head(target: Target, superblock: Superblock, frames: seekable.SeekTabl
 
 
 def check_machine(
-    contents: layout.ImageContents, memory_map: tuple[E820Entry, ...], cpu_model: str, cpu_flags: frozenset[str]
+    contents: image_headers.ImageContents, memory_map: tuple[E820Entry, ...], cpu_model: str, cpu_flags: frozenset[str]
 ) -> None:
     """Refuse (ImageError) an image that was saved with another memory map, or on a CPU that could do more."""
-    saved = tuple(E820Entry(Range(start, end), kind) for start, end, kind in contents.facts["memory_map"])
-    found = difference(saved, memory_map)
+    saved = contents.facts.system
+    found = difference(saved.memory_map, memory_map)
     if found:
         raise ImageError(f"the machine's memory map is not the one the image was saved with: {found}")
-    if contents.facts["cpu_model"] != cpu_model:
-        raise ImageError(f"the image was saved on a CPU {contents.facts['cpu_model']!r}, this one is {cpu_model!r}")
-    missing = set(contents.facts["cpu_flags"]) - cpu_flags
+    if saved.cpu_model != cpu_model:
+        raise ImageError(f"the image was saved on a CPU {saved.cpu_model!r}, this one is {cpu_model!r}")
+    missing = saved.cpu_flags - cpu_flags
     if missing:
         raise ImageError(f"this CPU lacks features that the saved system uses: {', '.join(sorted(missing))}")
 
@@ -96,8 +109,8 @@ def restore(
     *,
     threads: int,
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Write A's pages where `landing` says, with so many `threads` or as memory is for; return a report.
+) -> Restored:
+    """Write A's pages where `landing` says, with so many `threads` or as memory is for; return sizes and times.
 
     ImageError when a frame is damaged, or `landing` has no place for a page; A's memory is then incomplete, and nobody
     may jump to it.
@@ -110,7 +123,7 @@ def restore(
                 image_fd=fd,
                 image_offset=opened.superblock.image_offset,
                 entries=opened.seek_table.entries,
-                spans=layout.pack_spans(spans),
+                spans=image_headers.pack_spans(spans),
                 dest_fd=landing.fd,
                 threads=threads_to_restore(threads),
                 direct=True,
@@ -121,11 +134,8 @@ def restore(
         raise ImageError(f"the image on {target.path} is damaged: {error}") from None
     except OSError as error:
         raise ImageError(f"reading the image on {target.path} failed: {error.strerror}") from None
-    return {
-        "restored_bytes": sum(length for _, _, length in spans),
-        "restore_seconds": round(time.monotonic() - begun, 3),
-        "restore_memory": procfs.memory_use(),
-    }
+    seconds = round(time.monotonic() - begun, 3)
+    return Restored(sum(length for _, _, length in spans), seconds, procfs.memory_use())
 
 
 def own_memory(window: Range, low: Range) -> RangeSet:

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from kjump import _core
 from kjump.dump.bitmaps import bitmap, runs, to_frames
@@ -15,11 +14,12 @@ from kjump.dump.kernel import KernelLayout
 from kjump.dump.selection import pages_in_use, select_level
 from kjump.errors import FormatError, KjumpError, TargetError
 from kjump.formats import elf, notes, seekable, vmcoreinfo
-from kjump.formats.superblock import State, Superblock
+from kjump.formats.superblock import Details, Saved, State, Superblock
 from kjump.host import procfs, root
+from kjump.host.kernel_memory import FreePages
 from kjump.image import compression as levels
-from kjump.image import layout as image_layout
-from kjump.image.layout import Kind
+from kjump.image import headers as image_headers
+from kjump.image.facts import ImageFacts
 from kjump.image.threads import threads_to_save
 from kjump.kexec.kimage import ParkedMemory, Shadow, walk
 from kjump.memory import PAGE_SIZE, FileMemory, FilePiece
@@ -75,60 +75,33 @@ def _vmcoreinfo_note(fd: int, program_headers: tuple[elf.ProgramHeader, ...]) ->
     raise FormatError("/proc/vmcore carries no VMCOREINFO note")
 
 
-@dataclass(frozen=True)
-class SaveResult:
-    """What a save came to: bytes kept of A, bytes of the image on the target, seconds of each step,
-    B's memory, the zstd level."""
-
-    kept_bytes: int
-    image_bytes: int
-    select_seconds: float
-    write_seconds: float
-    memory: dict[str, int]
-    level: int
-
-    def as_report(self) -> dict[str, Any]:
-        """Return it as JSON for the mailbox and the superblock."""
-        return {
-            "kept_bytes": self.kept_bytes,
-            "image_bytes": self.image_bytes,
-            "select_seconds": round(self.select_seconds, 3),
-            "write_seconds": round(self.write_seconds, 3),
-            "memory": self.memory,
-            "level": self.level,
-        }
-
-
 def save(
     parked: Parked,
     ram: RangeSet,
-    facts: dict[str, Any],
+    facts: ImageFacts,
     target: Target,
     *,
     level: int,
     threads: int,
-    free_pages: str = "any",
-    dump_level: int | None = None,
+    free_pages: FreePages = FreePages.ANY,
     progress: Progress | None = None,
     finish: Callable[[Superblock], None] | None = None,
-) -> SaveResult:
+) -> Saved:
     """Write A to `target`, which must be armed; the superblock says complete only when all is on the medium.
 
     `ram` is A's RAM (physical ranges); `facts` goes into the image's note. `free_pages` is what A trusts them to
-    hold (see `host.kernel_memory.free_page_policy`): any, then they are left out; zero, then they are left out but
-    stand in the stream as zeros, which the restorer writes; poison, then they are kept. With `dump_level` (as `kjump
-    dump --dump-level` takes it) the image is a dump, which cannot be restored. `finish` writes the superblock that says
-    complete (default: the target does), and may refuse to. Fewer than `threads` are taken where memory is short.
-    TargetError when the image does not fit or a write fails, SaveCancelled when `progress` returned False: the
-    superblock then says so too.
+    hold: any, then they are left out; zero, then they are left out but stand in the stream as zeros, which the restorer
+    writes; poison, then they are kept. With a `dump_level` in `facts` the image is a dump, which cannot be restored.
+    `finish` writes the superblock that says complete (default: the target does), and may refuse to. Fewer than
+    `threads` are taken where memory is short. TargetError when the image does not fit or a write fails, SaveCancelled
+    when `progress` returned False: the superblock then says so too.
     """
     begun = time.monotonic()
     superblock = target.read_superblock()
-    if dump_level is None:
+    if facts.dump_level is None:
         selection = _select(parked, to_frames(ram), facts, free_pages)
     else:
-        facts = facts | {"kind": Kind.DUMP, "dump_level": dump_level}
-        selection = _select_for_reading(parked, to_frames(ram), facts, dump_level)
+        selection = _select_for_reading(parked, to_frames(ram), facts, facts.dump_level)
     selected = time.monotonic()
     target.write_superblock(superblock.evolve(state=State.WRITING))
     try:
@@ -139,24 +112,24 @@ def save(
         length, seek_table = _write(parked.raw, selection, output)
         target.disk.flush()
     except _core.Cancelled:
-        target.write_superblock(superblock.evolve(state=State.INVALID, details={"reason": "the save was cancelled"}))
+        target.write_superblock(superblock.evolve(state=State.INVALID, details=Details("the save was cancelled")))
         raise SaveCancelled("the save was cancelled by key") from None
     except OSError as error:
         reason = f"writing the image to {target.path} failed: {error.strerror}"
         _note_failure(target, superblock, reason)
         raise TargetError(reason) from None
     seconds = (selected - begun, time.monotonic() - selected)
-    result = SaveResult(selection.kept_bytes, length, *seconds, procfs.memory_use(), level)
+    result = Saved(selection.kept_bytes, length, *seconds, procfs.memory_use(), level)
     (finish or target.write_superblock)(
         superblock.evolve(
-            state=Kind(facts.get("kind", Kind.HIBERNATION)).state,
+            state=facts.kind.state,
             image_length=length,
             stream_length=selection.headers.length,
             header_length=len(selection.headers.head),
             seek_table_offset=length - len(seek_table),
             seek_table_length=len(seek_table),
             digest=digest(selection.headers.head, seek_table, target.extent_map(superblock.cookie)),
-            details={"saved": result.as_report()},
+            details=Details(saved=result),
         )
     )
     return result
@@ -167,27 +140,27 @@ class _Selection:
     """What goes into an image: how much is kept, the headers, and where in /proc/vmcore each span is."""
 
     kept_bytes: int
-    headers: image_layout.ImageHeaders
-    spans: image_layout.Spans
+    headers: image_headers.ImageHeaders
+    spans: image_headers.Spans
 
 
-def _select(parked: Parked, frames: RangeSet, facts: dict[str, Any], free_pages: str) -> _Selection:
-    in_use = frames if free_pages == "poison" else pages_in_use(parked.layout, frames)
-    kept = image_layout.frames_to_keep(in_use, parked.shadow)
-    described = kept | (frames - in_use) if free_pages == "zero" else kept
+def _select(parked: Parked, frames: RangeSet, facts: ImageFacts, free_pages: FreePages) -> _Selection:
+    in_use = frames if free_pages is FreePages.POISON else pages_in_use(parked.layout, frames)
+    kept = image_headers.frames_to_keep(in_use, parked.shadow)
+    described = kept | (frames - in_use) if free_pages is FreePages.ZERO else kept
     return _describe(parked, kept, described, facts)
 
 
-def _select_for_reading(parked: Parked, frames: RangeSet, facts: dict[str, Any], level: int) -> _Selection:
+def _select_for_reading(parked: Parked, frames: RangeSet, facts: ImageFacts, level: int) -> _Selection:
     wanted = select_level(parked.layout, bitmap(frames), level)
-    kept = image_layout.frames_to_keep(runs(wanted.keep, wanted.end), parked.shadow)
+    kept = image_headers.frames_to_keep(runs(wanted.keep, wanted.end), parked.shadow)
     return _describe(parked, kept, kept, facts)
 
 
-def _describe(parked: Parked, kept: RangeSet, described: RangeSet, facts: dict[str, Any]) -> _Selection:
-    headers = image_layout.build_headers(described, parked.vmcoreinfo_note, facts, parked.shadow)
-    found = _vmcore_spans(parked.raw, image_layout.iterate_spans(headers, kept, parked.shadow))
-    return _Selection(kept.size * PAGE_SIZE, headers, image_layout.Spans(found))
+def _describe(parked: Parked, kept: RangeSet, described: RangeSet, facts: ImageFacts) -> _Selection:
+    headers = image_headers.build_headers(described, parked.vmcoreinfo_note, facts, parked.shadow)
+    found = _vmcore_spans(parked.raw, image_headers.iterate_spans(headers, kept, parked.shadow))
+    return _Selection(kept.size * PAGE_SIZE, headers, image_headers.Spans(found))
 
 
 @dataclass(frozen=True)
@@ -215,7 +188,7 @@ def _write(raw: FileMemory, selection: _Selection, output: _Output) -> tuple[int
             spans=selection.spans.packed,
             head=selection.headers.head,
             stream_length=selection.headers.length,
-            frame_size=image_layout.FRAME_SIZE,
+            frame_size=image_headers.FRAME_SIZE,
             level=output.level,
             threads=output.threads,
             out_fd=fd,
@@ -233,10 +206,10 @@ def _write(raw: FileMemory, selection: _Selection, output: _Output) -> tuple[int
 def _note_failure(target: Target, superblock: Superblock, reason: str) -> None:
     # It is the medium that just failed; if this fails too the superblock says writing, which is refused as well.
     with contextlib.suppress(TargetError):
-        target.write_superblock(superblock.evolve(state=State.INVALID, details={"reason": reason}))
+        target.write_superblock(superblock.evolve(state=State.INVALID, details=Details().because(reason)))
 
 
-def _vmcore_spans(raw: FileMemory, spans: Iterable[image_layout.Span]) -> Iterator[image_layout.Span]:
+def _vmcore_spans(raw: FileMemory, spans: Iterable[image_headers.Span]) -> Iterator[image_headers.Span]:
     """Turn physical addresses into offsets of /proc/vmcore, splitting at the borders of its pieces."""
     piece = FilePiece(0, 0, 0)
     for stream, address, length in spans:

@@ -7,7 +7,7 @@ to 1, 4.3 at 3, 20 at 9 to 19 when it compresses, 1.4 to 2.4 when it decompresse
 from __future__ import annotations
 
 from kjump.host import procfs
-from kjump.image.layout import FRAME_SIZE
+from kjump.image.headers import FRAME_SIZE
 
 MOST = 256
 """The native core takes no more (MAX_THREADS in src/core/core.h)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
@@ -17,9 +18,11 @@ class Console:
     """The console as PID 1 finds it on its standard input and output."""
 
     def line(self, text: str) -> None:
-        """Print `text` as a line of its own."""
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        """Print `text` as a line of its own, as far as there is a console that takes it: a role goes on without."""
+        with contextlib.suppress(OSError, ValueError):
+            encoding = sys.stdout.encoding or "ascii"
+            sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+            sys.stdout.flush()
 
 
 class ProgressBar:

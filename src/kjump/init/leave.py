@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from typing import Any
 
 from kjump.errors import KjumpError
 from kjump.gates import GATE_SIZE, Gate
+from kjump.hibernate.report import Report
 from kjump.host import procfs
 from kjump.kexec import loader, mailbox
 from kjump.kexec.physical import read_physical
@@ -31,13 +31,13 @@ def gate_of(way: WayBack) -> Gate:
     return Gate.unpack(read_physical(way.gate, GATE_SIZE))
 
 
-def failure_of(error: BaseException) -> dict[str, Any]:
+def failure_of(error: BaseException) -> Report:
     """Return what to report of an `error` in a second kernel: the reason and, for a surprise, where it was."""
     if isinstance(error, KjumpError):
-        return {"reason": str(error)}
+        return Report(reason=str(error))
     where = "".join(traceback.format_exception(error)[-3:])
     reason = f"unexpected {type(error).__name__} in the second kernel: {error}"
-    return {"reason": reason, "traceback": where[-1500:]}
+    return Report(reason=reason, traceback=where[-1500:])
 
 
 def take(way: WayBack, error: BaseException) -> None:
@@ -47,7 +47,8 @@ def take(way: WayBack, error: BaseException) -> None:
     """
     with contextlib.suppress(Exception):
         gate = gate_of(way)
-        mailbox.PeerMailbox.at_physical(gate.mailbox, gate.cookie).report(mailbox.OUTCOME_FAILED, failure_of(error))
+        box = mailbox.PeerMailbox.at_physical(gate.mailbox, gate.cookie)
+        box.report(mailbox.Outcome.FAILED, failure_of(error).to_json())
     with contextlib.suppress(Exception):
         loader.current().load(way.plan())  # a resident peer has its door there instead; and opening may have failed
     with contextlib.suppress(Exception):

@@ -1,19 +1,19 @@
 """What runs as PID 1 in the initramfs: the boot, second, resident and restorer roles, told apart by the command line.
 
-Nothing here may raise past `main`: PID 1 that ends is a kernel panic. Every role ends in a jump, a power-off,
-a restart, or another init; a second kernel's failures end in the jump back to the first.
+Nothing here may raise past `main`: PID 1 that ends is a kernel panic. Every role ends in a jump, a
+power-off, a restart, another init, or, when there is nothing to boot, a halt; a second kernel's failures end in the
+jump back to the first.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kjump.errors import FormatError, HostError, ImageError, KjumpError, UsageError
+from kjump.errors import HostError, KjumpError, UsageError
 from kjump.host import root
 from kjump.init import system
 from kjump.init.console import Console
@@ -23,6 +23,7 @@ from kjump.kexec import loader
 from kjump.kexec.way_back import WayBack
 
 if TYPE_CHECKING:
+    from kjump.hibernate.jobs import Assignment
     from kjump.host.locked_memory import HugeFile
 
 JOB_PATH = "/" + JOB_NAME
@@ -33,6 +34,10 @@ ROLES = {
     "restorer": "kjump.init.roles.restorer",
 }
 """The module of each role, imported only when it is played: imports are a good part of the time to the first job."""
+_STARTED_BY_KJUMP = ("second", "resident", "restorer")
+"""The roles that a restart ends: what comes then is the boot loader's, an ordinary boot."""
+_COUNTDOWN = 30
+"""Seconds in which what went wrong can be read, and the machine restarted by hand."""
 
 
 def main() -> None:
@@ -57,7 +62,10 @@ def main() -> None:
         _tell(console, name, error)
     if way:
         _go_back(way, error, console)
-    _give_up(console)
+    if way or name in _STARTED_BY_KJUMP:
+        _restart(console)
+    else:
+        _halt(console)
 
 
 def _play(name: str, options: dict[str, str], console: Console, way: WayBack | None) -> None:
@@ -67,7 +75,7 @@ def _play(name: str, options: dict[str, str], console: Console, way: WayBack | N
     status = Status.open(options.get("kjump.status"))
     status.send("role", name=name, uptime=system.uptime())
     room = _room_ahead(options) if name == "boot" else None
-    importlib.import_module(ROLES[name]).run(system.Role(options, _job(), console, status, room, way))
+    importlib.import_module(ROLES[name]).run(system.Role(options, _assignment(), console, status, room, way))
 
 
 def _tell(console: Console, name: str, error: BaseException) -> None:
@@ -112,25 +120,32 @@ def _room_ahead(options: dict[str, str]) -> HugeFile | None:
 
     try:
         return take_ahead(path, system.superblock_offset(options))
-    except ImageError:
-        return None  # the role will say why not
+    except BaseException:
+        return None  # the role will say why not, or do without
 
 
-def _job() -> dict[str, Any]:
-    """Return the job that came with the initramfs, nothing when there is none; FormatError when it is damaged."""
+def _assignment() -> Assignment:
+    """Return what came with the initramfs to be done, no job when nothing did; FormatError when it is damaged."""
+    from kjump.hibernate.jobs import Assignment
+
     path = root.at(JOB_PATH)
-    if not path.exists():
-        return {}
+    return Assignment.decode(path.read_bytes(), f"the job in the initramfs ({path})") if path.exists() else Assignment()
+
+
+def _halt(console: Console) -> None:
+    """Nothing can be booted here, and it would be no other at the next boot: stop the machine with what was said."""
     try:
-        job = json.loads(path.read_bytes())
-    except ValueError:
-        job = None
-    if not isinstance(job, dict):
-        raise FormatError(f"the job in the initramfs ({JOB_PATH}) is damaged: it is no JSON object")
-    return job
+        with contextlib.suppress(Exception):
+            for left in range(_COUNTDOWN, 0, -10):
+                console.line(f"kjump: this machine halts in {left} s (Ctrl-Alt-Del restarts it)")
+                time.sleep(10)
+            console.line("kjump: halted")
+        loader.current().halt()
+    finally:
+        os._exit(1)
 
 
-def _give_up(console: Console) -> None:
+def _restart(console: Console) -> None:
     """Nothing is left to do here: restart the machine, so that it boots as usual."""
     try:
         with contextlib.suppress(Exception):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from kjump.errors import KjumpError, UsageError
+from kjump.errors import FormatError, KjumpError, UsageError
+from kjump.formats.record import JsonObject, Record
+from kjump.hibernate.jobs import WHAT, Assignment, NoJob
+from kjump.hibernate.report import Report
 from kjump.init.jobs import look
 from kjump.init.peer_link import Answer, Residence
-from kjump.kexec import mailbox
+from kjump.kexec.mailbox import Outcome
 
 
 def switch_home(message: bytes) -> bytes:
@@ -19,11 +22,21 @@ def switch_home(message: bytes) -> bytes:
     """
     residence = Residence.here()
     residence.open()
-    order = residence.away(Answer(mailbox.OUTCOME_DONE, {}, message))
-    while (job := order.words.get("do", "none")) != "none":
-        reason = f"the peer cannot do the job `{job}` while a program in it waits: switch there without one first"
-        order = residence.away(Answer(mailbox.OUTCOME_FAILED, {"reason": reason}))
+    order = residence.away(Answer(Outcome.DONE, message=message))
+    while reason := _refusal(order.content):
+        order = residence.away(Answer(Outcome.FAILED, Report(reason=reason)))
     return order.message
+
+
+def _refusal(order: JsonObject) -> str:
+    """Return why an order is refused while a program waits here; empty when there is no job in it."""
+    try:
+        job = Assignment.from_json(Record(order, WHAT)).job
+    except FormatError as error:
+        return str(error)
+    if isinstance(job, NoJob):
+        return ""
+    return f"the peer cannot do the job `{job.NAME}` while a program in it waits: switch there without one first"
 
 
 def main() -> None:

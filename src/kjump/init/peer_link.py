@@ -7,16 +7,17 @@ userland of its own, which finds the gate by `kjump.gate=` on the kernel's comma
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from kjump.errors import FormatError, UsageError
 from kjump.gates import GATE_SIZE, Gate
+from kjump.hibernate.report import Report
 from kjump.host import kernel_memory, procfs
 from kjump.init.system import kernel_options
-from kjump.kexec import loader, mailbox
+from kjump.kexec import loader
 from kjump.kexec.channel import Channel, Parcel
 from kjump.kexec.linux import door_plan
+from kjump.kexec.mailbox import Outcome
 from kjump.kexec.physical import read_physical
 from kjump.kexec.way_back import WayBack
 
@@ -30,10 +31,10 @@ def is_resident() -> bool:
 
 @dataclass(frozen=True)
 class Answer:
-    """What goes to A: an `outcome` (mailbox.OUTCOME_*), `words` for the report, a `message` of bytes."""
+    """What goes to A: an `outcome`, a `report`, a `message` of bytes."""
 
-    outcome: int
-    words: dict[str, Any] = field(default_factory=dict)
+    outcome: Outcome
+    report: Report = field(default_factory=Report)
     message: bytes = b""
 
 
@@ -97,7 +98,8 @@ class Residence:
 
         HostError when this kernel refuses to leave: nothing has changed then.
         """
-        self._report(answer, {"resident": True, "release": os.uname().release})
+        here = replace(answer.report, resident=True, release=os.uname().release)
+        self._report(replace(answer, report=here))
         os.sync()
         loader.current().jump()
         return self.channel.order()
@@ -105,14 +107,14 @@ class Residence:
     def leave(self, answer: Answer) -> None:
         """Leave for A for good; returns only by an error."""
         loader.current().load(self._way_back.plan())
-        self._report(answer, {})
+        self._report(answer)
         loader.current().jump()
 
-    def _report(self, answer: Answer, more: dict[str, Any]) -> None:
+    def _report(self, answer: Answer) -> None:
         # Not the order that the answer was made for: another program may have gone to A and back meanwhile.
         sequence = self.channel.order().sequence
         try:
-            self.channel.report(answer.outcome, Parcel(sequence, more | answer.words, answer.message))
+            self.channel.report(answer.outcome, Parcel(sequence, answer.report.to_json(), answer.message))
         except UsageError as error:
-            words = more | answer.words | {"reason": f"the answer did not fit: {error}"}
-            self.channel.report(mailbox.OUTCOME_FAILED, Parcel(sequence, words))
+            report = replace(answer.report, reason=f"the answer did not fit: {error}")
+            self.channel.report(Outcome.FAILED, Parcel(sequence, report.to_json()))

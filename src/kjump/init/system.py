@@ -7,7 +7,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kjump.errors import HostError, ImageError
 from kjump.formats import cmdline
@@ -17,6 +17,7 @@ from kjump.host.libc import libc
 from kjump.target import disks
 
 if TYPE_CHECKING:
+    from kjump.hibernate.jobs import Assignment
     from kjump.host.locked_memory import HugeFile
     from kjump.init.console import Console
     from kjump.init.status import Status
@@ -27,14 +28,14 @@ _MS_MOVE = 8192
 
 @dataclass(frozen=True)
 class Role:
-    """What every role is given: the kernel's options, the job, the console and the status channel.
+    """What every role is given: the kernel's options, the assignment, the console and the status channel.
 
     `room` is memory for an image that may be resumed, taken ahead; `way_back`, which is open, leads out of a
     second kernel.
     """
 
     options: dict[str, str]
-    job: dict[str, Any]
+    assignment: Assignment
     console: Console
     status: Status
     room: HugeFile | None = None

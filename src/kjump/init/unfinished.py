@@ -28,7 +28,7 @@ class Unfinished:
         """Nothing is complete yet; the target is closed at the job's end."""
         self.target = target
         self._lock = threading.Lock()
-        self._complete = self._given_up = self._settled = False
+        self._complete = self._given_up = self._decided = False
 
     def finish(self, superblock: Superblock) -> None:
         """Write the `superblock` that says complete; TargetError when it fails, or the image was given up before."""
@@ -41,7 +41,7 @@ class Unfinished:
         """The image is what A wants: it stays. TargetError when it was given up before."""
         with self._lock:
             self._refuse_if_given_up()
-            self._settled = True
+            self._decided = True
 
     def _refuse_if_given_up(self) -> None:
         if self._given_up:
@@ -64,15 +64,15 @@ class Unfinished:
 
     def _make_unusable(self) -> None:
         with self._lock:
-            if self._complete and not self._settled:
+            if self._complete and not self._decided:
                 with contextlib.suppress(KjumpError):  # A does it again
                     self.target.give_up_image("the second kernel went back after it had saved")
-                    self._settled = True
+                    self._decided = True
 
     def close(self) -> None:
         """End: what is not kept is given up, and the target is closed, or left to a thread that hangs in it."""
         if self.give_up():
-            self._settled = True
+            self._decided = True
             self.target.close()
 
 

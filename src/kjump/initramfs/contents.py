@@ -6,12 +6,10 @@ initrd it unpacked), so it packs its own files again, uncompressed: that costs C
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from kjump.errors import FormatError, HostError
 from kjump.formats import cpio
@@ -63,9 +61,9 @@ def _entry(name: str) -> cpio.Entry:
     return cpio.Entry(name=name, mode=info.st_mode, data=data, rdev=device)
 
 
-def with_job(initrd: bytes, job: dict[str, Any]) -> bytes:
-    """Return `initrd` with `job` as one more archive behind it; the kernel unpacks one after the other."""
-    return cpio.join([initrd, cpio.write([cpio.regular(JOB_NAME, json.dumps(job).encode())])])
+def with_job(initrd: bytes, job: bytes) -> bytes:
+    """Return `initrd` with the file `job` in one more archive behind it; the kernel unpacks one after the other."""
+    return cpio.join([initrd, cpio.write([cpio.regular(JOB_NAME, job)])])
 
 
 def without_kernel(initrd: bytes) -> bytes:

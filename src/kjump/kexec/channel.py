@@ -10,9 +10,9 @@ A parcel:
 
     0x00  8 bytes  magic "KJPARCL1"
     0x08  u64      sequence number of A's order; the answer repeats it
-    0x10  u32      length of the words
+    0x10  u32      length of the order or report
     0x14  u32      length of the message
-    0x18  ...      words, UTF-8 JSON; behind them the message, any bytes
+    0x18  ...      order or report, UTF-8 JSON; behind it the message, any bytes
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ import json
 import mmap
 import struct
 from dataclasses import dataclass, field
-from typing import Any
 
 from kjump.errors import FormatError, UsageError
+from kjump.formats.record import JsonObject, Record
 from kjump.gates import pack_page_list
 from kjump.kexec import mailbox
+from kjump.kexec.mailbox import Outcome
 from kjump.kexec.physical import map_physical
 from kjump.memory import PAGE_SIZE
 
@@ -39,15 +40,15 @@ _HEADER = struct.Struct("<8sQII")
 
 @dataclass(frozen=True)
 class Parcel:
-    """`words` (a JSON object) and a `message` of bytes; `sequence` says which order they belong to."""
+    """An order or a report (`content`, a JSON object) and a `message` of bytes; `sequence` is the order's number."""
 
     sequence: int
-    words: dict[str, Any] = field(default_factory=dict)
+    content: JsonObject = field(default_factory=dict)
     message: bytes = b""
 
     def pack(self) -> bytes:
         """Return it as bytes; UsageError when it is more than the channel carries."""
-        text = json.dumps(self.words, separators=(",", ":")).encode()
+        text = json.dumps(self.content, separators=(",", ":")).encode()
         room = _ROOM - _HEADER.size - len(text)
         if len(self.message) > room:
             raise UsageError(f"a message of {len(self.message)} bytes is too long: {max(room, 0)} go into one switch")
@@ -63,13 +64,7 @@ class Parcel:
         if magic != _MAGIC or end > len(data):
             raise FormatError("there is no parcel in the channel (no magic, or longer than its room)")
         text = data[_HEADER.size : _HEADER.size + text_length]
-        try:
-            words = json.loads(text)
-        except ValueError:
-            raise FormatError("the words of the parcel in the channel are not JSON") from None
-        if not isinstance(words, dict):
-            raise FormatError("the words of the parcel in the channel are no JSON object")
-        return cls(sequence, words, data[end - length : end])
+        return cls(sequence, Record.parse(text, "the parcel in the channel").others(), data[end - length : end])
 
 
 @dataclass(frozen=True)
@@ -123,41 +118,41 @@ class Channel:
         self._put(_ORDER_AT, packed)
         self._put(_ANSWER_AT, restart.pack() if restart else bytes(_HEADER.size))
         list_at = restart.channel_address + _ANSWER_AT if restart else 0
-        self._put(0, mailbox.encode(self.cookie, mailbox.OUTCOME_NONE, head, {}, wanted, list_at))
+        self._put(0, mailbox.encode(self.cookie, Outcome.NONE, head, {}, wanted, list_at))
 
-    def answer(self, sequence: int) -> tuple[int, Parcel]:
+    def answer(self, sequence: int) -> tuple[Outcome, Parcel]:
         """Return (outcome, parcel) as the peer left them for order `sequence`.
 
         A peer that could not speak for itself has left no parcel: then there is what its mailbox says, and no message.
         FormatError when the mailbox is damaged.
         """
-        cookie, outcome, _, noted = mailbox.decode(self._take(0, PAGE_SIZE))
-        if cookie != self.cookie:
+        found = mailbox.decode(self._take(0, PAGE_SIZE))
+        if found.cookie != self.cookie:
             raise FormatError("the mailbox was overwritten during the jump")
         try:
             parcel = Parcel.unpack(self._take(_ANSWER_AT, _ROOM))
         except FormatError:
             parcel = Parcel(0)
-        if parcel.sequence != sequence or outcome not in mailbox.OUTCOMES_OF_JOBS:
-            return outcome, Parcel(sequence, noted)
-        return outcome, Parcel(sequence, noted | parcel.words, parcel.message)
+        if parcel.sequence != sequence or not found.outcome.of_a_job:
+            return found.outcome, Parcel(sequence, found.report)
+        return found.outcome, Parcel(sequence, found.report | parcel.content, parcel.message)
 
     # --- the peer's end ---
 
     @property
     def head(self) -> int:
         """The head of the indirection list that A left."""
-        return mailbox.decode(self._take(0, PAGE_SIZE))[2]
+        return mailbox.head_of(self._take(0, PAGE_SIZE))
 
     def order(self) -> Parcel:
         """Return what A wants; FormatError when there is no order."""
         return Parcel.unpack(self._take(_ORDER_AT, _ROOM))
 
-    def note(self, words: dict[str, Any], outcome: int = mailbox.OUTCOME_NONE) -> None:
-        """Leave `words` (at most mailbox.REPORT_LIMIT bytes of JSON) in the mailbox, where they outlive a panic."""
-        self._put(0, mailbox.encode(self.cookie, outcome, self.head, words))
+    def note(self, report: JsonObject, outcome: Outcome = Outcome.NONE) -> None:
+        """Leave a `report` (at most mailbox.REPORT_LIMIT bytes of JSON) in the mailbox, where it outlives a panic."""
+        self._put(0, mailbox.encode(self.cookie, outcome, self.head, report))
 
-    def report(self, outcome: int, answer: Parcel) -> None:
+    def report(self, outcome: Outcome, answer: Parcel) -> None:
         """Leave `outcome` and `answer` for A; UsageError when the answer is too long."""
         self._put(_ANSWER_AT, answer.pack())
         self.note({}, outcome)

@@ -64,6 +64,10 @@ class Loader(Protocol):
         """Restart the machine at once, through its firmware; raises when nothing happens."""
         ...
 
+    def halt(self) -> None:
+        """Stop the machine, its power on, so that what is on the screen can be read; raises when it goes on."""
+        ...
+
 
 _current: Loader = SystemCalls()
 

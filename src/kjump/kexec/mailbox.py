@@ -3,7 +3,7 @@
 Layout (little endian; it is said in kjump.gates.layouts):
 
     0x000  16 bytes  cookie, random, chosen by A; compared before anything is written
-    0x010  u64       outcome (OUTCOME_*)
+    0x010  u64       outcome (`Outcome`)
     0x018  u64       head of the kernel's indirection list for the loaded image (a list entry, with flags)
     0x020  u32       length of the report
     0x024  ...       report, UTF-8 JSON
@@ -18,23 +18,35 @@ from __future__ import annotations
 import json
 import mmap
 import os
-from typing import Any
+from dataclasses import dataclass
+from enum import IntEnum
 
 from kjump.errors import FormatError
+from kjump.formats.record import JsonObject, Record
 from kjump.gates.layouts import MAILBOX, OUTCOMES
 from kjump.host.locked_memory import HostPages
 from kjump.kexec.physical import map_physical
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import RangeSet
 
-OUTCOME_NONE = OUTCOMES["NONE"]
-OUTCOME_GONE = OUTCOMES["GONE"]
-OUTCOME_RESUMED = OUTCOMES["RESUMED"]
-OUTCOME_FAILED = OUTCOMES["FAILED"]
-OUTCOME_CANCELLED = OUTCOMES["CANCELLED"]
-OUTCOME_DONE = OUTCOMES["DONE"]
-OUTCOME_PANIC = OUTCOMES["PANIC"]
-OUTCOMES_OF_JOBS = (OUTCOME_RESUMED, OUTCOME_FAILED, OUTCOME_CANCELLED, OUTCOME_DONE)
+
+class Outcome(IntEnum):
+    """What came of a jump; the numbers are those of `kjump.gates.layouts.OUTCOMES`."""
+
+    NONE = OUTCOMES["NONE"]
+    """As it was posted: nobody has said anything."""
+    GONE = OUTCOMES["GONE"]
+    RESUMED = OUTCOMES["RESUMED"]
+    FAILED = OUTCOMES["FAILED"]
+    CANCELLED = OUTCOMES["CANCELLED"]
+    DONE = OUTCOMES["DONE"]
+    PANIC = OUTCOMES["PANIC"]
+
+    @property
+    def of_a_job(self) -> bool:
+        """Whether a program of the other side has said so, not a gate."""
+        return self in (Outcome.RESUMED, Outcome.FAILED, Outcome.CANCELLED, Outcome.DONE)
+
 
 COOKIE_SIZE = 16
 _HEADER = MAILBOX.struct(last="report_length")
@@ -43,7 +55,17 @@ _WISHES_AT = MAILBOX.offset("restart")
 REPORT_LIMIT = _WISHES_AT - _HEADER.size
 
 
-def encode(cookie: bytes, outcome: int, head: int, report: dict[str, Any], wanted: int = 0, restart: int = 0) -> bytes:
+@dataclass(frozen=True)
+class Contents:
+    """What a mailbox page holds: who it is of, what came of the jump, the head of the page list, and a report."""
+
+    cookie: bytes
+    outcome: Outcome
+    head: int
+    report: JsonObject
+
+
+def encode(cookie: bytes, outcome: int, head: int, report: JsonObject, wanted: int = 0, restart: int = 0) -> bytes:
     """Return a mailbox page; ValueError when the report's JSON is longer than REPORT_LIMIT bytes."""
     text = json.dumps(report, separators=(",", ":")).encode()
     if len(text) > REPORT_LIMIT:
@@ -53,21 +75,25 @@ def encode(cookie: bytes, outcome: int, head: int, report: dict[str, Any], wante
     )
 
 
-def decode(page: bytes) -> tuple[bytes, int, int, dict[str, Any]]:
-    """Return (cookie, outcome, head, report) of a mailbox page; FormatError when the report is damaged."""
+def head_of(page: bytes) -> int:
+    """Return the head of the page list in a mailbox page, whatever else is there."""
+    return int(_HEADER.unpack_from(page)[2])
+
+
+def decode(page: bytes) -> Contents:
+    """Read a mailbox page; FormatError when outcome or report are damaged."""
     cookie, outcome, head, length = _HEADER.unpack_from(page)
     if length > REPORT_LIMIT:
         raise FormatError(f"the mailbox claims a report of {length} bytes; it holds {REPORT_LIMIT}")
     try:
-        report = json.loads(page[_HEADER.size : _HEADER.size + length] or b"{}")
+        known = Outcome(outcome)
     except ValueError:
-        raise FormatError("the report in the mailbox is not JSON") from None
-    if not isinstance(report, dict):
-        raise FormatError("the report in the mailbox is not a JSON object")
-    return cookie, outcome, head, report
+        raise FormatError(f"the mailbox has an outcome that is not known ({outcome})") from None
+    report = Record.parse(page[_HEADER.size : _HEADER.size + length] or b"{}", "the report in the mailbox")
+    return Contents(cookie, known, head, report.others())
 
 
-def fits(report: dict[str, Any]) -> bool:
+def fits(report: JsonObject) -> bool:
     """Tell whether a mailbox can hold `report`."""
     return len(json.dumps(report, separators=(",", ":")).encode()) <= REPORT_LIMIT
 
@@ -83,26 +109,26 @@ class Mailbox:
         self.cookie = os.urandom(COOKIE_SIZE)
         self._page = HostPages(1, avoid)
         self.address = self._page.addresses[0]
-        self._page.write(0, encode(self.cookie, OUTCOME_NONE, 0, {}))
+        self._page.write(0, encode(self.cookie, Outcome.NONE, 0, {}))
 
-    def post(self, head: int, words: dict[str, Any] | None = None) -> None:
-        """Reset the outcome and leave `head`, the indirection list's, and `words` (JSON) for the other side.
+    def post(self, head: int, message: JsonObject | None = None) -> None:
+        """Reset the outcome and leave `head`, the indirection list's, and a `message` (JSON) for the other side.
 
         HostError when the page has moved since it was chosen (locked memory may be compacted).
         """
-        self._page.write(0, encode(self.cookie, OUTCOME_NONE, head, words or {}))
+        self._page.write(0, encode(self.cookie, Outcome.NONE, head, message or {}))
         self._page.check()
 
     def wipe(self) -> None:
         """Forget what the other side left: it may have been a secret."""
-        self._page.write(0, encode(self.cookie, OUTCOME_NONE, 0, {}))
+        self._page.write(0, encode(self.cookie, Outcome.NONE, 0, {}))
 
-    def read(self) -> tuple[int, dict[str, Any]]:
-        """Return (outcome, report) as the other side left them."""
-        cookie, outcome, _, report = decode(self._page.read(0))
-        if cookie != self.cookie:
+    def read(self) -> tuple[Outcome, JsonObject]:
+        """Return (outcome, report) as the other side left them; FormatError when they are damaged."""
+        found = decode(self._page.read(0))
+        if found.cookie != self.cookie:
             raise FormatError("the mailbox was overwritten during the jump")
-        return outcome, report
+        return found.outcome, found.report
 
 
 class PeerMailbox:
@@ -127,14 +153,14 @@ class PeerMailbox:
     @property
     def head(self) -> int:
         """The head of the indirection list that A left."""
-        return decode(self._memory[self._place])[2]
+        return head_of(self._memory[self._place])
 
     @property
-    def words(self) -> dict[str, Any]:
-        """What A left for this side, until a report takes its place."""
-        return decode(self._memory[self._place])[3]
+    def message(self) -> JsonObject:
+        """What A left for this side, until a report takes its place; FormatError when it is damaged."""
+        return decode(self._memory[self._place]).report
 
-    def report(self, outcome: int, report: dict[str, Any]) -> None:
+    def report(self, outcome: Outcome, report: JsonObject) -> None:
         """Leave `outcome` and `report` for A; a report that is too long is cut to its `reason`."""
         head = self.head
         try:

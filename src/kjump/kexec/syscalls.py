@@ -30,6 +30,7 @@ _SYS_REBOOT = {"x86_64": 169, "i686": 88, "i386": 88}
 _MAGIC1 = 0xFEE1DEAD
 _MAGIC2 = 672274793
 _CMD_RESTART = 0x01234567
+_CMD_HALT = 0xCDEF0123
 _CMD_POWER_OFF = 0x4321FEDC
 _CMD_KEXEC = 0x45584543
 
@@ -171,6 +172,12 @@ def power_off() -> None:
     raise HostError("the machine did not power off (is ACPI in the kernel?)")
 
 
+def halt() -> None:
+    """Stop the machine for good; what is on its screen stays. HostError when it goes on."""
+    _reboot(_CMD_HALT)
+    raise HostError("the machine did not halt")
+
+
 def restart() -> None:
     """Restart the machine at once, through its firmware. HostError when nothing happens."""
     _reboot(_CMD_RESTART)
@@ -214,3 +221,7 @@ class SystemCalls:
     def restart(self) -> None:
         """Restart the machine; as `restart`."""
         restart()
+
+    def halt(self) -> None:
+        """Stop the machine; as `halt`."""
+        halt()

@@ -119,7 +119,7 @@ def run(folder: Path, *, version: str, hardware: Hardware, tell: Tell = silent) 
         machine.power_off()
     superblock = read_superblock(system.target_disk)
     checks["still_a_snapshot"] = superblock.state is State.SNAPSHOT
-    checks["counted"] = Record(superblock.details, "the superblock").integer("rolled_back") == 2
+    checks["counted"] = superblock.details.rolled_back == 2
     return RollbackDemo(
         system.kernel.release, hardware.memory, refusal, done.pause, done.seconds, done.clock_errors, checks
     )

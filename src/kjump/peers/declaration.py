@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from kjump.errors import PlanError, UsageError
+from kjump.errors import FormatError, PlanError, UsageError
 from kjump.formats import cmdline, cpio
+from kjump.formats.record import Record
 from kjump.gates import FLAG_CHOOSE, FLAG_INIT_CPUS, GATE_ENTRY, Gate
 from kjump.host import hugetlbfs, kernel_memory
 from kjump.kexec import mailbox
@@ -53,7 +53,7 @@ def read_declaration(text: str, *, kernel: Path | None = None, initrd: Path | No
         tables = tomllib.loads(text).get("peer", [])
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"the declaration of peers is not TOML: {error}") from None
-    if not isinstance(tables, list) or not tables:
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
         raise UsageError("the declaration has no [[peer]]")
     declared = [_declared(number, table, kernel, initrd) for number, table in enumerate(tables, 1)]
     if len({d.name for d in declared}) < len(declared):
@@ -61,19 +61,27 @@ def read_declaration(text: str, *, kernel: Path | None = None, initrd: Path | No
     return declared
 
 
-def _declared(number: int, table: dict[str, Any], kernel: Path | None, initrd: Path | None) -> Declared:
+def _declared(number: int, table: Mapping[str, object], kernel: Path | None, initrd: Path | None) -> Declared:
     name = table.get("name", f"B{number}")
     if unknown := set(table) - _KEYS:
         raise UsageError(f"peer {name}: unknown key {', '.join(sorted(unknown))}; known are {', '.join(sorted(_KEYS))}")
-    initrds = table.get("initrd", [initrd] if initrd else [])
-    initrds = [initrds] if isinstance(initrds, str) else initrds
-    image = table.get("kernel", kernel)
-    if image is None or not initrds:
-        raise UsageError(f"peer {name}: give its kernel and initrd")
-    size = table.get("window_size", DEFAULT_SIZE)
-    if not isinstance(size, int) or not isinstance(name, str):
-        raise UsageError(f"peer {name}: the name must be a string, window_size a number of bytes")
-    return Declared(name, Path(image), tuple(map(Path, initrds)), str(table.get("append", "")), window_size=size)
+    record = Record(table, f"peer {name}")
+    initrds: tuple[str, ...] = (str(initrd),) if initrd else ()
+    try:
+        if "initrd" in record:
+            initrds = (record.text("initrd"),) if isinstance(table["initrd"], str) else record.texts("initrd")
+        image = Path(record.text("kernel")) if "kernel" in record else kernel
+        if image is None or not initrds:
+            raise UsageError(f"peer {name}: give its kernel and initrd")
+        return Declared(
+            record.optional("name", record.text, f"B{number}"),
+            image,
+            tuple(map(Path, initrds)),
+            record.optional("append", record.text, ""),
+            window_size=record.optional("window_size", record.integer, DEFAULT_SIZE),
+        )
+    except FormatError as error:
+        raise UsageError(f"{error} in the declaration of peers") from None
 
 
 @dataclass(frozen=True)
@@ -114,8 +122,8 @@ def arrange(declared: Sequence[Declared], channel: Path) -> Arrangement:
             str(d.kernel),
             [str(i) for i in d.initrds],
             d.append,
-            (layout.window.start, layout.window.end),
-            (low.start, low.end),
+            layout.window,
+            low,
             layout.gate,
         )
         for d, layout, low in zip(declared, layouts, lows, strict=True)
@@ -137,8 +145,8 @@ def pages_to_restart(peer: Peer, peers: Sequence[Peer]) -> dict[int, bytes]:
     That is all but its gate and its door. KjumpError when its files cannot be read, or do not fit any more.
     """
     lent = RangeSet(place for p in peers for place in p.places)
-    around = dataclasses.replace(_machine(), low=Range(*peer.low), lent=lent)
-    layout = layout_of(peer.window_range, around, len(peers))
+    around = dataclasses.replace(_machine(), low=peer.low, lent=lent)
+    layout = layout_of(peer.window, around, len(peers))
     declared = Declared(peer.name, Path(peer.kernel), tuple(map(Path, peer.initrds)), peer.append)
     found = {}
     for segment in linux_peer(declared, layout).segments(around, peers[0].gate):

@@ -6,21 +6,24 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from kjump.errors import HostError, JumpError, KjumpError, UsageError
+from kjump.formats.record import JsonObject
 from kjump.gates import STATE_PARKED, Gate
 from kjump.hibernate import DEFAULT_WATCHDOG, post_mortem
 from kjump.hibernate.after_jump import SEED_SIZE
 from kjump.hibernate.away import Away
+from kjump.hibernate.jobs import Assignment, Job, NoJob
+from kjump.hibernate.report import Report
 from kjump.host import hugetlbfs, kernel_memory, procfs
 from kjump.host.locked_memory import HostPages
-from kjump.kexec import loader, mailbox
+from kjump.kexec import loader
 from kjump.kexec.channel import Channel, PageList, Parcel
 from kjump.kexec.kimage import Shadow, walk
+from kjump.kexec.mailbox import Outcome
 from kjump.kexec.plan import ARCH_X86_64
 from kjump.memory import PAGE_SIZE
 from kjump.peers import FOLDER
@@ -33,10 +36,9 @@ from kjump.ranges import Range, RangeSet
 
 @dataclass(frozen=True)
 class Order:
-    """What a peer is to do: `job` is a name in `kjump.init.jobs`, `words` its arguments, `message` any bytes."""
+    """What a peer is to do, with a `message` of any bytes; limits in seconds, as in `Assignment`."""
 
-    job: str = "none"
-    words: dict[str, Any] = field(default_factory=dict)
+    job: Job = field(default_factory=NoJob)
     message: bytes = b""
     time_limit: float = 0
     watchdog: int = DEFAULT_WATCHDOG
@@ -46,21 +48,36 @@ class Order:
 class Visit:
     """What came of a switch: seconds `away` (as far as the kernel's clock knows), the peer's `report` and `message`.
 
-    `outcome` is mailbox.OUTCOME_*; `resident` whether the peer can be entered again; `reason` why the job failed.
+    `resident` tells whether the peer can be entered again; `reason` why the job failed.
     """
 
     peer: str
-    outcome: int
+    outcome: Outcome
     resident: bool
     reason: str
     away: float
-    report: dict[str, Any]
+    report: Report
     message: bytes
 
     def raise_unless_done(self) -> None:
         """Raise JumpError with the reason when the job did not come to its end."""
-        if self.outcome != mailbox.OUTCOME_DONE:
+        if self.outcome != Outcome.DONE:
             raise JumpError(f"{self.peer}: {self.reason}; this system went on unharmed")
+
+
+class _Answer:
+    """A peer's answer to the order with the number `sequence`; `message` is there when it has been read."""
+
+    def __init__(self, channel: Channel, sequence: int) -> None:
+        self._channel = channel
+        self._sequence = sequence
+        self.message = b""
+
+    def read(self) -> tuple[Outcome, JsonObject]:
+        """Read it; FormatError when the channel is damaged."""
+        outcome, parcel = self._channel.answer(self._sequence)
+        self.message = parcel.message
+        return outcome, parcel.content
 
 
 class Peers:
@@ -202,13 +219,11 @@ class Peers:
             if page.address != state.channel:
                 raise HostError("the channel is not where the peers know it: `kjump drop`, then start them again")
             channel = Channel(page.memory, bytes.fromhex(state.cookie))
-            words = order.words | {"do": order.job, "time_limit": order.time_limit, "watchdog": order.watchdog}
-            if state.stored is not None:
-                # Its generator is each time what it was when it was stored, and would say the same.
-                words["seed"] = os.getrandom(SEED_SIZE).hex()
-            channel.post(
-                Parcel(state.sequence, words, order.message), head=state.head, wanted=peer.gate, restart=restart
-            )
+            # The generator of one on disk is each time what it was when it was stored, and would say the same.
+            seed = b"" if state.stored is None else os.getrandom(SEED_SIZE)
+            assignment = Assignment(order.job, peer.gate, order.time_limit, order.watchdog, seed)
+            parcel = Parcel(state.sequence, assignment.checked(), order.message)
+            channel.post(parcel, head=state.head, wanted=peer.gate, restart=restart)
             self._ledger.write(state)
             os.sync()
             left = time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -216,25 +231,25 @@ class Peers:
                 loader.current().jump()
                 gone.landed()
                 seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - left
-                outcome, answer = channel.answer(state.sequence)
-                gone.came_back(outcome, answer.words)
+                answer = _Answer(channel, state.sequence)
+                gone.came_back(answer.read)
         finally:
             page.close()
-        return self._account(state, peer, outcome, answer, seconds)
+        return self._account(state, peer, gone, answer.message, seconds)
 
-    def _account(self, state: State, peer: Peer, outcome: int, answer: Parcel, away: float) -> Visit:
-        words = dict(answer.words)
-        resident = bool(words.pop("resident", False))
-        if outcome == mailbox.OUTCOME_PANIC:
-            words |= _last_words(words)
-        reason = post_mortem.reason(outcome, words)
+    def _account(self, state: State, peer: Peer, gone: Away, message: bytes, away: float) -> Visit:
+        outcome, report, resident = gone.outcome, gone.report, gone.report.resident
+        if outcome == Outcome.PANIC:
+            report = _with_log(report)
+        reason = post_mortem.reason(outcome, report)
         peer.switches += 1
         peer.alive = resident
         peer.why_not = "" if resident else reason or "it left for good"
-        peer.release = words.get("release", peer.release)
-        peer.boot_seconds = peer.boot_seconds or float(words.get("boot_seconds", 0))
+        peer.release = report.release or peer.release
+        peer.boot_seconds = peer.boot_seconds or report.boot_seconds
         self._ledger.write(state)
-        return Visit(peer.name, outcome, resident, reason, round(away, 4), words, answer.message)
+        report = replace(report, resident=False)  # which `resident` says
+        return Visit(peer.name, outcome, resident, reason, round(away, 4), report, message)
 
     def drop(self) -> list[str]:
         """Let all peers go and give their memory back; returns their names. HostError when the kernel refuses."""
@@ -273,7 +288,7 @@ class Peers:
             {
                 "name": p.name,
                 "release": p.release,
-                "window": str(p.window_range),
+                "window": str(p.window),
                 "switches": p.switches,
                 "state": states[p.name],
                 "reason": p.why_not,
@@ -361,6 +376,6 @@ def _is_other_image(state: State) -> bool:
         return bool(image) and kcore.read_u64(image) != state.head
 
 
-def _last_words(words: dict[str, Any]) -> dict[str, Any]:
+def _with_log(report: Report) -> Report:
     with kernel_memory.Kcore() as kcore:
-        return post_mortem.last_words(kcore, words)
+        return post_mortem.with_log(kcore, report)

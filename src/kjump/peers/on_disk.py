@@ -22,6 +22,7 @@ from pathlib import Path
 
 from kjump import _core
 from kjump.errors import HostError, UsageError
+from kjump.formats.record import Json, JsonObject, Record
 from kjump.gates import GATE_ENTRY
 from kjump.hibernate import post_mortem
 from kjump.host import kernel_memory
@@ -33,6 +34,9 @@ from kjump.ranges import Range
 _TITLE = b"kjump: memory of resident peers"
 _HEADER = struct.pack("<II", 0x184D2A50, len(_TITLE)) + _TITLE
 _LEVEL = -2
+_ADDRESS_END = 1 << 52
+_PATH = 4096
+_MOST_PARTS = 1024
 _CHUNK = 4 << 20
 _LEAST_GAP = 64
 """Pages of zeros that are worth a part of their own."""
@@ -52,6 +56,21 @@ class Part:
     stored: int
     checksum: int
 
+    def to_json(self) -> JsonObject:
+        """Return it for the file that remembers peers."""
+        return vars(self).copy()
+
+    @classmethod
+    def from_json(cls, record: Record) -> Part:
+        """Read what `to_json` gave; FormatError."""
+        return cls(
+            record.integer("address", high=_ADDRESS_END),
+            record.integer("memory", high=_ADDRESS_END),
+            record.integer("data", high=_ADDRESS_END),
+            record.integer("stored", high=_ADDRESS_END),
+            record.integer("checksum", high=(1 << 32) - 1),
+        )
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -62,13 +81,20 @@ class Stored:
     devices: str
     parts: tuple[Part, ...]
 
+    def to_json(self) -> JsonObject:
+        """Return it for the file that remembers peers."""
+        parts: list[Json] = [part.to_json() for part in self.parts]
+        return {"path": self.path, "entry": self.entry, "devices": self.devices, "parts": parts}
+
     @classmethod
-    def of_json(cls, value: dict[str, object]) -> Stored:
-        """Return what `dataclasses.asdict` has made a dictionary of; TypeError when it is something else."""
-        parts = value.pop("parts")
-        if not isinstance(parts, list):
-            raise TypeError("parts are a list")
-        return cls(**value, parts=tuple(Part(**part) for part in parts))  # type: ignore[arg-type]
+    def from_json(cls, record: Record) -> Stored:
+        """Read what `to_json` gave; FormatError."""
+        return cls(
+            record.text("path", limit=_PATH),
+            record.integer("entry", high=_ADDRESS_END),
+            record.text("devices", limit=_PATH),
+            tuple(Part.from_json(item) for item in record.items("parts", limit=_MOST_PARTS)),
+        )
 
     @property
     def size(self) -> int:

@@ -5,7 +5,6 @@ It dies with the boot, as the peers do. The truth about a peer is in its gate; t
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import json
 import os
@@ -13,13 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from kjump.errors import HostError, UsageError
+from kjump.errors import FormatError, HostError, UsageError
+from kjump.formats.record import Json, JsonObject, Record
 from kjump.host import root
+from kjump.memory import PAGE_SIZE
 from kjump.peers import FOLDER
 from kjump.peers.on_disk import Stored
 from kjump.ranges import Range
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_ADDRESS_END = 1 << 52
 
 
 @dataclass
@@ -34,8 +36,8 @@ class Peer:
     kernel: str
     initrds: list[str]
     append: str
-    window: tuple[int, int]
-    low: tuple[int, int]
+    window: Range
+    low: Range
     gate: int
     gate_kept: int = 0
     release: str = ""
@@ -45,14 +47,33 @@ class Peer:
     boot_seconds: float = 0.0
 
     @property
-    def window_range(self) -> Range:
-        """Its window."""
-        return Range(*self.window)
-
-    @property
     def places(self) -> tuple[Range, Range]:
         """All memory that is its own while it runs: its window and low memory."""
-        return self.window_range, Range(*self.low)
+        return self.window, self.low
+
+    def to_json(self) -> JsonObject:
+        """Return it for the file that remembers it."""
+        places = {"window": [self.window.start, self.window.end], "low": [self.low.start, self.low.end]}
+        return vars(self) | {"initrds": list(self.initrds), **places}
+
+    @classmethod
+    def from_json(cls, record: Record) -> Peer:
+        """Read what `to_json` gave; FormatError."""
+        return cls(
+            name=record.text("name"),
+            kernel=record.text("kernel"),
+            initrds=list(record.texts("initrds")),
+            append=record.text("append"),
+            window=record.bounded("window", high=_ADDRESS_END, unit=PAGE_SIZE),
+            low=record.bounded("low", high=_ADDRESS_END, unit=PAGE_SIZE),
+            gate=record.integer("gate", high=_ADDRESS_END),
+            gate_kept=record.integer("gate_kept", high=_ADDRESS_END),
+            release=record.text("release"),
+            switches=record.integer("switches"),
+            alive=record.flag("alive"),
+            why_not=record.text("why_not"),
+            boot_seconds=record.number("boot_seconds", low=0),
+        )
 
 
 @dataclass
@@ -79,6 +100,28 @@ class State:
         """The linear address of kexec_image."""
         return self.symbols["kexec_image"]
 
+    def to_json(self) -> JsonObject:
+        """Return it for the file that remembers it."""
+        symbols: JsonObject = dict(self.symbols)
+        peers: list[Json] = [peer.to_json() for peer in self.peers]
+        stored = self.stored.to_json() if self.stored else None
+        return vars(self) | {"symbols": symbols, "peers": peers, "stored": stored}
+
+    @classmethod
+    def from_json(cls, record: Record) -> State:
+        """Read what `to_json` gave; FormatError."""
+        symbols = record.record("symbols")
+        return cls(
+            boot_id=record.text("boot_id"),
+            cookie=record.hexadecimal("cookie", length=16).hex(),
+            channel=record.integer("channel", high=_ADDRESS_END),
+            head=record.integer("head"),
+            symbols={name: symbols.integer(name, low=1) for name in {"kexec_image", *symbols.names()}},
+            sequence=record.integer("sequence"),
+            stored=record.maybe("stored", Stored.from_json),
+            peers=[Peer.from_json(item) for item in record.items("peers")],
+        )
+
     def find(self, name: str | None) -> Peer:
         """Return the peer called `name`, or the only one; UsageError when there is none such."""
         known = ", ".join(p.name for p in self.peers)
@@ -99,20 +142,14 @@ def boot_id() -> str:
 
 def encode(state: State) -> str:
     """Return `state` as JSON."""
-    return json.dumps(dataclasses.asdict(state))
+    return json.dumps(state.to_json())
 
 
 def decode(text: str) -> State:
     """Read what `encode` wrote; HostError when it is something else."""
     try:
-        fields = json.loads(text)
-        peers = [Peer(**(p | {"window": tuple(p["window"]), "low": tuple(p["low"])})) for p in fields.pop("peers")]
-        stored = fields.pop("stored", None)
-        state = State(**fields, stored=Stored.of_json(stored) if stored else None, peers=peers)
-        if not all(map(int, [state.image_symbol, *state.symbols.values()])):
-            raise ValueError("a symbol has no address")
-        return state
-    except (ValueError, TypeError, KeyError, AttributeError):
+        return State.from_json(Record.parse(text, "the file that says which peers are resident"))
+    except FormatError:
         raise HostError("the file that says which peers are resident is damaged: `kjump drop` clears it") from None
 
 

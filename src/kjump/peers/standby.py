@@ -6,25 +6,26 @@ A resume ends its residency (what is loaded in A is worthless then); it is set u
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kjump.errors import HostError, KjumpError
+from kjump.errors import FormatError, HostError, KjumpError
+from kjump.formats.record import JsonObject, Record
 from kjump.gates import Gate
 from kjump.hibernate import preflight, suspend
 from kjump.hibernate.away import Away, Tell
-from kjump.hibernate.clock import Moment, Pace
+from kjump.hibernate.clock import Moment
 from kjump.host import kernel_memory
 from kjump.kexec import second_kernel as described
 from kjump.kexec.window import DEFAULT_SIZE
+from kjump.memory import PAGE_SIZE
 from kjump.peers import FOLDER
 from kjump.peers import on_disk as peers_on_disk
 from kjump.peers.declaration import Declared, layout_of
 from kjump.peers.lifecycle import Order, Peers, Visit
-from kjump.ranges import Range
 
 NAME = "standby"
+_PATH = 4096
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,16 @@ class Wanted:
     kernel: Path
     initrd: Path
     window_size: int = DEFAULT_SIZE
+
+    def to_json(self) -> JsonObject:
+        """Return it for the file that remembers it."""
+        return {"kernel": str(self.kernel), "initrd": str(self.initrd), "window_size": self.window_size}
+
+    @classmethod
+    def from_json(cls, record: Record) -> Wanted:
+        """Read what `to_json` gave; FormatError."""
+        kernel, initrd = record.text("kernel", limit=_PATH), record.text("initrd", limit=_PATH)
+        return cls(Path(kernel), Path(initrd), record.integer("window_size", low=PAGE_SIZE, high=1 << 32))
 
 
 def start(wanted: Wanted, folder: Path = FOLDER, *, on_disk: Path | None = None) -> Visit:
@@ -46,8 +57,7 @@ def start(wanted: Wanted, folder: Path = FOLDER, *, on_disk: Path | None = None)
     with Peers(folder) as peers:
         declared = Declared(NAME, wanted.kernel, (wanted.initrd,), window_size=wanted.window_size)
         (visit,) = peers.boot([declared])
-        kept = {"kernel": str(wanted.kernel), "initrd": str(wanted.initrd), "window_size": wanted.window_size}
-        _remembered(folder).write_text(json.dumps(kept))
+        _remembered(folder).write_text(json.dumps(wanted.to_json()))
         if on_disk is not None:
             peers.put_on_disk(on_disk)
     return visit
@@ -80,34 +90,27 @@ def is_ready(folder: Path = FOLDER, ahead: peers_on_disk.Unpacking | None = None
 
 
 def travel(
-    request: suspend.Request, tell: Tell, folder: Path = FOLDER, *, ahead: peers_on_disk.Unpacking | None = None
+    request: suspend.TripRequest, tell: Tell, folder: Path = FOLDER, *, ahead: peers_on_disk.Unpacking | None = None
 ) -> suspend.Trip:
     """Go to the kernel on standby with `request`, and return when A is back; as `kjump.hibernate.suspend.travel`.
 
     One that is on disk may be unpacked `ahead`.
     """
-    begun, pace = time.monotonic(), Pace()
+    journey = suspend.Journey()
     with Peers(folder) as peers, peers.loaded(ahead):
         peer = peers.require().find(NAME)
         with kernel_memory.Kcore() as kcore, suspend.claim(request) as target:
             note = kcore.vmcoreinfo_note()
-            around = described.describe_machine(Gate(), vmcoreinfo_note=note, low=Range(*peer.low))
-            layout = layout_of(peer.window_range, around, 1)
-            words = suspend.save_job(request, kcore, around, layout, target, tell)
-            limit, watchdog = words.pop("time_limit"), words.pop("watchdog")
+            around = described.describe_machine(Gate(), vmcoreinfo_note=note, low=peer.low)
+            layout = layout_of(peer.window, around, 1)
+            job = suspend.save_job(request, kcore, around, layout, target, tell)
+            limit = suspend.time_limit(request, around)
             tell("switching to the kernel on standby")
-            words["words"] = suspend.take_leave(words["file_systems"], pace)
-            ready = time.monotonic()
+            job = replace(job, departure=journey.depart(job.file_systems))
             away = Away(target, request.kind, tell)
-            visit = peers.switch(NAME, Order("save", words, time_limit=limit, watchdog=watchdog), away)
+            visit = peers.switch(NAME, Order(job, time_limit=limit, watchdog=request.watchdog), away)
             away.report = visit.report
-        trip = suspend.arrive(
-            away,
-            pace,
-            window_bytes=layout.window.size,
-            cookie=bytes.fromhex(words["cookie"]),
-            prepare_seconds=ready - begun,
-        )
+        trip = journey.arrive(away, window_bytes=layout.window.size, cookie=job.cookie)
         gone = not visit.resident and peers.require().stored is None
         if gone:
             peers.drop()
@@ -116,7 +119,7 @@ def travel(
         return trip
     begun_again = Moment.now().stamp
     _again(tell, folder)
-    return replace(trip, again_seconds=pace.seconds(begun_again, Moment.now().stamp))
+    return replace(trip, again_seconds=trip.pace.seconds(begun_again, Moment.now().stamp))
 
 
 def _again(tell: Tell, folder: Path) -> None:
@@ -130,9 +133,8 @@ def _again(tell: Tell, folder: Path) -> None:
 
 def _wanted(folder: Path) -> Wanted:
     try:
-        kept = json.loads(_remembered(folder).read_text())
-        return Wanted(Path(kept["kernel"]), Path(kept["initrd"]), int(kept["window_size"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        return Wanted.from_json(Record.parse(_remembered(folder).read_bytes(), "what is remembered of the standby"))
+    except (OSError, FormatError):
         raise HostError("it is not known which kernel stood by: run `kjump standby` again") from None
 
 

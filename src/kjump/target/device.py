@@ -19,17 +19,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from kjump.errors import FormatError, ImageError, TargetError
 from kjump.formats import cmdline, extentmap, signatures
+from kjump.formats.record import JsonObject, Record
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock, is_of
 from kjump.ranges import Range
 from kjump.target import disks
 
 _BLOCK = 4096
+_PATH = 4096
 _PAUSES = (0.0, 0.1, 0.4, 1.0, 2.0)
-"""Seconds before each try to give an image up: a disk that has just been woken may need some."""
+"""Seconds before each try to read a superblock, or give an image up: a disk that was just woken may need some."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,14 @@ class Place:
         resume = cmdline.word("kjump.resume", self.device)
         return (resume, f"kjump.resume_offset={self.extents[0].start // _BLOCK}") if self.extents else (resume,)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return it for a job."""
-        return {"device": self.device, "extents": [(e.start, e.end) for e in self.extents]}
+        return {"device": self.device, "extents": [[e.start, e.end] for e in self.extents]}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Place:
-        """Read it from a job."""
-        return cls(str(value["device"]), tuple(Range(*pair) for pair in value["extents"]))
+    def from_json(cls, record: Record) -> Place:
+        """Read what `to_json` gave; FormatError."""
+        return cls(record.text("device", limit=_PATH), record.ranges("extents"))
 
 
 class Target:
@@ -108,6 +109,8 @@ class Target:
 
     def read(self, offset: int, length: int) -> bytes:
         """Return `length` bytes from byte `offset` of the target; TargetError on an I/O error or past its end."""
+        if offset + length > self.capacity:
+            raise TargetError(f"{self.path} ends before byte {offset + length}")
         start = offset // _BLOCK * _BLOCK
         size = -(-(offset + length - start) // _BLOCK) * _BLOCK
         buffer = mmap.mmap(-1, max(size, _BLOCK))
@@ -147,9 +150,23 @@ class Target:
         if done != len(data):
             raise TargetError(f"{self.path} ends before byte {offset + len(data)}")
 
-    def read_superblock(self) -> Superblock:
-        """Return the superblock; FormatError when there is none, or it is damaged."""
-        self._known = Superblock.unpack(self.read(0, SUPERBLOCK_SIZE))
+    def read_patiently(self, offset: int, length: int) -> bytes:
+        """Return what `read` does, after some tries: a disk that has just been woken may need them."""
+        for pause in _PAUSES:
+            time.sleep(pause)
+            try:
+                return self.read(offset, length)
+            except TargetError as error:
+                failure = error
+        raise failure
+
+    def read_superblock(self, *, patiently: bool = True) -> Superblock:
+        """Return the superblock; FormatError when there is none, or it is damaged. TargetError on an I/O error.
+
+        A read that fails is tried again for a while, unless somebody looks through many devices: then not `patiently`.
+        """
+        read = self.read_patiently if patiently else self.read
+        self._known = Superblock.unpack(read(0, SUPERBLOCK_SIZE))
         return self._known
 
     def write_superblock(self, superblock: Superblock) -> None:
@@ -238,7 +255,7 @@ class Target:
                 if not is_of(data, known.cookie):
                     return
                 found = Superblock.unpack(data)
-            details = found.details if found.state is State.INVALID else {"reason": reason}
+            details = found.details if found.state is State.INVALID else found.details.because(reason)
             try:
                 self.write_superblock(found.evolve(state=State.INVALID, details=details))
                 return
@@ -256,11 +273,11 @@ def open_at(path: str, offset: int, *, writable: bool) -> Target:
         return Target(path, writable=writable)
     with Target(path, writable=False) as device:
         try:
-            superblock = Superblock.unpack(device.read(offset, SUPERBLOCK_SIZE))
+            superblock = Superblock.unpack(device.read_patiently(offset, SUPERBLOCK_SIZE))
             length = superblock.map_length
             if not 0 < length <= extentmap.MAX_LENGTH:
                 raise FormatError("the superblock is not that of a file target")
-            extents = extentmap.unpack(device.read(offset + SUPERBLOCK_SIZE, length), superblock.cookie)
+            extents = extentmap.unpack(device.read_patiently(offset + SUPERBLOCK_SIZE, length), superblock.cookie)
             if extents[0].start != offset:
                 raise FormatError("this is a copy of a target file, not where the file was when it was written")
         except FormatError as error:
@@ -293,7 +310,7 @@ def _try_target(place: Place, cookie: bytes) -> Target | None:
     except TargetError:
         return None
     try:
-        superblock = target.read_superblock()
+        superblock = target.read_superblock(patiently=False)
         if superblock.cookie == cookie and superblock.map_length == len(target.extent_map(cookie)):
             return target
     except (FormatError, TargetError):
@@ -304,7 +321,7 @@ def _try_target(place: Place, cookie: bytes) -> Target | None:
 
 def why_not_resumable(superblock: Superblock) -> str | None:
     """Return why the image behind `superblock` must not be resumed, as a sentence, or None when it may."""
-    reason = str(superblock.details.get("reason", ""))
+    reason = superblock.details.reason
     sentences = {
         State.EMPTY: "the target holds no image",
         State.ARMED: "the target was made ready, but no image was written",

@@ -1,23 +1,24 @@
-"""The jobs of a second kernel: each takes its `Work` and returns what A finds in the report.
+"""The jobs of a second kernel: each takes its `Work` and the job, and returns what A finds in the report.
 
 A job that raises brings A back with the reason; a job that switches the machine off does not return.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from kjump import _core
 from kjump.errors import HostError, UsageError
+from kjump.formats.superblock import Saved
 from kjump.gates import Gate
 from kjump.hibernate.after_jump import fresh_seed
-from kjump.hibernate.hooks import HOOK, environment
-from kjump.image.save import Parked, SaveResult, open_parked, save
+from kjump.hibernate.hooks import HOOK, TIMEOUT, environment
+from kjump.hibernate.jobs import CommandJob, Job, LookJob, NoJob, RestoreJob, SaveJob, ShellJob, Then
+from kjump.hibernate.report import Report, Stamps
+from kjump.image.facts import ImageFacts
+from kjump.image.save import Parked, open_parked, save
 from kjump.init import run_program
 from kjump.init.console import ProgressBar
 from kjump.init.jobs.faults import Fault
@@ -26,9 +27,10 @@ from kjump.init.unfinished import Unfinished, unfinished
 from kjump.init.watchdog import Guard
 from kjump.kexec import loader, mailbox
 from kjump.kexec.kimage import kept_head
-from kjump.ranges import Range, RangeSet
+from kjump.ranges import RangeSet
 from kjump.target import filesystems
-from kjump.target.device import Place, find_target
+from kjump.target.device import find_target
+from kjump.target.filesystems import Departure
 
 _TARGET_TIMEOUT = 5.0
 _SPARE = 300
@@ -37,10 +39,10 @@ _SPARE = 300
 
 @dataclass(frozen=True)
 class Work:
-    """What a job is given: its role (with `role.job`), the gate, the head of A's indirection list, A's last words.
+    """What a job is given beside itself: its role, the gate, the head of A's indirection list.
 
     `guard` brings A back when the job takes too long; a job disarms it before what must not be undone. `message` is
-    bytes that A sent along; what a job returns as `message` (bytes) a resident peer sends back.
+    bytes that A sent along. `departure` is what A said at the jump, for a job that was given before.
     """
 
     role: Role
@@ -48,48 +50,76 @@ class Work:
     head: int
     guard: Guard
     message: bytes = b""
-    words: dict[str, Any] = field(default_factory=dict)
+    departure: Departure | None = None
 
 
-def save_job(work: Work) -> dict[str, Any]:
-    """Save A to the target; then switch the machine off, or with `then` = "back" return what was saved, and when."""
+@dataclass(frozen=True)
+class Done:
+    """What came of a job: a report, and bytes that a resident peer sends back."""
+
+    report: Report = field(default_factory=Report)
+    message: bytes = b""
+
+
+def do(work: Work, job: Job) -> Done:
+    """Do the `job`; raises what kept it from being done."""
+    match job:
+        case SaveJob():
+            return save_job(work, job)
+        case LookJob():
+            return look_job(job)
+        case NoJob():
+            return none_job(work)
+        case CommandJob():
+            return command_job(work, job)
+        case ShellJob():
+            return shell_job(work)
+        case RestoreJob():
+            raise UsageError("a second kernel restores nothing: that is for a restorer")
+
+
+def save_job(work: Work, job: SaveJob) -> Done:
+    """Save A to the target; then switch the machine off, or return what was saved, and when."""
     role = work.role
-    stamps = {"entered": work.gate.tsc_in, "begun": _core.time_stamp()}
+    begun = _core.time_stamp()
     if HOOK.exists():
         role.console.line("kjump: the hook puts file systems aside")
-        timeout = role.job["facts"]["hook_timeout"]
+        timeout = job.hook.timeout if job.hook else TIMEOUT
         run_program.require([str(HOOK), "save"], environment(), timeout=timeout, what="the hook")
-    stamps["hooked"] = _core.time_stamp()
-    fault = Fault(role.job["fault"])
+    hooked = _core.time_stamp()
     parked = open_parked(work.head)
-    place = Place.from_json(role.job["target"])
-    target = find_target(bytes.fromhex(role.job["cookie"]), place, timeout=_TARGET_TIMEOUT)
+    target = find_target(job.cookie, job.target, timeout=_TARGET_TIMEOUT)
     with unfinished(target, work.guard) as made:
-        result = _save(work, parked, made, fault)
-        role.status.send("saved", **result.as_report())
-        if role.job["then"] == "back":
-            stamps["saved"] = _core.time_stamp()
-            done = {"saved": result.as_report(), "stamps": stamps, "seed": fresh_seed()}
+        result = _save(work, job, parked, made)
+        role.status.send("saved", **result.to_json())
+        if job.then is Then.BACK:
+            stamps = Stamps(work.gate.tsc_in, begun, hooked, _core.time_stamp())
+            report = Report(saved=result, stamps=stamps, seed=fresh_seed())
             made.keep()
-            return done
-        megabytes = result.image_bytes / 1e6
-        role.console.line(f"kjump: the first system is saved ({megabytes:.1f} MB on the target); switching off")
+            return Done(report)
+        role.console.line(
+            f"kjump: the first system is saved ({result.image_bytes / 1e6:.1f} MB on the target); switching off"
+        )
         if not work.guard.disarm():
             raise HostError("the time limit struck when the image was complete")
         loader.current().power_off()
         raise AssertionError("the machine went on after it was switched off")
 
 
-def _save(work: Work, parked: Parked, made: Unfinished, fault: Fault) -> SaveResult:
-    role, job = work.role, work.role.job
-    role.status.send("save-begins")
-    facts = job["facts"] | {
-        "gate": _gate_facts(work.gate),
-        "kept_head": kept_head(parked.raw.read, work.gate.a_entry, work.head),
-        "saved_at": time.time(),
-        "file_systems": filesystems.record(job["file_systems"]),
-        "words": work.words,
-    }
+def _save(work: Work, job: SaveJob, parked: Parked, made: Unfinished) -> Saved:
+    work.role.status.send("save-begins")
+    facts = ImageFacts(
+        kind=job.kind,
+        system=job.system,
+        gate=work.gate,
+        kept_head=kept_head(parked.raw.read, work.gate.a_entry, work.head),
+        saved_at=time.time(),
+        file_systems=filesystems.with_states(job.file_systems),
+        departure=job.departure or work.departure,
+        hook=job.hook,
+        dump_level=job.dump_level,
+    )
+    fault = Fault(job.fault)
     bar = ProgressBar("saving", cancellable=True)
 
     def progress(done: int, total: int, written: int) -> bool:
@@ -100,12 +130,11 @@ def _save(work: Work, parked: Parked, made: Unfinished, fault: Fault) -> SaveRes
     try:
         return save(
             parked,
-            RangeSet(Range(*pair) for pair in job["ram"]),
+            RangeSet(job.ram),
             facts,
             made.target,
-            free_pages=job["free_pages"],
-            level=int(job["level"]),
-            dump_level=job.get("dump_level"),
+            free_pages=job.free_pages,
+            level=job.level,
             threads=os.cpu_count() or 1,
             progress=progress,
             finish=made.finish,
@@ -114,35 +143,29 @@ def _save(work: Work, parked: Parked, made: Unfinished, fault: Fault) -> SaveRes
         bar.close()
 
 
-def _gate_facts(gate: Gate) -> dict[str, Any]:
-    facts = dataclasses.asdict(gate)
-    facts["cookie"] = gate.cookie.hex()
-    return facts
-
-
-def none_job(work: Work) -> dict[str, Any]:
+def none_job(work: Work) -> Done:
     """Go back at once; what A sent is sent back."""
-    return {"message": work.message}
+    return Done(message=work.message)
 
 
-def command_job(work: Work) -> dict[str, Any]:
+def command_job(work: Work, job: CommandJob) -> Done:
     """Run `argv`; what A sent is its standard input. Its output is sent back, its exit `status` is in the report.
 
     With `background` it is started and left alone, and its `pid` is in the report.
     """
-    argv = [str(word) for word in work.role.job["argv"]]
+    argv = list(job.argv)
     if not argv:
         raise UsageError("the job `command` was given no command")
-    if work.role.job.get("background"):
+    if job.background:
         with open(os.devnull, "r+b") as null:  # noqa: PTH123
-            return {"pid": _start(argv, null.fileno(), null.fileno())}
+            return Done(Report(pid=_start(argv, null.fileno(), null.fileno())))
     with os.fdopen(os.memfd_create("given"), "r+b") as given, os.fdopen(os.memfd_create("output"), "r+b") as output:
         given.write(work.message)
         given.flush()
         given.seek(0)
         _, status = os.waitpid(_start(argv, given.fileno(), output.fileno()), 0)
         output.seek(0)
-        return {"status": os.waitstatus_to_exitcode(status), "message": output.read()}
+        return Done(Report(status=os.waitstatus_to_exitcode(status)), output.read())
 
 
 def _start(argv: list[str], stdin: int, output: int) -> int:
@@ -153,34 +176,27 @@ def _start(argv: list[str], stdin: int, output: int) -> int:
         raise HostError(f"the second kernel cannot run {argv[0]}: {error.strerror}") from None
 
 
-def shell_job(work: Work) -> dict[str, Any]:
+def shell_job(work: Work) -> Done:
     """Run a shell on the console until somebody leaves it; HostError when the initramfs has none."""
     shell = next((path for path in _SHELLS if os.access(path[0], os.X_OK)), None)
     if shell is None:
         raise HostError("the second kernel's initramfs has no shell: add one with a further --initrd")
-    work.role.console.line("kjump: a shell of the second kernel; `exit` goes back to the first one")
+    work.role.console.line("kjump: a shell of the second kernel; `exit` goes back to the first system")
     pid = os.posix_spawn(shell[0], shell, os.environ)
     _, status = os.waitpid(pid, 0)
-    return {"status": os.waitstatus_to_exitcode(status)}
+    return Done(Report(status=os.waitstatus_to_exitcode(status)))
 
 
-def peer_job(work: Work) -> dict[str, Any]:
+def look_job(job: LookJob) -> Done:
     """Look at A as `kjump peer` does, with the words `argv`; what it prints is the `output`, cut if it is too long."""
     from kjump.init.jobs.look import look
 
-    output = look([str(word) for word in work.role.job["argv"]])
-    report = {"output": output, "seed": fresh_seed()}
-    while not mailbox.fits(report | {"spare": " " * _SPARE}):
-        report["output"] = report["output"][: len(report["output"]) * 9 // 10]
-    return report | {"cut": len(output) - len(report["output"])}
+    output = look(job.argv)
+    report = Report(output=output, seed=fresh_seed())
+    while not mailbox.fits(report.to_json() | {"spare": " " * _SPARE}):
+        shown = report.output[: len(report.output) * 9 // 10]
+        report = replace(report, output=shown, cut=len(output) - len(shown))
+    return Done(report)
 
 
 _SHELLS = (["/bin/sh"], ["/bin/busybox", "sh"], ["/usr/bin/python3", "-ISq"])
-
-JOBS: dict[str, Callable[[Work], dict[str, Any]]] = {
-    "save": save_job,
-    "peer": peer_job,
-    "none": none_job,
-    "command": command_job,
-    "shell": shell_job,
-}

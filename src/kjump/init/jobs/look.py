@@ -13,8 +13,9 @@ import sys
 from collections.abc import Sequence
 
 from kjump.dump.summary import Summary, summarize
-from kjump.errors import HostError, KjumpError, UsageError
+from kjump.errors import FormatError, HostError, KjumpError, UsageError
 from kjump.gates import GATE_SIZE, Gate
+from kjump.hibernate.jobs import Assignment
 from kjump.host import root
 from kjump.image.dump_source import ParkedSource
 from kjump.image.save import open_parked
@@ -32,8 +33,8 @@ _LEVEL = 31
 def open_source() -> ParkedSource:
     """Open the parked A; HostError when this is not a second kernel that a job was given to."""
     try:
-        gate_at = int(json.loads(root.at("/" + JOB_NAME).read_bytes())["gate"])
-    except (OSError, KeyError, ValueError):
+        gate_at = Assignment.decode(root.at("/" + JOB_NAME).read_bytes()).gate
+    except (OSError, FormatError):
         raise HostError("there is no parked system here: this is for a second kernel that kjump started") from None
     gate = Gate.unpack(read_physical(gate_at, GATE_SIZE))
     return ParkedSource(open_parked(mailbox.PeerMailbox.at_physical(gate.mailbox, gate.cookie).head))
@@ -100,8 +101,8 @@ def drgn(arguments: Sequence[str]) -> str:
     """Open A in drgn, with the debugging information in VMLINUX; run SCRIPT, or its prompt."""
     if importlib.util.find_spec("drgn") is None:
         raise HostError(
-            "drgn is not in this initramfs, and its debugging information seldom fits beside it: save the system with "
-            "`kjump peer dump`, or before with `kjump snapshot --dump-level`, and open that with drgn elsewhere"
+            "drgn is not in this initramfs, and its debugging information seldom fits beside it: save the first "
+            "system with `kjump peer dump`, or there with `kjump snapshot --dump-level`, and open that with drgn elsewhere"
         )
     import runpy
 

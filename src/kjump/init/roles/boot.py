@@ -10,18 +10,19 @@ of the disks is no longer true from then on. A snapshot is another matter: it is
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
 
-from kjump.errors import HostError, ImageError, KjumpError, TargetError
+from kjump.errors import HostError, TargetError, in_words
 from kjump.formats.superblock import SUPERBLOCK_SIZE, State
+from kjump.hibernate.report import Report
 from kjump.hibernate.resume import (
-    ATTEMPTED_AT_BOOT,
     open_for_resume,
-    parting_words,
     prepare_resume,
     prepare_rollback,
     window_of,
+    with_clock,
 )
+from kjump.host import root
 from kjump.image.destination import Aside
 from kjump.image.restore import OpenImage
 from kjump.init.finish_restore import bring_back, failures_noted
@@ -37,7 +38,7 @@ _RTC_ACCURACY = 1.0
 
 
 def run(role: Role) -> None:
-    """Resume, or boot as usual; returns only when there is nothing to boot."""
+    """Resume, or boot as usual; raises only when there is nothing to boot."""
     snapshot = role.options.get("kjump.rollback", "")
     if snapshot:
         _try_to_roll_back(role, snapshot)
@@ -45,8 +46,9 @@ def run(role: Role) -> None:
     if target:
         _try_to_resume(role, target)
     if role.room:
-        role.room.release()
-    _boot_as_usual(role)
+        with contextlib.suppress(Exception):
+            role.room.release()
+    boot_as_usual(role)
 
 
 def _try_to_roll_back(role: Role, path: str) -> None:
@@ -58,51 +60,38 @@ def _try_to_roll_back(role: Role, path: str) -> None:
             prepared = prepare_rollback(
                 target, KERNEL.read_bytes(), own_initrd(), cold=True, clock_accuracy=_RTC_ACCURACY
             )
-            _refuse_after_a_failure(target)
             role.status.send("resuming", uptime=uptime())
             role.console.line(f"kjump: rolling back to {path}")
-            prepared.go({"boot_seconds_cold": uptime()}, at_boot=True)
-    except KjumpError as error:
-        role.console.line(f"kjump: not rolled back: {error}; booting as usual")
-        role.status.send("not-rolled-back", reason=str(error))
-
-
-def _refuse_after_a_failure(target: Target) -> None:
-    """Raise ImageError when the last boot has begun a roll-back to this snapshot, which did not come to its end.
-
-    The option that told that boot to is there at this one too. What fails in C ends in a restart, and would do so for
-    ever. So this boot is an ordinary one, and the one after it tries again.
-    """
-    superblock = target.read_superblock()
-    details = dict(superblock.details)
-    if details.pop(ATTEMPTED_AT_BOOT, False):
-        target.write_superblock(superblock.evolve(details=details))
-        reason = str(details.get("reason", "")) or "it is not known why"
-        raise ImageError(f"the roll-back that the last boot began did not come to its end ({reason})")
+            boot = root.at("/proc/sys/kernel/random/boot_id").read_text().strip()
+            prepared.go(Report(boot_seconds_cold=uptime()), boot=boot)
+    except BaseException as error:  # whatever it is: the machine boots
+        why = in_words(error)
+        role.console.line(f"kjump: not rolled back: {why}; booting as usual")
+        role.status.send("not-rolled-back", reason=why)
 
 
 def _try_to_resume(role: Role, path: str) -> None:
     """Jump into C if the image on `path` is good; say in one sentence why not, and make it unusable."""
-    if not wait_for_device(path, _DEVICE_TIMEOUT):
-        role.console.line(f"kjump: cannot resume: {path} does not appear; booting as usual")
-        role.status.send("not-resumed", reason=f"{path} does not appear")
-        return
     why = "the boot was told not to resume"
-    if "kjump.noresume" not in role.options:
-        try:
+    try:
+        if not wait_for_device(path, _DEVICE_TIMEOUT):
+            role.console.line(f"kjump: cannot resume: {path} does not appear; booting as usual")
+            role.status.send("not-resumed", reason=f"{path} does not appear")
+            return
+        if "kjump.noresume" not in role.options:
             with open_at(path, superblock_offset(role.options), writable=True) as target:
                 opened = open_for_resume(target)
                 role.status.send("resuming", uptime=uptime())
                 role.console.line(f"kjump: resuming from {path}")
-                _resume(role, target, opened, {"boot_seconds_cold": uptime()})
-        except KjumpError as error:
-            why = str(error)
+                _resume(role, target, opened, Report(boot_seconds_cold=uptime()))
+    except BaseException as error:  # whatever it is: the machine boots
+        why = in_words(error)
     role.console.line(f"kjump: not resumed: {why}; booting as usual")
     role.status.send("not-resumed", reason=why)
     _invalidate(role, path, why)
 
 
-def _resume(role: Role, target: Target, opened: OpenImage, report: dict[str, Any]) -> None:
+def _resume(role: Role, target: Target, opened: OpenImage, report: Report) -> None:
     """Bring A back from here if there is room for it, else by way of C; returns only by an error."""
     landing = None if "kjump.nodirect" in role.options else _land_aside(role, opened)
     if landing is None:
@@ -110,7 +99,7 @@ def _resume(role: Role, target: Target, opened: OpenImage, report: dict[str, Any
         return
     with landing, failures_noted(target):
         target.write_superblock(opened.superblock.evolve(state=State.ATTEMPTED))
-        bring_back(role, target, opened, landing, report | parting_words(_RTC_ACCURACY))
+        bring_back(role, target, opened, landing, with_clock(report, _RTC_ACCURACY))
 
 
 def _land_aside(role: Role, opened: OpenImage) -> Aside | None:
@@ -132,19 +121,26 @@ def _invalidate(role: Role, path: str, why: str) -> None:
         with Target(path, writable=True, extents=extents) as target:
             if target.invalidate(f"a boot did not resume it ({why})"):
                 role.console.line(f"kjump: the image on {path} is now invalid")
-    except (ImageError, TargetError) as error:
-        role.console.line(f"kjump: could not invalidate the image on {path}: {error}")
+    except BaseException as error:  # whatever it is: the machine boots
+        role.console.line(f"kjump: could not invalidate the image on {path}: {in_words(error)}")
 
 
-def _boot_as_usual(role: Role) -> None:
+def boot_as_usual(role: Role) -> None:
+    """Mount the root file system and hand over; HostError says what is not there, or fails."""
     device = role.options.get("root", "")
     if not device:
-        role.console.line("kjump: no root= on the kernel command line: nothing to boot")
-        return
+        raise HostError("no root= on the kernel command line: there is nothing to boot")
     if not wait_for_device(device, _DEVICE_TIMEOUT):
-        role.console.line(f"kjump: the root device {device} does not appear")
-        return
-    mount(device, _ROOT, role.options.get("rootfstype", "ext4"), 0, role.options.get("rootflags", ""))
+        raise HostError(f"the root device {device} does not appear")
+    kind, flags = role.options.get("rootfstype", "ext4"), role.options.get("rootflags", "")
+    try:
+        mount(device, _ROOT, kind, 0, flags)
+    except OSError as error:
+        raise HostError(f"the root device {device} cannot be mounted as {kind}: {error.strerror}") from None
     role.status.send("root-mounted", uptime=uptime())
     role.status.close()
-    switch_root(_ROOT, role.options.get("init") or "/sbin/init")
+    init = role.options.get("init") or "/sbin/init"
+    try:
+        switch_root(_ROOT, init)
+    except OSError as error:
+        raise HostError(f"{init} on the root device {device} cannot be started: {error.strerror}") from None

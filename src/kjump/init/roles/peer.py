@@ -11,18 +11,20 @@ import dataclasses
 import hashlib  # noqa: F401  # a job asks for it when it runs: here it is imported before B parks
 import os
 import threading
-from typing import Any
 
 from kjump.errors import KjumpError
+from kjump.formats.record import Record
 from kjump.hibernate.after_jump import reseed
+from kjump.hibernate.jobs import WHAT, Assignment, NoJob
+from kjump.hibernate.report import Report
 from kjump.host import procfs
-from kjump.init.jobs import JOBS, Work
+from kjump.init.jobs import Done, Work, do
 from kjump.init.peer_link import Answer, Residence
 from kjump.init.roles.second import account_of
 from kjump.init.system import Role, uptime
 from kjump.init.watchdog import Guard
-from kjump.kexec import mailbox
 from kjump.kexec.channel import Parcel
+from kjump.kexec.mailbox import Outcome
 
 
 def run(role: Role) -> None:
@@ -35,13 +37,14 @@ def run(role: Role) -> None:
     except BaseException as error:
         residence.leave(Answer(*account_of(error)))
         return
-    extra: dict[str, Any] = {"boot_seconds": uptime()}
+    boot_seconds = uptime()
     while True:
         _reap()
         visit = _Visit(role, residence, order)
         answer = visit.work()
-        order = visit.leave(dataclasses.replace(answer, words=extra | answer.words))
-        extra = {}
+        report = dataclasses.replace(answer.report, boot_seconds=boot_seconds)
+        order = visit.leave(dataclasses.replace(answer, report=report))
+        boot_seconds = 0.0
 
 
 def _reap() -> None:
@@ -57,7 +60,7 @@ class _Visit:
     """One stay of B's: from A's order to the answer."""
 
     def __init__(self, role: Role, residence: Residence, order: Parcel) -> None:
-        self._role = dataclasses.replace(role, job=order.words)
+        self._role = role
         self._residence = residence
         self._order = order
         self._guard = Guard()
@@ -66,37 +69,29 @@ class _Visit:
 
     def work(self) -> Answer:
         """Do what A ordered."""
-        seed = bytes.fromhex(self._role.job.pop("seed", ""))
-        if seed:
-            with contextlib.suppress(OSError):
-                reseed(seed)
         try:
-            self._watch()
-            words, message = self._do(self._role.job.get("do", "none"))
-            return Answer(mailbox.OUTCOME_DONE, words, message)
+            assignment = Assignment.from_json(Record(self._order.content, WHAT))
+            if assignment.seed:
+                with contextlib.suppress(OSError):
+                    reseed(assignment.seed)
+            self._watch(assignment)
+            done = self._do(assignment)
+            return Answer(Outcome.DONE, done.report, done.message)
         except BaseException as error:
             return Answer(*account_of(error))
 
-    def _do(self, job: str) -> tuple[dict[str, Any], bytes]:
-        if job not in JOBS:
-            raise KjumpError(f"there is no job called {job}; there are {', '.join(sorted(JOBS))}")
-        channel = self._residence.channel
-        words = self._role.job.get("words", {})
-        work = Work(
-            self._role, self._residence.look_again(), channel.head, self._guard, self._order.message, words=words
-        )
-        done = JOBS[job](work)
-        message = done.pop("message", b"")
-        return done, message
+    def _do(self, assignment: Assignment) -> Done:
+        head = self._residence.channel.head
+        work = Work(self._role, self._residence.look_again(), head, self._guard, self._order.message)
+        return do(work, assignment.job)
 
-    def _watch(self) -> None:
-        job = self._role.job
+    def _watch(self, assignment: Assignment) -> None:
         if self._residence.cover_crash():
             # Should we panic, nobody here can say why: A reads our log, and finds it by this.
-            self._residence.channel.note({"vmcoreinfo": procfs.vmcoreinfo_place()})
-            if job.get("do", "none") != "none" and job.get("watchdog"):
-                self._guard.start_watchdog(int(job["watchdog"]))
-        limit = float(job.get("time_limit", 0))
+            self._residence.channel.note(Report(vmcoreinfo=procfs.vmcoreinfo_place()).to_json())
+            if not isinstance(assignment.job, NoJob) and assignment.watchdog:
+                self._guard.start_watchdog(assignment.watchdog)
+        limit = assignment.time_limit
         if limit:
             self._guard.limit(limit, lambda: self._expired(limit))
 
@@ -106,7 +101,7 @@ class _Visit:
             if self._left:
                 return  # the job ended while the clock struck
             self._guard.end()
-            self._residence.leave(Answer(mailbox.OUTCOME_FAILED, {"reason": reason}))
+            self._residence.leave(Answer(Outcome.FAILED, Report(reason=reason)))
 
     def leave(self, answer: Answer) -> Parcel:
         """Go to A with `answer`; return the next order."""
@@ -117,5 +112,5 @@ class _Visit:
                 return self._residence.away(answer)
             except KjumpError as error:
                 reason = f"the second kernel could not stay: {error}"
-                self._residence.leave(Answer(mailbox.OUTCOME_FAILED, {"reason": reason}))
+                self._residence.leave(Answer(Outcome.FAILED, Report(reason=reason)))
                 raise

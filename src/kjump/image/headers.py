@@ -12,14 +12,13 @@ import struct
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 from itertools import chain, islice
-from typing import Any
 
 from kjump.errors import FormatError
 from kjump.formats import elf, notes
-from kjump.formats.superblock import State
+from kjump.formats.record import Record
+from kjump.image.facts import ImageFacts
 from kjump.kexec.kimage import Shadow
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
@@ -27,19 +26,6 @@ from kjump.ranges import Range, RangeSet
 NOTE_NAME = "KJUMP"
 NOTE_FACTS = 1
 NOTE_PAGE_LIST = 2
-
-
-class Kind(StrEnum):
-    """What an image is for, as its facts say (`kind`), and by that the state of a target that holds it whole."""
-
-    HIBERNATION = "hibernation"
-    SNAPSHOT = "snapshot"
-    DUMP = "dump"
-
-    @property
-    def state(self) -> State:
-        """The superblock's state when an image of this kind is complete."""
-        return {Kind.HIBERNATION: State.COMPLETE, Kind.SNAPSHOT: State.SNAPSHOT, Kind.DUMP: State.DUMP}[self]
 
 
 FRAME_SIZE = 1 << 20
@@ -102,12 +88,12 @@ def _joined_across(frames: RangeSet, gap: int) -> Iterator[Range]:
         yield Range(begun, until)
 
 
-def build_headers(keep: RangeSet, vmcoreinfo_note: bytes, facts: dict[str, Any], shadow: Shadow) -> ImageHeaders:
-    """Return the headers of an image that holds the frames `keep`; `facts` must be JSON."""
+def build_headers(keep: RangeSet, vmcoreinfo_note: bytes, facts: ImageFacts, shadow: Shadow) -> ImageHeaders:
+    """Return the headers of an image that holds the frames `keep`."""
     loads = merge_small_gaps(keep)
     note_bytes = (
         vmcoreinfo_note
-        + notes.Note(NOTE_NAME, NOTE_FACTS, json.dumps(facts, separators=(",", ":")).encode()).encode()
+        + notes.Note(NOTE_NAME, NOTE_FACTS, json.dumps(facts.to_json(), separators=(",", ":")).encode()).encode()
         + notes.Note(NOTE_NAME, NOTE_PAGE_LIST, shadow.pack()).encode()
     )
     core_loads = [elf.CoreLoad(paddr=r.start * PAGE_SIZE, vaddr=0, size=r.size * PAGE_SIZE) for r in loads]
@@ -120,7 +106,7 @@ class ImageContents:
     """What the headers of an image say: its loads, the facts and the shadow of the time it was saved."""
 
     headers: ImageHeaders
-    facts: dict[str, Any]
+    facts: ImageFacts
     shadow: Shadow
 
     @cached_property
@@ -141,19 +127,6 @@ class ImageContents:
         """
         return RangeSet(self.headers.loads) - self.shadow.sources - self.shadow.in_place
 
-    @property
-    def kept_head(self) -> int:
-        """The physical address of the list by which A swaps on the way back, as A's kernel keeps it; 0: not known."""
-        return int(self.facts.get("kept_head", 0))
-
-    @property
-    def kind(self) -> Kind:
-        """What the image is for; FormatError when it is of a kind that is not known."""
-        try:
-            return Kind(self.facts.get("kind", Kind.HIBERNATION))
-        except ValueError:
-            raise FormatError(f"the image is of a kind that is not known ({self.facts['kind']!r})") from None
-
 
 def parse_headers(head: bytes) -> ImageContents:
     """Read the first bytes of an image's stream; FormatError when they are not those of a kjump image."""
@@ -166,10 +139,7 @@ def parse_headers(head: bytes) -> ImageContents:
     found = {n.type: n.desc for n in _all_notes(head, core.program_headers) if n.name == NOTE_NAME}
     if NOTE_FACTS not in found or NOTE_PAGE_LIST not in found:
         raise FormatError("this core has no KJUMP notes: it is not an image that can be resumed")
-    try:
-        facts = json.loads(found[NOTE_FACTS])
-    except ValueError:
-        raise FormatError("the facts in the image's KJUMP note are not JSON") from None
+    facts = ImageFacts.from_json(Record.parse(found[NOTE_FACTS], "the image's facts"))
     return ImageContents(ImageHeaders(head, tuple(loads), tuple(offsets)), facts, Shadow.unpack(found[NOTE_PAGE_LIST]))
 
 

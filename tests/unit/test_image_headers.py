@@ -6,13 +6,14 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from examples import FACTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kjump import _core
 from kjump.errors import FormatError
 from kjump.formats import notes, seekable
-from kjump.image import layout
+from kjump.image import headers as image_headers
 from kjump.kexec.kimage import Shadow, ShadowRun
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
@@ -21,7 +22,6 @@ PAGES = 400
 WINDOW = Range(64, 128)
 LENT = Range(70, 90)
 NOTE = notes.Note("VMCOREINFO", 0, b"OSRELEASE=test\n").encode()
-FACTS = {"release": "test", "window": [WINDOW.start, WINDOW.end]}
 
 
 def swap(memory: bytearray, shadow: Shadow) -> None:
@@ -52,14 +52,14 @@ def make_free(generator: random.Random, shadow: Shadow) -> RangeSet:
 
 def save(memory: bytes, shadow: Shadow, free: RangeSet, *, zero_free: bool, folder: Path) -> bytes:
     """Return the image of A, parked in `memory`."""
-    keep = layout.frames_to_keep(RangeSet([Range(0, PAGES)]) - free, shadow)
-    headers = layout.build_headers(keep | free if zero_free else keep, NOTE, FACTS, shadow)
-    spans = layout.spans(headers, keep, shadow)
+    keep = image_headers.frames_to_keep(RangeSet([Range(0, PAGES)]) - free, shadow)
+    headers = image_headers.build_headers(keep | free if zero_free else keep, NOTE, FACTS, shadow)
+    spans = image_headers.spans(headers, keep, shadow)
     (folder / "memory").write_bytes(memory)
     with (folder / "memory").open("rb") as source, (folder / "image").open("wb+") as out:
         length, _ = _core.compress(
             source_fd=source.fileno(),
-            spans=layout.pack_spans(spans),
+            spans=image_headers.pack_spans(spans),
             head=headers.head,
             stream_length=headers.length,
             frame_size=64 << 10,
@@ -75,7 +75,9 @@ def save(memory: bytes, shadow: Shadow, free: RangeSet, *, zero_free: bool, fold
         return out.read(length)
 
 
-def restore(data: bytes, contents: layout.ImageContents, to_swap: Shadow, memory: bytearray, folder: Path) -> None:
+def restore(
+    data: bytes, contents: image_headers.ImageContents, to_swap: Shadow, memory: bytearray, folder: Path
+) -> None:
     """Put the pages of an image into `memory`, a machine where a restorer sits on what A is `to_swap`."""
     (footer,) = [seekable.table_length(data[-seekable.FOOTER_SIZE :])]
     table = seekable.SeekTable.decode(data[-footer:])
@@ -87,7 +89,7 @@ def restore(data: bytes, contents: layout.ImageContents, to_swap: Shadow, memory
             image_fd=source.fileno(),
             image_offset=0,
             entries=table.entries,
-            spans=layout.pack_spans(spans),
+            spans=image_headers.pack_spans(spans),
             dest_fd=out.fileno(),
             threads=2,
             direct=False,
@@ -109,7 +111,7 @@ def test_a_comes_back_page_for_page(seed: int, zero_free: bool, lent: Range) -> 
         folder = Path(name)
         data = save(bytes(memory), shadow, free, zero_free=zero_free, folder=folder)
         stream = _core.decompress_bytes(data, 1 << 30)
-        contents = layout.parse_headers(stream)
+        contents = image_headers.parse_headers(stream)
         assert contents.facts == FACTS
         assert contents.shadow.runs == shadow.runs
         other = bytearray(generator.randbytes(PAGES * PAGE_SIZE))
@@ -134,14 +136,14 @@ def test_a_comes_back_page_for_page(seed: int, zero_free: bool, lent: Range) -> 
 
 def test_many_gaps_become_few_loads() -> None:
     frames = RangeSet(Range(i * 40, i * 40 + 1) for i in range(20000))
-    loads = layout.merge_small_gaps(frames)
+    loads = image_headers.merge_small_gaps(frames)
     assert len(loads) <= 16384
     assert all(any(load.covers(item) for load in loads) for item in list(frames)[:50])
 
 
 def test_small_gaps_stay_inside_a_load() -> None:
     frames = RangeSet([Range(0, 10), Range(25, 30), Range(46, 50)])
-    assert layout.merge_small_gaps(frames) == [Range(0, 30), Range(46, 50)]
+    assert image_headers.merge_small_gaps(frames) == [Range(0, 30), Range(46, 50)]
 
 
 def test_a_core_of_somebody_else_is_no_image() -> None:
@@ -149,7 +151,7 @@ def test_a_core_of_somebody_else_is_no_image() -> None:
 
     head, _ = elf.core_headers([elf.CoreLoad(0, 0, 4096)], NOTE)
     with pytest.raises(FormatError, match="no KJUMP notes"):
-        layout.parse_headers(head)
+        image_headers.parse_headers(head)
 
 
 def test_the_stream_is_what_zstd_says(tmp_path: Path) -> None:
