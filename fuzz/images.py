@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import struct
 
+from examples import FACTS
 from harness import clean_errors, damaged, whole
 
 from kjump import _core
 from kjump.formats.seekable import FOOTER_SIZE, SeekTable, table_length, walk
-from kjump.image.layout import build_headers, parse_headers
+from kjump.image.headers import build_headers, parse_headers
 from kjump.kexec.kimage import Shadow, ShadowRun
 from kjump.ranges import Range, RangeSet
 
 LONGEST = 1024
 _SHADOW = Shadow([ShadowRun(2, 66, 3), ShadowRun(7, 90, 1)])
-_HEAD = build_headers(RangeSet([Range(1, 9), Range(64, 70)]), b"", {"kind": "hibernation", "kept_head": 7}, _SHADOW)
+_HEAD = build_headers(RangeSet([Range(1, 9), Range(64, 70)]), b"", FACTS, _SHADOW)
 _FRAMES = [_core.compress_bytes(data) for data in (b"first" * 100, bytes(300_000), bytes(range(256)) * 5)]
 _TABLE = SeekTable(
     b"".join(
@@ -32,7 +33,7 @@ def one_input(data: bytes) -> None:
     with clean_errors():
         contents = parse_headers(found)
         with clean_errors():
-            _ = (contents.kind, contents.kept_head, contents.spans_to_restore)
+            _ = (contents.facts.kind, contents.facts.kept_head, contents.spans_to_restore)
     with clean_errors():
         table_length(found[-FOOTER_SIZE:])
         table = SeekTable.decode(found[-table_length(found[-FOOTER_SIZE:]) :])

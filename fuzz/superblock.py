@@ -6,7 +6,7 @@ import zlib
 
 from harness import clean_errors, damaged, whole
 
-from kjump.formats.superblock import SUPERBLOCK_SIZE, State, Superblock
+from kjump.formats.superblock import SUPERBLOCK_SIZE, Details, State, Superblock
 
 LONGEST = 1024
 _SOUND = Superblock(
@@ -18,9 +18,9 @@ _SOUND = Superblock(
     seek_table_offset=1 << 19,
     seek_table_length=1 << 10,
     capacity=1 << 30,
-    details={"by": "fuzz", "list": [1, 2, {"deep": None}]},
+    details=Details(reason="none", rolled_back=2, others={"by": "fuzz", "list": [1, 2, {"deep": None}]}),
 )
-SEEDS = [_SOUND.pack(), _SOUND.evolve(state=State.EMPTY, details={}).pack()]
+SEEDS = [_SOUND.pack(), _SOUND.evolve(state=State.EMPTY, details=Details()).pack()]
 INPUTS = whole(SEEDS)
 
 

@@ -10,7 +10,7 @@ from cuts import Case
 from simdisk import Kept, SimDisk
 
 from kjump.formats.superblock import State
-from kjump.image.facts import Kind
+from kjump.image.layout import Kind
 
 SEED, HISTORIES = 20261130, 200
 

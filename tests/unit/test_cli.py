@@ -240,6 +240,7 @@ def test_a_file_that_is_no_target_is_never_overwritten(
         def __init__(self, path: str) -> None:
             self.path, self.extents = path, ()
             self.disk = FdDisk(os.open(path, os.O_RDWR))
+            self.capacity = Path(path).stat().st_size
 
         def hold(self) -> None:
             """Nobody else has it."""
@@ -248,7 +249,7 @@ def test_a_file_that_is_no_target_is_never_overwritten(
     file.write_bytes(b"Dear reader" * 4096)
     monkeypatch.setattr(suspend, "open_for_image", OnSomeDisk)
     with pytest.raises(TargetError, match="holds something else, not a target"):
-        suspend.claim(suspend.Request(str(file), kernel=file, initrd=file, force=force))
+        suspend.claim(suspend.TripRequest(str(file), kernel=file, initrd=file, force=force))
 
 
 @pytest.mark.parametrize("words", [["hibernate", "--to", "/etc/passwd"], ["snapshot", "--to", "/etc/passwd"]])

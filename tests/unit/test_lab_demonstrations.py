@@ -14,7 +14,7 @@ import pytest
 from simulated_guest import Answer, SimulatedMachine
 
 from kjump.errors import FormatError, LabError
-from kjump.formats.superblock import State, Superblock
+from kjump.formats.superblock import Details, State, Superblock
 from kjump.lab import hibernation, rollback, snapshot, switching
 from kjump.lab.campaign import campaign, power_faults, provocations
 from kjump.lab.campaign.campaign import Campaign, CampaignSize, fault
@@ -270,7 +270,7 @@ class RollingBack:
 def test_roll_backs_are_put_together(machines: Machines, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(rollback, "make_file_system", lambda *_: None)
     monkeypatch.setattr(
-        rollback, "read_superblock", lambda _: Superblock(state=State.SNAPSHOT, details={"rolled_back": 2})
+        rollback, "read_superblock", lambda _: Superblock(state=State.SNAPSHOT, details=Details(rolled_back=2))
     )
     machines.append(SimulatedMachine(RollingBack()))
     demo = rollback.run(tmp_path, version="6.12", hardware=HARDWARE)

@@ -15,6 +15,7 @@ import tinykernel
 from kjump import _core
 from kjump.errors import FormatError, HostError, UsageError
 from kjump.gates import Gate
+from kjump.hibernate.jobs import Assignment, NoJob
 from kjump.host import root
 from kjump.image import compression
 from kjump.image.dump_source import ParkedSource
@@ -57,7 +58,9 @@ def vmcore(tmp_path: Path) -> Iterator[bytes]:
 def parked(vmcore: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
     """Let this process be in B, which was given a job."""
     (tmp_path / "kjump").mkdir()
-    (tmp_path / "kjump/job.json").write_text(json.dumps({"gate": 0x7FF0000}))
+    (tmp_path / "proc").mkdir(exist_ok=True)
+    (tmp_path / "proc/meminfo").write_text("MemAvailable:    1048576 kB\n")
+    (tmp_path / "kjump/job.json").write_text(json.dumps(Assignment(NoJob(), gate=0x7FF0000).to_json()))
     box = SimpleNamespace(head=LIST * PAGE_SIZE | IND_INDIRECTION)
     monkeypatch.setattr(look, "read_physical", lambda address, length: Gate(mailbox=0x5000, cookie=bytes(16)).pack())
     monkeypatch.setattr(mailbox.PeerMailbox, "at_physical", lambda address, cookie: box)

@@ -5,6 +5,7 @@ import tracemalloc
 from types import SimpleNamespace
 
 import pytest
+from examples import FACTS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,7 +34,7 @@ def test_a_run_of_pages_takes_no_object(run: int) -> None:
     try:
         in_use = bitmaps.runs(bits, frames)
         kept = headers.frames_to_keep(in_use, shadow)
-        found = save._describe(parked, kept, kept, {})  # type: ignore[arg-type]
+        found = save._describe(parked, kept, kept, FACTS)  # type: ignore[arg-type]
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

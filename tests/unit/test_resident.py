@@ -11,10 +11,11 @@ import pytest
 
 from kjump.errors import FormatError, HostError, UsageError
 from kjump.gates import GATE_CRASH, GATE_SWITCH, GATE_WAY_BACK, Gate
+from kjump.hibernate.jobs import Assignment, CommandJob, LookJob
 from kjump.host import root
-from kjump.init import peer_command, peer_link
+from kjump.init import jobs, peer_command, peer_link
 from kjump.init.console import Console
-from kjump.init.jobs import JOBS, look
+from kjump.init.jobs import look
 from kjump.init.peer_link import Residence
 from kjump.init.roles import peer
 from kjump.init.status import Status
@@ -42,7 +43,7 @@ class Beside:
         self.answers: list[tuple[int, Parcel]] = []
         self.refuses = 0
         self.sequence = 1
-        self.post(Parcel(1, {"do": "none"}))
+        self.post(Parcel(1, Assignment().to_json()))
 
     def post(self, order: Parcel) -> None:
         self.sequence = order.sequence
@@ -93,7 +94,7 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Beside]:
 def play(beside: Beside, *orders: Parcel) -> None:
     beside.orders = [*orders]
     with pytest.raises(LeftError):
-        peer.run(Role({}, {}, Console(), Status(None)))
+        peer.run(Role({}, Assignment(), Console(), Status(None)))
 
 
 def entry(plan: Plan | None) -> int:
@@ -105,14 +106,18 @@ def entry(plan: Plan | None) -> int:
 
 
 def test_a_resident_kernel_does_the_job_of_each_visit_and_stays(beside: Beside, capsys: Any) -> None:
-    play(beside, Parcel(2, {"do": "command", "argv": ["tr", "a-z", "A-Z"]}, b"hello"), Parcel(3, {"do": "nonsense"}))
+    play(
+        beside,
+        Parcel(2, Assignment(CommandJob(("tr", "a-z", "A-Z"))).to_json(), b"hello"),
+        Parcel(3, Assignment().to_json() | {"do": "nonsense"}),
+    )
     first, second, third = beside.answers
-    assert first[0] == mailbox.OUTCOME_DONE
-    assert first[1].words["boot_seconds"] == 1.5 and first[1].words["resident"] is True
-    assert (second[0], second[1].message, second[1].words["status"]) == (mailbox.OUTCOME_DONE, b"HELLO", 0)
-    assert "boot_seconds" not in second[1].words
-    assert third[0] == mailbox.OUTCOME_FAILED
-    assert third[1].words["reason"].startswith("there is no job called nonsense; there are command, none, peer")
+    assert first[0] == mailbox.Outcome.DONE
+    assert first[1].content["boot_seconds"] == 1.5 and first[1].content["resident"] is True
+    assert (second[0], second[1].message, second[1].content["status"]) == (mailbox.Outcome.DONE, b"HELLO", 0)
+    assert "boot_seconds" not in second[1].content
+    assert third[0] == mailbox.Outcome.FAILED
+    assert third[1].content["reason"].startswith('the job: do is "nonsense", not one of')
     assert entry(beside.slot) == GATE_SWITCH and entry(beside.crash) == GATE_CRASH
 
 
@@ -121,21 +126,21 @@ def test_what_a_job_raises_is_said_and_the_kernel_stays(beside: Beside, monkeypa
         assert (work.gate.tsc_in, work.head) == (7, 0x5002)
         raise ZeroDivisionError("odd")
 
-    monkeypatch.setitem(JOBS, "none", odd)
+    monkeypatch.setattr(jobs, "none_job", odd)
     play(beside)
     ((outcome, parcel),) = beside.answers
-    assert outcome == mailbox.OUTCOME_FAILED
-    assert parcel.words["reason"] == "unexpected ZeroDivisionError in the second kernel: odd"
+    assert outcome == mailbox.Outcome.FAILED
+    assert parcel.content["reason"] == "unexpected ZeroDivisionError in the second kernel: odd"
 
 
 def test_a_kernel_that_cannot_stay_goes_back_for_good(beside: Beside) -> None:
     beside.refuses = 1
     with pytest.raises(LeftError):
-        peer.run(Role({}, {}, Console(), Status(None)))
+        peer.run(Role({}, Assignment(), Console(), Status(None)))
     ((outcome, parcel),) = beside.answers
-    assert outcome == mailbox.OUTCOME_FAILED
-    assert "could not stay: the jump was refused" in parcel.words["reason"]
-    assert "resident" not in parcel.words
+    assert outcome == mailbox.Outcome.FAILED
+    assert "could not stay: the jump was refused" in parcel.content["reason"]
+    assert "resident" not in parcel.content
     assert entry(beside.slot) == GATE_WAY_BACK
 
 
@@ -145,19 +150,19 @@ def test_a_kernel_that_cannot_load_its_door_goes_back_at_once(beside: Beside, mo
 
     monkeypatch.setattr(peer_link.kernel_memory, "boot_cpu_gdt", refuse)
     play(beside)
-    assert beside.answers[0][1].words["reason"] == "/proc/kallsyms has no gdt_page"
+    assert beside.answers[0][1].content["reason"] == "/proc/kallsyms has no gdt_page"
 
 
 def test_the_time_limit_of_a_job_ends_the_residency(beside: Beside, monkeypatch: pytest.MonkeyPatch) -> None:
     residence = Residence.here()
-    order = Parcel(1, {"do": "none", "time_limit": 300})
-    visit = peer._Visit(Role({}, {}, Console(), Status(None)), residence, order)
+    order = Parcel(1, Assignment(time_limit=300).to_json())
+    visit = peer._Visit(Role({}, Assignment(), Console(), Status(None)), residence, order)
     with pytest.raises(LeftError):
         visit._expired(300)
     ((outcome, parcel),) = beside.answers
-    assert outcome == mailbox.OUTCOME_FAILED
-    assert parcel.words["reason"] == "the job took longer than its time limit of 300 s"
-    beside.orders = [Parcel(2)]
+    assert outcome == mailbox.Outcome.FAILED
+    assert parcel.content["reason"] == "the job took longer than its time limit of 300 s"
+    beside.orders = [Parcel(2, Assignment().to_json())]
     residence.load_door()
     assert visit.leave(visit.work()).sequence == 2
     visit._expired(300)  # the job has ended: the clock strikes too late
@@ -213,7 +218,7 @@ def test_a_command_switches_home_with_a_message_and_back_with_one(
     beside: Beside, command: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "out").write_bytes(b"to A")
-    beside.orders = [Parcel(2, {"do": "none"}, b"from A")]
+    beside.orders = [Parcel(2, Assignment().to_json(), b"from A")]
     command("switch", "--send", str(tmp_path / "out"), "--receive", str(tmp_path / "in"))
     assert beside.answers[0][1].message == b"to A"
     assert (tmp_path / "in").read_bytes() == b"from A"
@@ -239,19 +244,18 @@ def test_the_command_looks_as_well(command: Callable[..., None], monkeypatch: py
 
 def test_a_peer_job_cuts_what_does_not_fit(beside: Beside, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(look, "look", lambda words: "x" * 20000)
-    work = SimpleNamespace(role=Role({}, {"argv": ["info"]}, Console(), Status(None)))
-    report = JOBS["peer"](work)  # type: ignore[arg-type]
-    assert len(report["output"]) + report["cut"] == 20000 and report["cut"] > 0
-    assert mailbox.fits(report)
+    report = jobs.look_job(LookJob(("info",))).report
+    assert len(report.output) + report.cut == 20000 and report.cut > 0
+    assert mailbox.fits(report.to_json())
 
 
 def test_a_shell_job_needs_a_shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shell = tmp_path / "sh"
     shell.write_text("#!/bin/sh\nexit 3\n")
     shell.chmod(0o755)
-    work = SimpleNamespace(role=Role({}, {}, Console(), Status(None)))
+    work = SimpleNamespace(role=Role({}, Assignment(), Console(), Status(None)))
     monkeypatch.setattr("kjump.init.jobs._SHELLS", ([str(tmp_path / "none")], [str(shell)]))
-    assert JOBS["shell"](work) == {"status": 3}  # type: ignore[arg-type]
+    assert jobs.shell_job(work).report.status == 3  # type: ignore[arg-type]
     monkeypatch.setattr("kjump.init.jobs._SHELLS", ([str(tmp_path / "none")],))
     with pytest.raises(HostError, match="has no shell"):
-        JOBS["shell"](work)  # type: ignore[arg-type]
+        jobs.shell_job(work)  # type: ignore[arg-type]

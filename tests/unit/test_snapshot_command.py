@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from examples import SAVED
 
 from kjump.errors import JumpError
 from kjump.hibernate import snapshot as snapshots
 from kjump.hibernate import suspend
 from kjump.hibernate.clock import Moment, Pace
-from kjump.hibernate.suspend import Request, Trip
+from kjump.hibernate.report import Report, Stamps
+from kjump.hibernate.suspend import Trip, TripRequest
 from kjump.host import root
 from kjump.image.facts import Kind
-from kjump.kexec import mailbox
+from kjump.kexec.mailbox import Outcome
 from kjump.target import filesystems
 
-REQUEST = Request("/dev/vdb", Path("/boot/vmlinuz"), Path("/boot/initrd"))
-STAMPS = {"entered": 2000, "begun": 4000, "hooked": 5000, "saved": 9000}
+REQUEST = TripRequest("/dev/vdb", Path("/boot/vmlinuz"), Path("/boot/initrd"))
+STAMPS = Stamps(entered=2000, begun=4000, hooked=5000, saved=9000)
 
 
 class Steady(Pace):
@@ -30,8 +32,10 @@ class Steady(Pace):
         self._rate = 1000.0
 
 
-def trip(outcome: int, **report: Any) -> Trip:
-    return Trip(outcome, report, 128 << 20, bytes(range(16)), 0.25, Steady(), Moment(100.0, 1000), 9500, 3.5, 0.1)
+def trip(outcome: Outcome, **report: Any) -> Trip:
+    return Trip(
+        outcome, Report(**report), 128 << 20, bytes(range(16)), 0.25, Steady(), Moment(100.0, 1000), 9500, 3.5, 0.1
+    )
 
 
 @pytest.fixture
@@ -44,12 +48,12 @@ def machine(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_snapshot_that_was_taken(machine: Path) -> None:
-    asked: list[Request] = []
+    asked: list[TripRequest] = []
 
-    def go(request: Request, tell: Any) -> Trip:
+    def go(request: TripRequest, tell: Any) -> Trip:
         asked.append(request)
         tell("jumping")
-        return trip(mailbox.OUTCOME_DONE, stamps=dict(STAMPS), saved={"image_bytes": 7})
+        return trip(Outcome.DONE, stamps=STAMPS, saved=SAVED)
 
     told: list[str] = []
     found = snapshots.snapshot(REQUEST, tell=told.append, go=go)
@@ -58,38 +62,38 @@ def test_a_snapshot_that_was_taken(machine: Path) -> None:
         "prepare": 0.25, "pause": 8.5, "freeze": 1.0, "boot": 2.0, "hook": 1.0, "save": 4.0, "back": 0.5
     }  # fmt: skip
     assert [*found.stamps] == ["left", "entered", "begun", "hooked", "saved", "back"]
-    assert "stamps" not in found.report and found.report["saved"] == {"image_bytes": 7}
+    assert found.report.stamps is None and found.report.saved == SAVED
     assert (asked[0].kind, told) == (Kind.SNAPSHOT, ["jumping"])
     assert not (machine / "run").exists()
     snapshots.raise_unless_taken(found)
 
 
 def test_a_system_that_was_rolled_back_is_another_branch_of_history(machine: Path) -> None:
-    found = snapshots.snapshot(REQUEST, go=lambda *_: trip(mailbox.OUTCOME_RESUMED, rolled_back=3))
+    found = snapshots.snapshot(REQUEST, go=lambda *_: trip(Outcome.RESUMED, rolled_back=3))
     assert (found.taken, found.rolled_back, found.count) == (True, True, 3)
     assert found.phases == {"prepare": 0.25, "away": 3.5}
     lineage = json.loads((machine / "run/kjump/lineage").read_text())
     assert lineage["base"] == bytes(range(16)).hex() and lineage["id"].startswith("a boot/")
-    assert filesystems.lineage() == lineage
+    assert filesystems.lineage().to_json() == lineage
 
 
 def test_a_snapshot_that_failed_says_why(machine: Path) -> None:
     request = replace(REQUEST, dump_level=31)
-    found = snapshots.snapshot(request, go=lambda *_: trip(mailbox.OUTCOME_FAILED, reason="the target is too small"))
+    found = snapshots.snapshot(request, go=lambda *_: trip(Outcome.FAILED, reason="the target is too small"))
     assert (found.taken, found.kind, found.reason) == (False, "dump", "the target is too small")
     with pytest.raises(JumpError, match="no snapshot taken: the target is too small; this system went on"):
         snapshots.raise_unless_taken(found)
 
 
 def test_a_hibernation_says_what_came_of_it() -> None:
-    found = suspend.hibernate(REQUEST, go=lambda *_: trip(mailbox.OUTCOME_RESUMED, saved={}))
+    found = suspend.hibernate(REQUEST, go=lambda *_: trip(Outcome.RESUMED))
     assert (found.resumed, found.reason, found.phases) == (True, "", {"prepare": 0.25, "away": 3.5, "again": 0})
     suspend.raise_unless_resumed(found)
     for outcome, words in (
-        (mailbox.OUTCOME_GONE, "the second kernel is gone"),
-        (mailbox.OUTCOME_NONE, "came back without a report"),
-        (mailbox.OUTCOME_CANCELLED, "gave no reason"),
-        (mailbox.OUTCOME_PANIC, "panicked: its log could not be read"),
+        (Outcome.GONE, "the second kernel is gone"),
+        (Outcome.NONE, "came back without a report"),
+        (Outcome.CANCELLED, "gave no reason"),
+        (Outcome.PANIC, "panicked: its log could not be read"),
     ):
         found = suspend.hibernate(REQUEST, go=lambda *_, outcome=outcome: trip(outcome))  # type: ignore[misc]
         with pytest.raises(JumpError, match=f"not hibernated: .*{words}"):
@@ -98,7 +102,7 @@ def test_a_hibernation_says_what_came_of_it() -> None:
 
 def test_a_hang_that_the_watchdog_ended_is_told_from_a_panic() -> None:
     report = {"panic": "NMI: Not continuing"}
-    found = suspend.hibernate(REQUEST, go=lambda *_: trip(mailbox.OUTCOME_PANIC, **report))
+    found = suspend.hibernate(REQUEST, go=lambda *_: trip(Outcome.PANIC, **report))
     assert found.reason.startswith("the second kernel hung, and was ended by the watchdog")
 
 
