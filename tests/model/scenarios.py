@@ -9,7 +9,6 @@ import simmemory
 from simmachine import Machine
 
 from kjump.errors import KjumpError
-from kjump.gates.layouts import OUTCOMES as NUMBERS
 from kjump.hibernate import rollback, suspend
 from kjump.image.facts import Kind
 from kjump.target import filesystems
@@ -23,14 +22,13 @@ class Interrupted(BaseException):
 GOES_ON = (KjumpError, OSError, ValueError, KeyboardInterrupt, Interrupted)
 _TRIES = 5
 """So often A tries to make an image unusable."""
-OUTCOMES = {NUMBERS[name]: name for name in ("NONE", "GONE", "RESUMED", "FAILED", "CANCELLED", "DONE", "PANIC")}
 
 
-def request(machine: Machine, **more: Any) -> suspend.Request:
+def request(machine: Machine, **more: Any) -> suspend.TripRequest:
     """Return what A's user asks for."""
     boot = machine.folder / "boot"
     usual: dict[str, Any] = {"window": simmemory.WINDOW, "level": 1, "force": True, "watchdog": 0}
-    return suspend.Request(machine.path, boot / "vmlinuz", boot / "initrd", **(usual | more))
+    return suspend.TripRequest(machine.path, boot / "vmlinuz", boot / "initrd", **(usual | more))
 
 
 def travel(machine: Machine, kind: Kind = Kind.HIBERNATION) -> str:
@@ -42,7 +40,7 @@ def travel(machine: Machine, kind: Kind = Kind.HIBERNATION) -> str:
         machine.parting = ""
         try:
             trip = suspend.travel(request(machine, kind=kind), machine.tell)
-            found.append(OUTCOMES[trip.outcome])
+            found.append(trip.outcome.name)
         except GOES_ON as error:
             found.append(f"{type(error).__name__}: {error}")
         if "could not be made unusable" in found[0] or "could not be made unusable" in "".join(machine.told):
@@ -67,8 +65,8 @@ def roll_back(machine: Machine) -> str:
         try:
             with open_for_image(machine.path) as target:
                 rollback.rollback(target, (boot / "vmlinuz").read_bytes(), (boot / "initrd").read_bytes())
-        except KjumpError as error:
-            found.append(str(error))
+        except (KjumpError, KeyboardInterrupt) as error:
+            found.append(str(error) or type(error).__name__)
         machine.leave("goes on")
 
     how = machine.run("A", play)

@@ -77,7 +77,9 @@ def _tell(machine: Machine) -> Any:
         if isinstance(error, Left) or not machine.kernel.alive:
             raise Left
         machine.surprised(name, error)
+        say(console, name, error)
 
+    say = pid1._tell
     return tell
 
 
@@ -104,7 +106,7 @@ def _patches(machine: Machine) -> list[Any]:
         (boot, "switch_root", lambda *_: machine.leave("ordinary")),
         (boot, "KERNEL", machine.folder / "boot/vmlinuz"),
         (boot, "own_initrd", simmemory.initrd),
-        (resume, "fresh_seed", lambda *_: "00" * 32),
+        (resume, "fresh_seed", lambda *_: bytes(32)),
         (threading, "excepthook", lambda args: None if isinstance(args.exc_value, Left) else hook(args)),
     ]
     return [mock.patch.object(*pair) for pair in pairs]

@@ -188,7 +188,7 @@ class Machine:
         self._alive(self.kernel)
         self.troubles += 1
         if self.kernel.name == "B" and self.kernel.crash is not None:
-            struct.pack_into("<Q", self.memory.bytes, MAILBOX + 0x10, mailbox.OUTCOME_PANIC)
+            struct.pack_into("<Q", self.memory.bytes, MAILBOX + 0x10, mailbox.Outcome.PANIC)
             self.leave("home")
         self.leave("restart")
 
@@ -244,6 +244,11 @@ class Machine:
         """Restart, which leaves the disks their caches."""
         self._event(self.kernel, "restart", lambda: None)
         self.leave("restart")
+
+    def halt(self) -> None:
+        """Stop, with what was said on the screen."""
+        self._event(self.kernel, "halt", lambda: None)
+        self.leave("halted")
 
     def jump(self) -> None:
         """Go to another kernel; returns in A when A is back."""
@@ -343,7 +348,7 @@ class Machine:
     # --- boots, and the end of a resume ---
 
     def boot(self) -> str:
-        """Switch on, as often as it takes; return "ordinary", or "resumed"."""
+        """Switch on, as often as it takes; return "ordinary", "resumed", or "halted"."""
         for _ in range(_MOST_BOOTS):
             self.boots += 1
             (self.folder / "kjump/job.json").unlink(missing_ok=True)
@@ -355,7 +360,7 @@ class Machine:
             how = self._pid1("boot", " ".join([f"root={FILE_SYSTEM}", *where, *direct, *self.options]))
             if how == "C":
                 how = self.start_c()
-            if how in ("ordinary", "resumed"):
+            if how in ("ordinary", "resumed", "halted"):
                 if how == "ordinary":
                     self.touch()  # it mounts its file systems
                 return how

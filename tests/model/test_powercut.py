@@ -1,5 +1,8 @@
 """The power-cut model, smaller: all points of two cases, and some histories. `make powercut` is all of it."""
 
+import contextlib
+import io
+
 import cuts
 import faults
 import histories
@@ -10,7 +13,7 @@ from cuts import Case
 from simdisk import Kept, SimDisk
 
 from kjump.formats.superblock import State
-from kjump.image.layout import Kind
+from kjump.image.facts import Kind
 
 SEED, HISTORIES = 20261130, 200
 
@@ -31,7 +34,7 @@ def test_a_snapshot_is_rolled_back_to_as_often_as_wanted() -> None:
         machine.at_rest = True
         assert scenarios.travel(machine, Kind.SNAPSHOT) == "DONE"
         assert [scenarios.roll_back(machine) for _ in range(3)] == ["resumed"] * 3
-        assert machine.superblock().details["rolled_back"] == 3
+        assert machine.superblock().details.rolled_back == 3
         machine.touch()
         assert "has been written to since the snapshot" in scenarios.roll_back(machine)
         assert (machine.superblock().state, machine.violations) == (State.SNAPSHOT, [])
@@ -49,8 +52,13 @@ def test_a_roll_back_that_fails_each_time_is_not_tried_at_every_boot() -> None:
         assert (machine.boots, machine.superblock().state) == (2, State.SNAPSHOT)
         machine.cursed = ("", "")
         machine.options = ("kjump.rollback=/dev/sim",)
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            assert machine.boot() == "ordinary"
+        assert "an earlier boot tried to roll back to it" in said.getvalue()
+        assert machine.superblock().details.rollback_boot
+        assert scenarios.roll_back(machine) == "resumed"
+        assert not machine.superblock().details.rollback_boot
         assert machine.boot() == "resumed"
-        assert "attempted" not in machine.superblock().details
         assert machine.violations == []
 
 

@@ -43,7 +43,10 @@ from kjump.ranges import Range
 from kjump.target import device as targets
 from kjump.target import disks
 from kjump.target.device import Place, Target
+from kjump.target.filesystems import Departure, Lineage
 
+DEPARTURE = Departure(Lineage("boot"), ())
+NO_ASSIGNMENT = Assignment()
 _PAGES = 48
 _SHADOW = Shadow([ShadowRun(16, 40, 4), ShadowRun(20, 20, 1), ShadowRun(21, 44, 3)])
 _NOTE = notes.Note("VMCOREINFO", 0, b"OSRELEASE=test\n").encode()
@@ -178,9 +181,9 @@ class Machine:
     def _post(self, head: int, message: dict[str, Any]) -> None:
         self.report(mailbox.Outcome.NONE, message)
 
-    def report(self, outcome: int, words: dict[str, Any]) -> None:
-        """Leave `outcome` and `words` in the mailbox."""
-        self.page[:] = mailbox.encode(COOKIE, outcome, 0, words)
+    def report(self, outcome: mailbox.Outcome, report: dict[str, Any]) -> None:
+        """Leave `outcome` and `report` in the mailbox."""
+        self.page[:] = mailbox.encode(COOKIE, outcome, 0, report)
 
     def _read(self) -> tuple[mailbox.Outcome, Any]:
         found = mailbox.decode(bytes(self.page))
@@ -354,11 +357,11 @@ def _patch_a(patch: pytest.MonkeyPatch, made: Machine) -> None:
 
 
 def _patch_b(patch: pytest.MonkeyPatch, made: Machine) -> None:
-    def report(outcome: int, words: dict[str, Any]) -> None:
+    def report(outcome: mailbox.Outcome, report: dict[str, Any]) -> None:
         made.alive("B")
-        made.report(outcome, words)
+        made.report(outcome, report)
 
-    page = SimpleNamespace(words={}, head=0, report=report)
+    page = SimpleNamespace(message={}, head=0, report=report)
     patch.setattr(second, "gate_of", lambda way: Gate())
     patch.setattr(second.mailbox, "PeerMailbox", SimpleNamespace(at_physical=lambda address, cookie: page))
     patch.setattr(second, "uptime", lambda: 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,10 @@ from crash import COOKIE, Machine
 
 from kjump.gates import Gate
 from kjump.hibernate import suspend
+from kjump.hibernate.jobs import SaveJob
 from kjump.init import peer_link
 from kjump.init.roles import peer
+from kjump.kexec import mailbox
 from kjump.kexec.channel import SIZE, Channel
 from kjump.peers import lifecycle, standby
 from kjump.peers.registry import Ledger, Peer, State, boot_id
@@ -35,12 +38,12 @@ class _Residence:
 
     def away(self, answer: peer_link.Answer) -> None:
         self._machine.alive("B")
-        peer_link.Residence._report(self, answer, {"resident": True})  # type: ignore[arg-type]
+        peer_link.Residence._report(self, replace(answer, report=replace(answer.report, resident=True)))  # type: ignore[arg-type]
         self._machine.go_home()
 
     def leave(self, answer: peer_link.Answer) -> None:
         self._machine.alive("B")
-        peer_link.Residence._report(self, answer, {})  # type: ignore[arg-type]
+        peer_link.Residence._report(self, answer)  # type: ignore[arg-type]
         self._machine.go_home()
 
 
@@ -54,14 +57,14 @@ def stand_by(made: Machine, patch: pytest.MonkeyPatch, folder: Path) -> None:
     memory = bytearray(SIZE)
     channel = Channel(memory, COOKIE)
 
-    def report(outcome: int, words: dict[str, Any]) -> None:
-        channel.note(words, outcome)
+    def report(outcome: mailbox.Outcome, report: dict[str, Any]) -> None:
+        channel.note(report, outcome)
 
     def b() -> None:
-        visit = peer._Visit(made.role({}, {}), _Residence(made, channel), channel.order())  # type: ignore[arg-type]
+        visit = peer._Visit(made.role({}), _Residence(made, channel), channel.order())  # type: ignore[arg-type]
         visit.leave(visit.work())
 
-    def words(request: Any, kcore: Any, around: Any, layout: Any, target: Target, tell: Any) -> dict[str, Any]:
+    def save_job(request: Any, kcore: Any, around: Any, layout: Any, target: Target, tell: Any) -> SaveJob:
         made.cookie = target.arm().cookie
         return made.job()
 
@@ -71,13 +74,14 @@ def stand_by(made: Machine, patch: pytest.MonkeyPatch, folder: Path) -> None:
     patch.setattr(lifecycle.hugetlbfs, "remove", lambda path: None)
     patch.setattr(lifecycle, "_is_other_image", lambda state: False)
     patch.setattr(lifecycle.kernel_memory, "_known", {})
-    patch.setattr(lifecycle, "_last_words", lambda words: {"panic": "Kernel panic"})
+    patch.setattr(lifecycle, "_with_log", lambda report: replace(report, panic="Kernel panic"))
     kcore = SimpleNamespace(vmcoreinfo_note=lambda: b"")
     patch.setattr(standby, "kernel_memory", SimpleNamespace(Kcore=lambda: contextlib.nullcontext(kcore)))
     patch.setattr(standby.described, "describe_machine", lambda gate, **_: None)
     patch.setattr(standby, "layout_of", lambda *_: SimpleNamespace(window=Range(0, 1 << 20)))
-    patch.setattr(suspend, "save_job", words)
+    patch.setattr(suspend, "save_job", save_job)
+    patch.setattr(suspend, "time_limit", lambda *_: made.time_limit)
     patch.setattr(standby, "_again", lambda tell, folder: None)
-    place = Peer(standby.NAME, "k", ["i"], "", (16 << 20, 17 << 20), (4096, 8192), 16 << 20)
+    place = Peer(standby.NAME, "k", ["i"], "", Range(16 << 20, 17 << 20), Range(4096, 8192), 16 << 20)
     with Ledger(folder) as ledger:
         ledger.write(State(boot_id(), COOKIE.hex(), page.address, 0x5002, {"kexec_image": 0xFFFF}, peers=[place]))

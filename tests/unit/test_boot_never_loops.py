@@ -15,6 +15,7 @@ from kjump.hibernate.resume import PreparedResume
 from kjump.init import finish_restore
 from kjump.init import main as init_main
 from kjump.init.roles import boot
+from kjump.kexec import loader
 
 __all__ = ["b"]
 
@@ -34,11 +35,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
             made.alive("boot")
             made.leave("in C")
 
-        def load(plan: object) -> None:
-            pass
-
-        monkeypatch.setattr(resume.syscalls, "load", load)
-        monkeypatch.setattr(resume.syscalls, "jump", jump)
+        monkeypatch.setattr(loader.current(), "jump", jump)
         yield made
 
 
@@ -87,7 +84,7 @@ def test_a_jump_that_is_refused_leaves_the_snapshot_as_it_was(machine: Machine, 
     def refuse() -> None:
         raise OSError(errno.EBUSY, "no")
 
-    monkeypatch.setattr(resume.syscalls, "jump", refuse)
+    monkeypatch.setattr(loader.current(), "jump", refuse)
     assert roll_back(machine) == "ordinary"
     assert "not rolled back: unexpected OSError" in machine.lines[-1]
     assert machine.disk.superblock() == before

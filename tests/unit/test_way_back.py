@@ -114,7 +114,7 @@ class FakeHost:
 def b(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeHost:
     """Put a fake host under PID 1."""
     fake = FakeHost()
-    fake.box[:] = mailbox.encode(COOKIE, mailbox.OUTCOME_NONE, 0, {"words": "of A"})
+    fake.box[:] = mailbox.encode(COOKIE, mailbox.Outcome.NONE, 0, SAID)
     monkeypatch.setattr(loader, "_current", fake)
     monkeypatch.setattr(os, "_exit", fake.end)
     monkeypatch.setattr(system, "mount", lambda *_: fake.steps.append("mount"))
