@@ -13,6 +13,7 @@ from kjump.hibernate import rollback, suspend
 from kjump.image.layout import Kind
 from kjump.init.console import ProgressBar
 from kjump.target import disks
+from kjump.target.device import open_at
 
 
 @pytest.fixture(params=[False, True], ids=["direct", "by_c"])
@@ -167,7 +168,9 @@ def test_a_target_that_carries_something_is_refused_before_anything_is_written(p
         plain.leave("goes on")
 
     plain.run("A", play)
-    assert found == ["target /dev/sim carries an MBR partition table or boot sector: wipe it first, or give --force"]
+    assert found == [
+        "target /dev/sim carries an MBR partition table or boot sector: wipe it first, or give --overwrite"
+    ]
     assert ("A", "write") not in plain.log
 
 
@@ -188,7 +191,8 @@ def test_a_dry_run_checks_everything_and_does_nothing(plain: Machine) -> None:
 
     def play() -> None:
         kernel, initrd = (folder / "vmlinuz").read_bytes(), (folder / "initrd").read_bytes()
-        rollback.rollback(plain.path, kernel, initrd, dry_run=True)
+        with open_at(plain.path, 0, writable=False) as target:
+            rollback.rollback(target, kernel, initrd, dry_run=True)
         plain.leave("goes on")
 
     assert plain.run("A", play) == "goes on"

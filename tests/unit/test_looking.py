@@ -57,6 +57,8 @@ def vmcore(tmp_path: Path) -> Iterator[bytes]:
 def parked(vmcore: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
     """Let this process be in B, which was given a job."""
     (tmp_path / "kjump").mkdir()
+    (tmp_path / "proc").mkdir(exist_ok=True)
+    (tmp_path / "proc/meminfo").write_text("MemAvailable:    1048576 kB\n")
     (tmp_path / "kjump/job.json").write_text(json.dumps({"gate": 0x7FF0000}))
     box = SimpleNamespace(head=LIST * PAGE_SIZE | IND_INDIRECTION)
     monkeypatch.setattr(look, "read_physical", lambda address, length: Gate(mailbox=0x5000, cookie=bytes(16)).pack())
