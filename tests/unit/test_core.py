@@ -14,10 +14,6 @@ from streams import few, needs_zstd, xxh64
 from kjump import _core
 from kjump.errors import ImageError
 
-SLICE = 16 << 20
-"""How much of a file the core maps at a time."""
-
-
 # Bitmaps and page classes
 
 

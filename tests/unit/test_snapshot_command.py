@@ -91,7 +91,7 @@ def test_a_hibernation_says_what_came_of_it() -> None:
         (mailbox.OUTCOME_CANCELLED, "gave no reason"),
         (mailbox.OUTCOME_PANIC, "panicked: its log could not be read"),
     ):
-        found = suspend.hibernate(REQUEST, go=lambda *_, outcome=outcome: trip(outcome))  # type: ignore[misc]
+        found = suspend.hibernate(REQUEST, go=lambda *_, outcome=outcome: trip(outcome))
         with pytest.raises(JumpError, match=f"not hibernated: .*{words}"):
             suspend.raise_unless_resumed(found)
 
