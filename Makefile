@@ -35,7 +35,7 @@ C_FILES = $(shell find src examples tests -name '*.[ch]')
 
 # The native modules with sanitizers, in a folder of their own, and the tests that drive them.
 NATIVE := $(CURDIR)/build/native
-NATIVE_TESTS := $(addprefix tests/unit/test_, core.py kexec_kimage.py seekable.py image_layout.py destination.py \
+NATIVE_TESTS := $(addprefix tests/unit/test_, core.py core_streams.py core_refusals.py kexec_kimage.py seekable.py image_layout.py destination.py \
   peers_on_disk.py second_kernel.py snapshot_rules.py dump_classes.py dump_files.py dump_formats.py dump_mutations.py)
 PRELOAD = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libubsan.so)
 

@@ -55,7 +55,7 @@ def test_a_memory_map_that_boot_params_have_no_room_for(installation: Installati
         guest.run("python3", "-c", LOAD, kernel, "--append", "console=ttyS0 panic=0")
         guest.start("kjump", "exec")
         until = time.monotonic() + PATIENCE
-        while "unable to mount root fs" not in (seen := installation.console_log.read_text(errors="replace").lower()):
+        while "unable to mount root fs" not in (seen := machine.console().lower()):
             assert time.monotonic() < until, seen[-2000:]
             time.sleep(1)
     found = seen.partition("extended physical ram map:")[2]

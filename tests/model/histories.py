@@ -83,6 +83,7 @@ def _equip(machine: Machine, chance: random.Random) -> list[str]:
     machine.power_off_fails = chance.random() < 0.25
     if machine.power_off_fails:
         words.append("the machine stays on")
+    machine.at_power_off = machine.panic if chance.random() < 0.1 else lambda: None
     if chance.random() < 0.3:
         back = chance.choice(ON_RETURN)
         machine.on_return = back(machine)
@@ -123,6 +124,7 @@ def _step(machine: Machine, chance: random.Random) -> str:
 def _afterwards(machine: Machine, chance: random.Random, end: str) -> None:
     """Let the system that runs write, and perhaps be reset; without one, switch the machine on again."""
     machine.power_off_fails = False
+    machine.at_power_off = lambda: None
     if end.endswith(("cut", "restart")):
         if machine.boot() == "resumed":
             machine.touch()
@@ -140,7 +142,10 @@ def explore(seed: int, numbers: range, seconds: float = float("inf")) -> Account
     """Play the histories with these `numbers`, or as many as go into `seconds`."""
     account, until = Account(), time.monotonic() + seconds
     for number in numbers:
-        account += history(seed, number)
+        try:
+            account += history(seed, number)
+        except BaseException as error:
+            account.violations.append(f"history {number} ended in {type(error).__name__}: {error}")
         if time.monotonic() > until:
             break
     return account

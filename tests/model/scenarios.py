@@ -65,8 +65,8 @@ def roll_back(machine: Machine) -> str:
         try:
             with open_for_image(machine.path) as target:
                 rollback.rollback(target, (boot / "vmlinuz").read_bytes(), (boot / "initrd").read_bytes())
-        except (KjumpError, KeyboardInterrupt) as error:
-            found.append(str(error) or type(error).__name__)
+        except GOES_ON as error:
+            found.append(f"{type(error).__name__}: {error}")
         machine.leave("goes on")
 
     how = machine.run("A", play)

@@ -176,16 +176,21 @@ class Machine:
     def cut(self, kept: Kept) -> None:
         """Lose the power."""
         self._alive(self.kernel)
-        if self.kernel.name == "A" and self.parting == "odd" and self.blind:
-            self.excused = True  # what docs/safety.md says is left: A's processes thaw before its command runs
+        self._ends_early()
         for disk in (self.target, self.file_system):
             disk.lose_power(kept, self.chance)
         self.cut_in.add(self.superblock().state)
         self.leave("cut")
 
+    def _ends_early(self) -> None:
+        """Excuse what docs/safety.md says is left: A's processes thaw before its command runs."""
+        if self.kernel.name == "A" and self.parting == "odd" and self.blind:
+            self.excused = True
+
     def panic(self) -> None:
         """Let the kernel that runs panic."""
         self._alive(self.kernel)
+        self._ends_early()
         self.troubles += 1
         if self.kernel.name == "B" and self.kernel.crash is not None:
             struct.pack_into("<Q", self.memory.bytes, MAILBOX + 0x10, mailbox.Outcome.PANIC)

@@ -1,5 +1,6 @@
 """What a machine's user hears when a hibernation, a resume or a roll-back is refused; on a simulated machine."""
 
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -171,6 +172,18 @@ def test_a_target_that_carries_something_is_refused_before_anything_is_written(p
         "target /dev/sim carries an MBR partition table or boot sector: wipe it first, or give --overwrite"
     ]
     assert ("A", "write") not in plain.log
+
+
+@pytest.mark.parametrize("later", range(1, 5))
+def test_a_signal_waits_until_the_image_is_unusable(plain: Machine, later: int) -> None:
+    def pressed(machine: Machine, what: str, do: Callable[[], None]) -> None:
+        signal.raise_signal(signal.SIGINT)
+        do()
+
+    plain.at_power_off = plain.panic
+    plain.on_return = lambda: plain.faults.update({len(plain.log) + later: pressed})
+    assert scenarios.travel(plain).startswith("KeyboardInterrupt")
+    assert plain.superblock().state is State.INVALID
 
 
 # --- roll-backs ------------------------------------------------------------------------------------------------------

@@ -235,8 +235,8 @@ def test_all_of_a_tree_is_removed_but_for_other_devices(tmp_path: Path, monkeypa
     (tmp_path / "other").mkdir()
     device, lstat = os.lstat(tmp_path).st_dev, os.lstat
 
-    def elsewhere(path: object) -> os.stat_result:
-        found = list(lstat(path))  # type: ignore[call-overload]
+    def elsewhere(path: str) -> os.stat_result:
+        found = list(lstat(path))
         found[2] = device + (str(path).endswith("other"))
         return os.stat_result(found)
 

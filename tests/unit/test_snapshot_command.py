@@ -95,7 +95,7 @@ def test_a_hibernation_says_what_came_of_it() -> None:
         (Outcome.CANCELLED, "gave no reason"),
         (Outcome.PANIC, "panicked: its log could not be read"),
     ):
-        found = suspend.hibernate(REQUEST, go=lambda *_, outcome=outcome: trip(outcome))  # type: ignore[misc]
+        found = suspend.hibernate(REQUEST, go=lambda *_, outcome=outcome: trip(outcome))
         with pytest.raises(JumpError, match=f"not hibernated: .*{words}"):
             suspend.raise_unless_resumed(found)
 
