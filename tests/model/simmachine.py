@@ -368,6 +368,8 @@ class Machine:
             if how in ("ordinary", "resumed", "halted"):
                 if how == "ordinary":
                     self.touch()  # it mounts its file systems
+                elif how == "halted":
+                    self.violations.append("a boot halted the machine")
                 return how
         self.violations.append(f"the machine restarted {_MOST_BOOTS} times")
         return "ordinary"

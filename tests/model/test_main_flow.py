@@ -121,6 +121,8 @@ def test_a_machine_without_a_root_halts(
     assert plain.boot() == "halted"
     assert plain.boots == 1 and words in console() and "kjump: halted" in console()
     assert ("boot", "restart") not in plain.log
+    assert plain.violations == ["a boot halted the machine"]
+    plain.violations.clear()
 
 
 # --- a save that does not come to its end ----------------------------------------------------------------------------

@@ -102,7 +102,8 @@ def drgn(arguments: Sequence[str]) -> str:
     if importlib.util.find_spec("drgn") is None:
         raise HostError(
             "drgn is not in this initramfs, and its debugging information seldom fits beside it: save the first "
-            "system with `kjump peer dump`, or there with `kjump snapshot --dump-level`, and open that with drgn elsewhere"
+            "system with `kjump peer dump`, or there with `kjump snapshot --dump-level`, and open that with drgn "
+            "elsewhere"
         )
     import runpy
 
