@@ -18,7 +18,7 @@ class Saved(Target):
         self.path, self.place, self.extents = "/saved", place, extents
         self._superblock = Superblock(state=State.SNAPSHOT, map_length=map_length)
 
-    def read_superblock(self) -> Superblock:
+    def read_superblock(self, *, patiently: bool = True) -> Superblock:
         return self._superblock
 
     def read(self, offset: int, length: int) -> bytes:

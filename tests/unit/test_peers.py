@@ -25,7 +25,7 @@ Behaviour = Callable[[Channel, Parcel], None]
 
 def obedient(channel: Channel, order: Parcel) -> None:
     """A peer that does as it is told, and stays."""
-    words = {"resident": True, "release": "6.1.0", "boot_seconds": 1.5}
+    words: JsonObject = {"resident": True, "release": "6.1.0", "boot_seconds": 1.5}
     channel.report(mailbox.Outcome.DONE, Parcel(order.sequence, words, order.message[::-1]))
 
 

@@ -117,7 +117,7 @@ def test_a_resident_kernel_does_the_job_of_each_visit_and_stays(beside: Beside, 
     assert (second[0], second[1].message, second[1].content["status"]) == (mailbox.Outcome.DONE, b"HELLO", 0)
     assert "boot_seconds" not in second[1].content
     assert third[0] == mailbox.Outcome.FAILED
-    assert third[1].content["reason"].startswith('the job: do is "nonsense", not one of')
+    assert str(third[1].content["reason"]).startswith('the job: do is "nonsense", not one of')
     assert entry(beside.slot) == GATE_SWITCH and entry(beside.crash) == GATE_CRASH
 
 
@@ -139,7 +139,7 @@ def test_a_kernel_that_cannot_stay_goes_back_for_good(beside: Beside) -> None:
         peer.run(Role({}, Assignment(), Console(), Status(None)))
     ((outcome, parcel),) = beside.answers
     assert outcome == mailbox.Outcome.FAILED
-    assert "could not stay: the jump was refused" in parcel.content["reason"]
+    assert "could not stay: the jump was refused" in str(parcel.content["reason"])
     assert "resident" not in parcel.content
     assert entry(beside.slot) == GATE_WAY_BACK
 
