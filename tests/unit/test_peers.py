@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from kjump.errors import HostError, JumpError, UsageError
+from kjump.formats.record import JsonObject
 from kjump.hibernate.jobs import CommandJob
 from kjump.kexec import loader, mailbox
 from kjump.kexec.channel import SIZE, Channel, Parcel
