@@ -57,7 +57,7 @@ def test_a_linux_at_work_is_saved_and_comes_back(
     write_superblock(disk, read_superblock(disk).evolve(state=State.COMPLETE))
     with DiskImage(disk) as target:
         opened = open_image(target, states=(State.COMPLETE,))
-    assert opened.contents.kept_head, "this kernel's list can be shortened"
+    assert opened.contents.facts.kept_head, "this kernel's list can be shortened"
 
 
 def test_four_levels_in_a_and_five_in_the_cpu_and_free_pages_trusted_to_be_zero(folder: Path) -> None:
@@ -144,8 +144,8 @@ def test_the_image_is_a_standard_vmcore(saved: dict[str, Any], folder: Path) -> 
     # The kernel keeps its list where the image says, and it is the list of the image.
     with DiskImage(installation.target_disk) as target:
         contents = open_image(target, states=(State.COMPLETE,)).contents
-    offset = contents.kept_head % PAGE
-    head = int.from_bytes(page_at(core, contents.kept_head - offset)[offset : offset + 8], "little")
+    offset = contents.facts.kept_head % PAGE
+    head = int.from_bytes(page_at(core, contents.facts.kept_head - offset)[offset : offset + 8], "little")
     assert tuple(sorted(walk(lambda address, _: page_at(core, address), head))) == contents.shadow.runs
 
     # A reader was here, and nothing was harmed: the machine still comes back.
