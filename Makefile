@@ -75,7 +75,7 @@ lint: setup
 	$(BIN)/ruff check src tests bench build-aux fuzz
 	$(BIN)/mypy
 	$(BIN)/mypy bench build-aux tests/conftest.py
-	for ring in unit emulator lab; do $(BIN)/mypy --implicit-reexport tests/$$ring || exit; done
+	for ring in unit emulator model lab; do $(BIN)/mypy --implicit-reexport tests/$$ring || exit; done
 	MYPYPATH=src:tests/unit:fuzz $(BIN)/mypy fuzz/*.py
 	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
 

@@ -1,6 +1,7 @@
 """Settings for all rings of tests."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,8 @@ def pytest_configure() -> None:
     for module in (_core, _dump):
         if not Path(str(module.__file__)).is_relative_to(folder):
             raise pytest.UsageError(f"{module.__name__} comes from {module.__file__}, not from {folder}")
+
+
+# A shell lets what it starts in the background ignore SIGINT; Python then has no handler that raises KeyboardInterrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
