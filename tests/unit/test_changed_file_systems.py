@@ -169,8 +169,9 @@ def test_a_journal_that_cannot_be_true(tmp_path: Path, damage: tuple[int, int]) 
     log = HandMade(path, FAST)
     struct.pack_into(">I", log.head, *damage)
     log.put(0, bytes(log.head))
-    with pytest.raises(FormatError, match="journal"):
-        ext4.identity(reader(path))
+    for look in (ext4.identity, ext4.has_journal_inside):
+        with pytest.raises(FormatError, match="journal"):
+            look(reader(path))
 
 
 # --- XFS -----------------------------------------------------------------------------------------------------------
@@ -179,7 +180,7 @@ def test_a_journal_that_cannot_be_true(tmp_path: Path, damage: tuple[int, int]) 
 def log_of(path: Path) -> tuple[int, int]:
     """Return byte offset and length of an XFS's log, as xfs_db tells them."""
     told = tool("xfs_db", "-r", "-c", "sb 0", "-c", "print", str(path))
-    value = {name: text for name, text in re.findall(r"^(\w+) = (\w+)$", told, re.MULTILINE)}
+    value = dict(re.findall(r"^(\w+) = (\w+)$", told, re.MULTILINE))
     block = re.findall(r"\d+", tool("xfs_db", "-r", "-c", f"convert fsblock {value['logstart']} byte", str(path)))
     return int(block[-1]), int(value["logblocks"]) * int(value["blocksize"])
 
@@ -242,7 +243,7 @@ def test_an_xfs_whose_log_is_elsewhere_and_one_that_cannot_be_true() -> None:
 
 
 def changed_while_mounted(path: Path, folder: Path, change: Callable[[Path], None]) -> DiskState:
-    """Mount `path`, and return its state before `change` wrote to it; the file is left as it was after that, mounted."""
+    """Mount `path`, and return its state before `change` wrote to it; a copy is left of what it was after."""
     folder.mkdir()
     done = subprocess.run(["mount", "-o", "loop", path, folder], capture_output=True, text=True, check=False)
     if done.returncode:

@@ -145,8 +145,17 @@ def identity(read: Reader) -> Identity:
 
 
 def has_journal_inside(read: Reader) -> bool:
-    """Tell whether the journal of a file system is a file in it; FormatError when it is no ext4 at all."""
-    return bool(_superblock(read).journal_inode)
+    """Tell whether the journal is a file in the file system; FormatError when that or the file system is damaged.
+
+    If so, `identity` can follow its log.
+    """
+    superblock = _superblock(read)
+    if not superblock.journal_inode:
+        return False
+    head = _JournalFile(superblock, read).read(0, 1)[: jbd2.SUPERBLOCK_LENGTH]
+    Journal.unpack(head)
+    jbd2.check_superblock(head, superblock.block_size)
+    return True
 
 
 def difference(before: Identity, now: Identity) -> str:

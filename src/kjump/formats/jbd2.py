@@ -99,6 +99,11 @@ class LogEnd:
         )
 
 
+def check_superblock(superblock: bytes, block_size: int) -> None:
+    """Raise FormatError when `log_end` could not follow the log of a journal with this superblock."""
+    _Log(lambda first, count: b"", superblock, block_size)
+
+
 def log_end(read: Blocks, superblock: bytes, block_size: int) -> LogEnd:
     """Follow the log of a journal to its end; FormatError when `superblock`, its first 1024 bytes, cannot be true."""
     return _Log(read, superblock, block_size).end()
