@@ -239,6 +239,12 @@ def test_an_xfs_whose_log_is_elsewhere_and_one_that_cannot_be_true() -> None:
         xfs.identity(lambda offset, length: bytes(head))
 
 
+def test_a_superblock_of_former_times_that_points_past_the_end_is_none(tmp_path: Path, xfs_disk: Path) -> None:
+    short = tmp_path / "short"
+    short.write_bytes(reader(xfs_disk)(0, MIB))
+    assert filesystems.state(str(short)).xfs is None
+
+
 # --- a real kernel's writing ------------------------------------------------------------------------------------------
 
 

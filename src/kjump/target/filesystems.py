@@ -24,6 +24,7 @@ from kjump.formats.record import Record
 from kjump.host import root
 from kjump.target import disks
 from kjump.target.device import Target
+from kjump.target.mounts import reader_of
 from kjump.target.states import COUNTS, Departure, DiskState, FileSystem, Lineage, Mounted, Written
 
 _LENGTH = 0x11000
@@ -49,9 +50,9 @@ def state(device: str) -> DiskState:
     with Target(device, writable=False) as target:
         of_ext4, of_xfs = None, None
         with contextlib.suppress(FormatError):
-            of_ext4 = ext4.identity(target.read)
+            of_ext4 = ext4.identity(reader_of(target))
         with contextlib.suppress(FormatError):
-            of_xfs = xfs.identity(target.read)
+            of_xfs = xfs.identity(reader_of(target))
         return DiskState(_digest(target), of_ext4, of_xfs)
 
 

@@ -166,12 +166,23 @@ def _by_log(item: Mounted, inside: Callable[[Callable[[int, int], bytes]], bool]
     """Look whether the log is `inside`; who may not look takes the type for it."""
     try:
         with Target(item.device, writable=False) as target:
-            good = inside(target.read)
+            good = inside(reader_of(target))
     except FormatError as error:
         return Risk(item, Sight.UNSEEN, str(error))
     except TargetError as error:
         return Risk(item, Sight.SEEN if os.geteuid() else Sight.UNSEEN, str(error))
     return Risk(item, Sight.SEEN) if good else Risk(item, Sight.UNSEEN, otherwise)
+
+
+def reader_of(target: Target) -> Callable[[int, int], bytes]:
+    """Return what reads `target` by (offset, length): FormatError past its end, for then a superblock is not true."""
+
+    def read(offset: int, length: int) -> bytes:
+        if offset + length > target.capacity:
+            raise FormatError(f"a superblock on {target.path} points past the device's end")
+        return target.read(offset, length)
+
+    return read
 
 
 def _is_device(item: Mounted) -> bool:
