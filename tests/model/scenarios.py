@@ -28,6 +28,7 @@ def request(machine: Machine, **more: Any) -> suspend.TripRequest:
     """Return what A's user asks for."""
     boot = machine.folder / "boot"
     usual: dict[str, Any] = {"window": simmemory.WINDOW, "level": 1, "force": True, "watchdog": 0}
+    usual["accept_unseen"] = ("ext4",)  # the simulated file system has no journal
     return suspend.TripRequest(machine.path, boot / "vmlinuz", boot / "initrd", **(usual | more))
 
 

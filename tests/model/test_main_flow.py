@@ -9,6 +9,7 @@ import simhost
 import simmemory
 from simmachine import FILE_SYSTEM, TARGET, Machine
 
+from kjump.errors import TargetError
 from kjump.formats.superblock import State
 from kjump.hibernate import rollback, suspend
 from kjump.image.facts import Kind
@@ -234,5 +235,13 @@ def test_disks_are_written_out_before_a_system_is_left(plain: Machine) -> None:
     plain.tell = order.append
     assert disks.current() is plain.disks
     assert scenarios.travel(plain) == "RESUMED"
-    assert order == [order[0], "jumping", "written out", "back"]
+    assert order[0].startswith("window ") and order[1].startswith("ext4 on /dev/fs (mounted at /, no ext4 superblock")
+    assert order[2:] == ["jumping", "written out", "back"]
     assert FILE_SYSTEM in [*plain.disks.names()]
+
+
+def test_a_file_system_that_changes_unseen_is_refused_with_nothing_written(plain: Machine) -> None:
+    before = plain.target.durable(0, 4096)
+    error = in_a(plain, accept_unseen=())
+    assert isinstance(error, TargetError) and "ext4 on /dev/fs (mounted at /, no ext4 superblock" in str(error)
+    assert plain.target.durable(0, 4096) == before

@@ -43,7 +43,7 @@ from kjump.ranges import Range
 from kjump.target import device as targets
 from kjump.target import disks
 from kjump.target.device import Place, Target
-from kjump.target.filesystems import Departure, Lineage
+from kjump.target.states import Departure, Lineage
 
 DEPARTURE = Departure(Lineage("boot"), ())
 NO_ASSIGNMENT = Assignment()

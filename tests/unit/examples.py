@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from kjump.formats import ext4
+from kjump.formats import ext4, xfs
 from kjump.formats.e820 import RAM, RESERVED, E820Entry
+from kjump.formats.jbd2 import Journal, LogEnd
 from kjump.formats.superblock import Details, MemoryUse, Saved
 from kjump.gates import Gate
 from kjump.hibernate.clock import Moment
@@ -17,7 +18,7 @@ from kjump.peers.registry import Peer, State
 from kjump.peers.standby import Wanted
 from kjump.ranges import Range
 from kjump.target.device import Place
-from kjump.target.filesystems import Departure, DiskState, FileSystem, Lineage, Mounted, Written
+from kjump.target.states import Departure, DiskState, FileSystem, Lineage, Mounted, Written
 
 MIB = 1 << 20
 COOKIE = bytes(range(16))
@@ -35,9 +36,12 @@ SYSTEM = SystemFacts(
     elf_headers_size=PAGE_SIZE,
     loops_per_jiffy=4_000_000,
 )
-IDENTITY = ext4.Identity(ext4.Mounts("00" * 16, 1, 2, 3, 1, "/"), ext4.Journal(7, 8, -5, "11" * 16))
+IDENTITY = ext4.Identity(
+    ext4.Mounts("00" * 16, 1, 2, 3, 1, "/"), Journal(7, 8, -5, "11" * 16), LogEnd(9, 10, "22" * 32)
+)
+XFS = xfs.Identity("33" * 16, 4, 5, "44" * 32)
 MOUNTED = Mounted("/dev/sda1", "/", "ext4", True)
-FILE_SYSTEM = FileSystem(MOUNTED, DiskState("ab" * 32, IDENTITY))
+FILE_SYSTEM = FileSystem(MOUNTED, DiskState("ab" * 32, IDENTITY, XFS))
 DEPARTURE = Departure(Lineage("boot/1", "c0ffee"), (Written("/dev/sda1", (3, 24)),))
 HOOK = Hook(b"#!/bin/sh\n", (Tool("/bin/busybox", "cd" * 32),), 30.0)
 FACTS = ImageFacts(
@@ -98,7 +102,7 @@ EXAMPLES = [
     SAVED,
     Details("r", 1, SAVED, "boot"),
     SYSTEM,
-    *(IDENTITY, IDENTITY.superblock, IDENTITY.journal),
+    *(IDENTITY, IDENTITY.superblock, IDENTITY.journal, IDENTITY.log, XFS),
     *(MOUNTED, FILE_SYSTEM.state, FILE_SYSTEM, DEPARTURE.lineage, DEPARTURE.written[0], DEPARTURE),
     *(HOOK, HOOK.tools[0], FACTS),
     *(REPORT, REPORT.stamps, REPORT.clock),

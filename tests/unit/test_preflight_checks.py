@@ -147,6 +147,12 @@ def test_targets_that_are_missing_or_small(machine: Path) -> None:
     assert "window" not in {c.name for c in preflight.checks(target=None, window_size=None)}
 
 
+def test_what_changes_unseen_is_of_no_matter_for_a_dump_and_a_look(machine: Path) -> None:
+    (machine / "proc/self/mounts").write_text("tank /data zfs rw 0 0\n")
+    assert "zfs on tank (mounted at /data): a change by another" in failed()["file systems"]
+    assert failed(accept_unseen=("zfs",)) == failed(accept_unseen=None) == {}
+
+
 def test_caches_are_dropped_when_memory_is_short(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pressed: list[int] = []
     monkeypatch.setattr(preflight, "_press", pressed.append)

@@ -25,7 +25,7 @@ from kjump.init import run_program
 from kjump.init.jobs import look
 from kjump.kexec import mailbox
 from kjump.target import filesystems
-from kjump.target.filesystems import Departure, DiskState, FileSystem, Lineage, Mounted, Written
+from kjump.target.states import Departure, DiskState, FileSystem, Lineage, Mounted, Written
 
 # --- the clock --------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from kjump.image.facts import ImageFacts, Kind, SystemFacts
 from kjump.kexec.mailbox import Outcome
 from kjump.peers.registry import State
 from kjump.ranges import Range
-from kjump.target.filesystems import Departure, Lineage, Written
+from kjump.target.states import Departure, Lineage, Written
 
 WITH_EXAMPLE = pytest.mark.parametrize(
     "example", EXAMPLES, ids=lambda e: type(e).__name__ + (type(e.job).__name__ if isinstance(e, Assignment) else "")
@@ -66,7 +66,7 @@ def test_any_value_of_another_type_is_refused(example: Any) -> None:
             refused(example, changed(value, path, "\ud800"))
 
 
-OPTIONAL = {"journal", "identity", "departure", "hook", "dump_level", "loops_per_jiffy"}
+OPTIONAL = {"journal", "log", "identity", "xfs", "departure", "hook", "dump_level", "loops_per_jiffy"}
 REPORTED = {f.name for kind_ in (Report, Details) for f in dataclasses.fields(kind_)}
 
 

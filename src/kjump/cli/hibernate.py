@@ -10,6 +10,7 @@ import click
 
 from kjump.cli.arguments import check_saved, check_second_kernel, check_target, need_root, open_saved
 from kjump.cli.options import (
+    ACCEPT_UNSEEN,
     KJUMP_INITRD,
     LEVEL,
     OFFSET,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 )
 @click.option("--watchdog", type=click.IntRange(1), default=DEFAULT_WATCHDOG, show_default=True, hidden=True)
 @OVERWRITE
+@ACCEPT_UNSEEN
 @click.option("--json", "as_json", is_flag=True, help="Print what happened as one JSON object.")
 @click.option("--fault", default="", hidden=True)
 def hibernate_command(
@@ -67,6 +69,7 @@ def hibernate_command(
     time_limit: float,
     watchdog: int,
     force: bool,
+    accept_unseen: tuple[str, ...],
     as_json: bool,
     fault: str,
 ) -> None:
@@ -93,12 +96,14 @@ def hibernate_command(
         window_size=size,
         level=level,
         force=force,
+        accept_unseen=accept_unseen,
         append=append,
         time_limit=time_limit,
         watchdog=watchdog,
         fault=fault,
     )
-    preflight.require(preflight.checks(target=target, window_size=None if on_standby else size))
+    needed = None if on_standby else size
+    preflight.require(preflight.checks(target=target, window_size=needed, accept_unseen=accept_unseen))
     if on_standby:
         from kjump.peers.standby import travel
 

@@ -120,6 +120,13 @@ OVERWRITE = click.option(
     is_flag=True,
     help="Overwrite a file system or other signature on the device.",
 )
+ACCEPT_UNSEEN = click.option(
+    "--accept-unseen",
+    metavar="TYPE",
+    multiple=True,
+    help="Take a mounted file system of this type although changes by another system are not noticed: "
+    "resuming then destroys it.",
+)
 SAVED = click.option(
     "--from", "target", metavar="TARGET", required=True, help="Device or target file that holds what was saved."
 )

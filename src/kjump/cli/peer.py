@@ -48,7 +48,8 @@ def peer_command(
         look=words,
     )
     refuse_if_peers_are_resident()
-    preflight.require(preflight.checks(target=None, window_size=window.size if window else window_size))
+    size = window.size if window else window_size
+    preflight.require(preflight.checks(target=None, window_size=size, accept_unseen=None))
     trip = travel(request, step)
     if trip.outcome != Outcome.DONE:
         raise JumpError(reason(trip.outcome, trip.report))

@@ -10,6 +10,7 @@ import click
 
 from kjump.cli.arguments import check_saved, check_second_kernel, check_target, need_root, open_saved
 from kjump.cli.options import (
+    ACCEPT_UNSEEN,
     DUMP_LEVEL,
     FILE,
     KJUMP_INITRD,
@@ -68,6 +69,7 @@ from kjump.ranges import Range
 @WINDOW_PLACE
 @WINDOW_SIZE
 @OVERWRITE
+@ACCEPT_UNSEEN
 @click.option("--json", "as_json", is_flag=True, help="Print what happened as one JSON object.")
 @click.option("--fault", default="", hidden=True)
 def snapshot_command(
@@ -82,6 +84,7 @@ def snapshot_command(
     window: Range | None,
     window_size: int,
     force: bool,
+    accept_unseen: tuple[str, ...],
     as_json: bool,
     fault: str,
 ) -> None:
@@ -107,6 +110,7 @@ def snapshot_command(
         window_size=window_size,
         level=level,
         force=force,
+        accept_unseen=accept_unseen,
         dump_level=dump_level,
         hook=hook_to_run,
         fault=fault,
@@ -114,7 +118,11 @@ def snapshot_command(
     # A hook travels in the initramfs of a kernel that is booted for it.
     on_standby = standby.is_ready() and not (hook or kernel or initrd or window)
     device = None if Path(target).is_dir() else target
-    checks = preflight.checks(target=device, window_size=window.size if window else window_size)
+    checks = preflight.checks(
+        target=device,
+        window_size=window.size if window else window_size,
+        accept_unseen=accept_unseen if dump_level is None else None,
+    )
     if on_standby:
         preflight.require(c for c in checks if c.name not in ("window", "free memory"))
     else:

@@ -18,7 +18,7 @@ from kjump.host.kernel_memory import FreePages
 from kjump.image.facts import ADDRESS_END, Hook, Kind, SystemFacts
 from kjump.ranges import Range
 from kjump.target.device import Place
-from kjump.target.filesystems import Departure, Mounted
+from kjump.target.states import Departure, Mounted
 
 WHAT = "the job"
 """What messages call it."""

@@ -6,7 +6,7 @@ import contextlib
 import mmap
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from kjump.kexec.second_kernel import MOST_CPUS
 from kjump.kexec.window import ALIGNMENT, HIGHEST, SIZES, low_memory
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import align_up
+from kjump.target import mounts
 from kjump.target.file import FileTarget, open_for_image
 
 _NEEDED = (
@@ -56,6 +57,7 @@ _SHORT = 512
 """Pages on a list: a list no longer than that is let be."""
 
 _AS_ROOT = "run as root"
+_FILE_SYSTEMS = "file systems"
 _LEAST_TARGET = 4 << 20
 """No image of a Linux is as small as this."""
 
@@ -70,10 +72,12 @@ class Check:
     remedy: str
 
 
-def checks(*, target: str | None, window_size: int | None) -> list[Check]:
+def checks(*, target: str | None, window_size: int | None, accept_unseen: Collection[str] | None = ()) -> list[Check]:
     """Look at everything that a hibernation needs; never raises for what it finds.
 
-    `window_size` in bytes; None when the second kernel is there already, so that no place for it need be found.
+    `window_size` in bytes; None when the second kernel is there already, so that no place for it need be found. Types
+    of file systems in `accept_unseen` are taken although a change of them would not be noticed; with None, for what
+    is not resumed, file systems are of no matter.
     """
     found = [
         _privileges(),
@@ -85,6 +89,8 @@ def checks(*, target: str | None, window_size: int | None) -> list[Check]:
         _guard("paging", _paging, "run on x86_64"),
         _guard("memory of drivers", _memory_of_drivers, "take that memory offline and away from the driver first"),
     ]
+    if accept_unseen is not None:
+        found.append(_file_systems(accept_unseen))
     if window_size is not None:
         found += [
             _guard("window", _only_root(lambda: _window(window_size)), "take a smaller window with --window-size"),
@@ -307,6 +313,17 @@ def _paging() -> str:
     _, flags = procfs.cpu_facts()
     levels = 5 if "la57" in flags else 4
     return f"{levels} levels, {'1 GiB' if 'pdpe1gb' in flags else '2 MiB'} identity pages"
+
+
+def _file_systems(accepted: Collection[str]) -> Check:
+    """Look for what is mounted for writing and would be destroyed by a resume after a change that nobody notices."""
+    found = mounts.risks()
+    bad = mounts.unseen(found, accepted)
+    if bad:
+        detail = f"{mounts.in_words(bad)}: {mounts.CONSEQUENCE}"
+        return Check(_FILE_SYSTEMS, False, detail, mounts.remedy(bad))
+    detail = mounts.warning(found) or "changes by another system would be noticed"
+    return Check(_FILE_SYSTEMS, True, detail, "")
 
 
 def _target(path: str) -> str:

@@ -29,10 +29,10 @@ from kjump.kexec.placement import window_here
 from kjump.kexec.plan import ARCH_X86_64, Plan
 from kjump.kexec.window import DEFAULT_SIZE, WindowLayout, lay_out
 from kjump.ranges import Range, RangeSet
-from kjump.target import disks, filesystems
+from kjump.target import disks, filesystems, mounts
 from kjump.target.device import Target
 from kjump.target.file import FileTarget, open_for_image
-from kjump.target.filesystems import Departure, Mounted
+from kjump.target.states import Departure, Mounted
 
 _LEAST_TIME = 300
 _SLOWEST = 20_000_000
@@ -43,14 +43,14 @@ _SLOWEST = 20_000_000
 class TripRequest:
     """What to hibernate to, and with what: the target (a device or a file), the second kernel and its initramfs.
 
-    `window` is found when None; `window_size` and `level` are bytes and a zstd level
-    (0: found by measuring, see `image.compression`). `force` overwrites what a device carries, by its signature; a file
-    must be a target in any case. `append` is added to the second kernel's command line. `time_limit` is how long B may
-    take, in seconds (0: by the size of RAM); `watchdog` the timeout, in seconds, of the machine's watchdog
-    while B works.
-    `kind` says what the image is for; for all but a hibernation B comes back. With `dump_level` it is a dump that
-    leaves out what `kjump dump --dump-level` does. `hook` runs in B first. With `look`
-    nothing is saved, and the target is none: B looks at A as `kjump peer` with these words does.
+    `window` is found when None; `window_size` and `level` are bytes and a zstd level (0: found by measuring, see
+    `image.compression`). `force` overwrites what a device carries, by its signature; a file must be a target in any
+    case. `append` is added to the second kernel's command line. `time_limit` is how long B may take, in seconds (0:
+    by the size of RAM); `watchdog` the timeout, in seconds, of the machine's watchdog while B works. `kind` says what
+    the image is for; for all but a hibernation B comes back. With `dump_level` it is a dump that leaves out what
+    `kjump dump --dump-level` does. `hook` runs in B first. With `look` nothing is saved, and the target is none: B
+    looks at A as `kjump peer` with these words does. `accept_unseen` names types of file systems that are taken
+    although another system's change to them would not be noticed, and a resume or roll-back would then destroy them.
     `fault` provokes a failure in B, for tests (see `init.jobs.faults`).
     """
 
@@ -68,6 +68,7 @@ class TripRequest:
     dump_level: int | None = None
     hook: Hook | None = None
     look: tuple[str, ...] = ()
+    accept_unseen: tuple[str, ...] = ()
     fault: str = ""
 
 
@@ -260,7 +261,12 @@ def save_job(
     target: Target,
     tell: Tell,
 ) -> SaveJob:
-    """Arm `target`, and return the job of a second kernel that lives in `layout`."""
+    """Arm `target`, and return the job of a second kernel that lives in `layout`.
+
+    TargetError when a file system is mounted whose change would not be noticed; of no matter for a dump.
+    """
+    if request.kind is not Kind.DUMP and (warning := mounts.refuse_unseen(request.accept_unseen)):
+        tell(warning)
     options = " ".join(target.place.boot_options())
     if request.kind is Kind.HIBERNATION and not cmdline.parse(procfs.command_line()).has_all(cmdline.parse(options)):
         tell(f"this boot did not have `{options}`: the next one needs it to find the image")
@@ -272,7 +278,7 @@ def save_job(
         target=target.place,
         cookie=cookie,
         system=_system_facts(kcore, around, layout),
-        file_systems=filesystems.mounted(),
+        file_systems=mounts.mounted(),
         ram=tuple(around.ram),
         free_pages=kernel_memory.free_page_policy(kcore),
         level=request.level,

@@ -18,7 +18,7 @@ from kjump.formats.superblock import State
 from kjump.gates import Gate
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range
-from kjump.target.filesystems import Departure, FileSystem
+from kjump.target.states import Departure, FileSystem
 
 FACTS_VERSION = 1
 ADDRESS_END = 1 << 52

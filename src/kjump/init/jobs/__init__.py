@@ -30,7 +30,7 @@ from kjump.kexec.kimage import kept_head
 from kjump.ranges import RangeSet
 from kjump.target import filesystems
 from kjump.target.device import find_target
-from kjump.target.filesystems import Departure
+from kjump.target.states import Departure
 
 _TARGET_TIMEOUT = 5.0
 _SPARE = 300

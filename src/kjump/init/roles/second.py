@@ -22,7 +22,7 @@ from kjump.init.watchdog import Guard
 from kjump.kexec import loader, mailbox
 from kjump.kexec.mailbox import Outcome
 from kjump.kexec.way_back import OPTION
-from kjump.target.filesystems import Departure
+from kjump.target.states import Departure
 
 
 def run(role: Role) -> None:
