@@ -10,6 +10,7 @@ from kjump.errors import LabError, TargetError
 from kjump.formats.superblock import SUPERBLOCK_SIZE, Superblock
 from kjump.lab.machine import tools
 from kjump.target.device import Place, Target
+from kjump.target.disks import FdDisk
 
 
 def make_disk(path: Path, size: int) -> None:
@@ -67,7 +68,7 @@ class DiskImage(Target):
         self.extents = ()
         self.place = Place(self.path)
         try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.disk = FdDisk(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         except OSError as error:
             raise TargetError(f"{path} cannot be opened: {error.strerror}") from None
-        self.capacity = os.fstat(self.fd).st_size
+        self.capacity = path.stat().st_size
