@@ -11,9 +11,10 @@ import pytest
 from examples import FACTS
 
 from kjump import _core
-from kjump.errors import ImageError
+from kjump.errors import FormatError, ImageError
 from kjump.formats import elf, notes, seekable
 from kjump.formats.superblock import State, Superblock
+from kjump.image.bounds import read_seek_table
 from kjump.image.restore import open_image
 from kjump.memory import PAGE_SIZE
 from kjump.target.device import Place, Target, digest
@@ -126,3 +127,26 @@ def test_headers_take_a_few_times_their_size(name: str, note: bytes) -> None:
 def test_program_headers_that_no_image_has_are_not_read() -> None:
     head = core(FACTS_NOTE + kjump(2, b""), 60_000)
     assert peak_of(medium(head)) < 4 * len(head) + (1 << 20)
+
+
+@pytest.mark.parametrize("count", [1, 87380, 87381, 87382, 200_001])
+def test_a_long_seek_table_is_read_whole_a_piece_at_a_time(count: int) -> None:
+    """The first piece, of 1 MiB, ends within an entry."""
+    entries = struct.pack("<3I", 100, 1 << 20, 7) * (count - 1) + struct.pack("<3I", 50, 4096, 8)
+    table = seekable.SeekTable(entries).encode()
+    offset = 100 * (count - 1) + 50
+    superblock = Superblock(
+        stream_length=(count - 1 << 20) + 4096,
+        image_length=offset + len(table),
+        seek_table_offset=offset,
+        seek_table_length=len(table),
+    )
+    target = Medium(4096 + offset + len(table))
+    target.data = bytes(4096 + offset) + table
+    assert read_seek_table(target, superblock) == table
+    with pytest.raises(FormatError, match="does not describe the frames"):
+        read_seek_table(target, superblock.evolve(stream_length=superblock.stream_length + 1))
+    last = 4096 + offset + len(table) - 9 - 12
+    target.data = target.data[:last] + struct.pack("<3I", 50, 0, 8) + target.data[last + 12 :]
+    with pytest.raises(FormatError, match=f"frame {count - 1} of its seek table has impossible sizes: 50, 0"):
+        read_seek_table(target, superblock)
