@@ -21,9 +21,11 @@ MIB = 1 << 20
 LOW = Range(0x1000, 0x11000)
 WINDOW = Range(16 * MIB, 33 * MIB)
 IN_WINDOW = (Range.of_size(WINDOW.start, 8 * PAGE_SIZE), Range.of_size(WINDOW.start + 4 * MIB, 8 * PAGE_SIZE))
-"""What of the window is RAM; nobody has the rest."""
+"""What of the window a kernel uses; it was told not to use the rest, which the firmware has as RAM all the same."""
 OTHER = Range(40 * MIB, 40 * MIB + 64 * PAGE_SIZE)
 RAM = RangeSet([LOW, *IN_WINDOW, OTHER])
+FIRMWARE = RangeSet([LOW, WINDOW, OTHER])
+"""RAM in the firmware's memory map."""
 SIZE = OTHER.end
 HUGE_AT = 64 * MIB
 """Where the huge pages of a boot kernel lie."""
@@ -114,7 +116,7 @@ def write_files(root: Path, devices: list[str]) -> None:
         "sys/dev/block/0:0/stat": "0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0\n",
         **{name.lstrip("/"): "" for name in devices},
     }
-    for i, item in enumerate(RAM):
+    for i, item in enumerate(FIRMWARE):
         folder = f"sys/firmware/memmap/{i}/"
         texts |= {folder + "start": f"{item.start:#x}", folder + "end": f"{item.end - 1:#x}"}
         texts[folder + "type"] = "System RAM"

@@ -24,6 +24,7 @@ import pytest
 from crash_disk import DEVICE, Disk, SimDisks
 
 from kjump.formats import notes, superblock
+from kjump.formats.e820 import RAM, E820Entry
 from kjump.gates import Gate
 from kjump.hibernate import resume, suspend
 from kjump.hibernate.jobs import Assignment, SaveJob, Then
@@ -49,6 +50,7 @@ DEPARTURE = Departure(Lineage("boot"), ())
 NO_ASSIGNMENT = Assignment()
 _PAGES = 48
 _SHADOW = Shadow([ShadowRun(16, 40, 4), ShadowRun(20, 20, 1), ShadowRun(21, 44, 3)])
+MEMORY_MAP = (E820Entry(Range(0, _PAGES * PAGE_SIZE), RAM),)
 _NOTE = notes.Note("VMCOREINFO", 0, b"OSRELEASE=test\n").encode()
 COOKIE = bytes(range(16))
 _TOO_LONG = 30.0
@@ -209,7 +211,9 @@ class Machine:
             then=Then(self.then),
             target=Place(DEVICE),
             cookie=self.cookie,
-            system=SystemFacts("6.1.0", "a CPU", frozenset({"fpu"}), False, (), window, low, 0x17000, PAGE_SIZE),
+            system=SystemFacts(
+                "6.1.0", "a CPU", frozenset({"fpu"}), False, MEMORY_MAP, window, low, 0x17000, PAGE_SIZE
+            ),
             file_systems=(),
             ram=(Range(0, _PAGES * PAGE_SIZE),),
             free_pages=FreePages.POISON,

@@ -20,6 +20,7 @@ from kjump.hibernate import suspend
 from kjump.image import headers as image_headers
 from kjump.image.facts import ImageFacts
 from kjump.init.roles import boot
+from kjump.ranges import Range
 from kjump.target import filesystems
 
 VALUES: list[Any] = [None, 7, "text", [], {}, HUGE]
@@ -37,6 +38,7 @@ class Written:
     def __init__(self, value: Any) -> None:
         self._value = value
         self.kind = FACTS.kind
+        self.dump_level = None
 
     def to_json(self) -> Any:
         return self._value
@@ -46,8 +48,8 @@ def write(machine: Machine, value: Any, monkeypatch: pytest.MonkeyPatch) -> None
     """Let B save an image whose facts are `value`; the machine is off then."""
     build = image_headers.build_headers
 
-    def build_headers(keep: Any, note: Any, _: Any, shadow: Any) -> Any:
-        return build(keep, note, Written(value), shadow)  # type: ignore[arg-type]
+    def build_headers(keep: Any, note: Any, _: Any, shadow: Any, ram: Any) -> Any:
+        return build(keep, note, Written(value), shadow, ram)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(image_headers, "build_headers", build_headers)
@@ -59,7 +61,13 @@ def write(machine: Machine, value: Any, monkeypatch: pytest.MonkeyPatch) -> None
 
 def sound_facts() -> Any:
     """Facts with every field, of which the boot role takes every one; the file system is found as it was."""
-    return json.loads(json.dumps(replace(FACTS, dump_level=None).to_json()))
+    page = 4096
+    system = replace(
+        FACTS.system, memory_map=crash.MEMORY_MAP, window=Range(16 * page, 24 * page), low=Range(page, 2 * page)
+    )
+    system = replace(system, gate_address=23 * page)
+    gate = replace(FACTS.gate, mailbox=8 * page)
+    return json.loads(json.dumps(replace(FACTS, system=system, gate=gate, dump_level=None).to_json()))
 
 
 def variants() -> Iterator[tuple[str, Any]]:

@@ -211,6 +211,26 @@ def test_the_mailbox_lies_aside_too() -> None:
 
 
 @pytest.mark.usefixtures("faked")
+@pytest.mark.parametrize("address", [298 * MIB, 301 * MIB, 0xFEE00000, 0])
+def test_nothing_is_looked_for_where_the_image_has_no_page(address: int) -> None:
+    with (
+        Aside(contents_of(RangeSet([Range(299 * MIB, 301 * MIB)])), LAYOUT, AROUND) as aside,
+        pytest.raises(ImageError, match=f"no page at {address:#x}"),
+    ):
+        aside.mailbox(Gate(mailbox=address))
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_list_of_pages_has_no_more_room_than_the_window() -> None:
+    window = Range.of_size(32 * MIB, 18 * MIB)
+    layout = lay_out(window, elf_headers_size=0, memory_end=512 * MIB, huge=True)
+    loads = tuple(Range(0x10000 + 2 * i, 0x10001 + 2 * i) for i in range(90_000))
+    headers = image_headers.ImageHeaders(b"", loads, tuple(i * PAGE_SIZE for i in range(len(loads))))
+    with pytest.raises(HostError, match="scattered too far for the window"):
+        Aside(image_headers.ImageContents(headers, FACTS, Shadow(())), layout, AROUND)
+
+
+@pytest.mark.usefixtures("faked")
 def test_pages_taken_ahead_are_used_or_given_back_when_they_are_too_few() -> None:
     wanted = RangeSet([Range(200 * MIB, 264 * MIB)])
     many, few = FakeFile("", 40), FakeFile("", 4)

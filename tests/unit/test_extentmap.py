@@ -12,7 +12,9 @@ from mutations import damaged, survives
 from kjump.errors import FormatError, TargetError
 from kjump.formats import extentmap, fiemap
 from kjump.formats.extentmap import BLOCK
+from kjump.formats.record import Record
 from kjump.ranges import Range
+from kjump.target.device import Place
 from kjump.target.file import join
 
 COOKIE = bytes(range(16))
@@ -113,3 +115,13 @@ def test_files_that_cannot_be_targets(extents: list[tuple[int, int, int, int]], 
 def test_attributes() -> None:
     assert fiemap.attributes_against(0x80000) == ""  # made of extents, as any file of ext4
     assert fiemap.attributes_against(0x10 | 0x800) == "immutable, encrypted"
+
+
+def test_a_place_has_no_more_extents_than_a_map() -> None:
+    def place(count: int) -> Place:
+        pairs = [[2 * i * 4096, (2 * i + 1) * 4096] for i in range(count)]
+        return Place.from_json(Record({"device": "/dev/sda2", "extents": pairs}, "the target"))
+
+    assert len(place(extentmap.MAX_EXTENTS).extents) == extentmap.MAX_EXTENTS
+    with pytest.raises(FormatError, match="extents has 4097 items"):
+        place(extentmap.MAX_EXTENTS + 1)

@@ -16,7 +16,15 @@ class Saved(Target):
 
     def __init__(self, place: Place, map_length: int, extents: tuple[Range, ...]) -> None:
         self.path, self.place, self.extents = "/saved", place, extents
-        self._superblock = Superblock(state=State.SNAPSHOT, map_length=map_length)
+        self.capacity = 1 << 20
+        self._superblock = Superblock(
+            state=State.SNAPSHOT,
+            map_length=map_length,
+            capacity=self.capacity,
+            image_length=100,
+            seek_table_offset=50,
+            seek_table_length=50,
+        )
 
     def read_superblock(self, *, patiently: bool = True) -> Superblock:
         return self._superblock

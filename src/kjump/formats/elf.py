@@ -130,12 +130,17 @@ class ElfFile:
         return tuple(p for p in self.program_headers if p.type == PT_NOTE)
 
 
-def parse(data: bytes | bytearray | memoryview) -> ElfFile:
-    """Read header and program headers from the beginning of a file; FormatError when they are not in it."""
+def parse(data: bytes | bytearray | memoryview, *, most: int | None = None) -> ElfFile:
+    """Read header and program headers from the beginning of a file; FormatError when they are not in it.
+
+    With more than `most` program headers it is refused before any of them is read.
+    """
     header = parse_header(data)
     where = header.section_zero
     if where is not None:
         header = with_section_zero(header, data[where.start : where.end])
+    if most is not None and header.phnum > most:
+        raise FormatError(f"ELF: {header.phnum} program headers; at most {most} are allowed")
     table = header.table
     return ElfFile(header, parse_program_headers(header, data[table.start : table.end]))
 

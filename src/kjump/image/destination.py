@@ -186,6 +186,8 @@ class Aside:
         self._around = around
         # What the kernel puts there when it jumps must not be in use for anything else.
         list_room = Range.of_size(layout.window.start, HUGE_PAGE * (1 + len(contents.frames_to_restore) // 10000))
+        if list_room.end > layout.gate:
+            raise HostError(f"the saved system's pages are scattered too far for the window {layout.window}")
         self._list_room = list_room
         self._swap: _ShortSwap | None = None
         if contents.facts.kept_head:
@@ -248,7 +250,10 @@ class Aside:
         return mailbox.PeerMailbox(gate.mailbox, gate.cookie, self._file.memory, self._bytes_at(gate.mailbox, 1).start)
 
     def _bytes_at(self, address: int, size: int) -> slice:
-        """Return where `size` bytes of A at physical `address`, within a page, are in our file."""
+        """Return where `size` bytes of A at physical `address`, within a page, are in our file; ImageError when not."""
+        index = bisect_right(self._homes, address) - 1
+        if index < 0 or address + size > self._homes[index] + self._lodgings[index].length:
+            raise ImageError(f"the image has no page at {address:#x}, where the saved system is to find something")
         ((_, offset, _),) = self._placed([(0, address, size)])
         return slice(offset, offset + size)
 

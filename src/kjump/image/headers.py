@@ -18,8 +18,8 @@ from itertools import chain, islice
 from kjump.errors import FormatError
 from kjump.formats import elf, notes
 from kjump.formats.record import Record
-from kjump.image.facts import ImageFacts
-from kjump.kexec.kimage import Shadow
+from kjump.image.facts import ADDRESS_END, ImageFacts
+from kjump.kexec.kimage import RUN, Shadow
 from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
 
@@ -30,9 +30,17 @@ NOTE_PAGE_LIST = 2
 
 FRAME_SIZE = 1 << 20
 """Decompressed bytes in a frame of the stream."""
+HEADER_LIMIT = 32 << 20
+"""Bytes of an image's headers: program headers (1 MiB), facts, and a page list with a run for each page below 4 GiB."""
+FACTS_LIMIT = 2 << 20
+"""Bytes of the facts in an image's headers."""
 
 _SMALL_GAP_PAGES = 16
 _MOST_LOADS = 16384
+_WIDEST_GAP_PAGES = 1 << 40
+_MOST_PROGRAM_HEADERS = 2 * _MOST_LOADS
+_MOST_NOTES = 16
+_FRAME_END = ADDRESS_END // PAGE_SIZE
 
 
 @dataclass(frozen=True)
@@ -63,41 +71,61 @@ def frames_to_keep(in_use: RangeSet, shadow: Shadow) -> RangeSet:
     return in_use - (shadow.sources | shadow.in_place)
 
 
-def merge_small_gaps(frames: RangeSet) -> list[Range]:
-    """Return ranges that cover `frames`, joined across gaps so small that a PT_LOAD of their own costs more."""
+def merge_small_gaps(frames: RangeSet, ram: RangeSet | None = None) -> list[Range]:
+    """Return ranges that cover `frames`, joined across gaps so small that a PT_LOAD of their own costs more.
+
+    None reaches from one range of `ram`, in which all `frames` lie, into another: what is between is not RAM, and the
+    restorer must not write there, not even zeros.
+    """
     gap = _SMALL_GAP_PAGES
     while True:
-        merged = [*islice(_joined_across(frames, gap), _MOST_LOADS + 1)]
+        merged = [*islice(_joined_across(frames, gap, ram), _MOST_LOADS + 1)]
         if len(merged) <= _MOST_LOADS:
             return merged
+        if gap > _WIDEST_GAP_PAGES:
+            raise FormatError(f"the system's RAM lies in more than {_MOST_LOADS} ranges")
         gap *= 2
 
 
-def _joined_across(frames: RangeSet, gap: int) -> Iterator[Range]:
-    """Yield ranges that cover `frames`, joined where fewer than `gap` frames are between."""
+def _joined_across(frames: RangeSet, gap: int, ram: RangeSet | None) -> Iterator[Range]:
+    """Yield ranges that cover `frames`, joined where fewer than `gap` frames are between, all of them in `ram`."""
     begun = until = 0
+    border = _FRAME_END
     for start, end in frames.pairs():
-        if begun == until:
-            begun, until = start, end
-        elif start - until < gap:
+        if begun != until and start - until < gap and end <= border:
             until = end
-        else:
+            continue
+        if begun != until:
             yield Range(begun, until)
-            begun, until = start, end
+        begun, until = start, end
+        if ram is not None:
+            around = ram.containing(start)
+            border = around.end if around else end
     if begun != until:
         yield Range(begun, until)
 
 
-def build_headers(keep: RangeSet, vmcoreinfo_note: bytes, facts: ImageFacts, shadow: Shadow) -> ImageHeaders:
-    """Return the headers of an image that holds the frames `keep`."""
-    loads = merge_small_gaps(keep)
+def build_headers(
+    keep: RangeSet, vmcoreinfo_note: bytes, facts: ImageFacts, shadow: Shadow, ram: RangeSet | None = None
+) -> ImageHeaders:
+    """Return the headers of an image that holds the frames `keep`, all of them in `ram` (frames) if that is given.
+
+    FormatError when they are larger than a reader would take.
+    """
+    loads = merge_small_gaps(keep, ram)
+    facts_json = json.dumps(facts.to_json(), separators=(",", ":")).encode()
     note_bytes = (
         vmcoreinfo_note
-        + notes.Note(NOTE_NAME, NOTE_FACTS, json.dumps(facts.to_json(), separators=(",", ":")).encode()).encode()
+        + notes.Note(NOTE_NAME, NOTE_FACTS, facts_json).encode()
         + notes.Note(NOTE_NAME, NOTE_PAGE_LIST, shadow.pack()).encode()
     )
     core_loads = [elf.CoreLoad(paddr=r.start * PAGE_SIZE, vaddr=0, size=r.size * PAGE_SIZE) for r in loads]
     head, offsets = elf.core_headers(core_loads, note_bytes)
+    if len(facts_json) > FACTS_LIMIT or len(head) > HEADER_LIMIT:
+        raise FormatError(
+            f"the image's headers take {len(head)} bytes, its facts {len(facts_json)}: "
+            f"at most {HEADER_LIMIT} and {FACTS_LIMIT} are allowed"
+        )
     return ImageHeaders(head, tuple(loads), tuple(offsets))
 
 
@@ -129,26 +157,80 @@ class ImageContents:
 
 
 def parse_headers(head: bytes) -> ImageContents:
-    """Read the first bytes of an image's stream; FormatError when they are not those of a kjump image."""
-    core = elf.parse(head)
-    loads, offsets = [], []
-    for header in core.program_headers:
-        if header.type == elf.PT_LOAD:
-            loads.append(Range.of_size(header.paddr // PAGE_SIZE, header.filesz // PAGE_SIZE))
-            offsets.append(header.offset)
-    found = {n.type: n.desc for n in _all_notes(head, core.program_headers) if n.name == NOTE_NAME}
+    """Read the first bytes of an image's stream; FormatError when they are not those of a kjump image.
+
+    What they say of places is believed only as far as it can be checked here: loads are whole pages, ascending and
+    disjoint, in memory and in the stream, as is the page list. See `image.bounds` for what depends on the machine.
+    """
+    core = elf.parse(head, most=_MOST_PROGRAM_HEADERS)
+    if core.header.bits != 64 or core.header.type != elf.ET_CORE or core.header.machine != elf.EM_X86_64:
+        raise FormatError("this is not the core of an x86_64 machine")
+    found = _kjump_notes(head, core)
+    facts = ImageFacts.from_json(Record.parse(found[NOTE_FACTS], "the image's facts"))
+    loads, offsets = _loads(core, len(head))
+    _check_page_list(found[NOTE_PAGE_LIST])
+    return ImageContents(ImageHeaders(head, loads, offsets), facts, Shadow.unpack(found[NOTE_PAGE_LIST]))
+
+
+def _kjump_notes(head: bytes, core: elf.ElfFile) -> dict[int, bytes]:
+    """Return the contents of the notes named KJUMP, by type; FormatError when one lacks or there are too many."""
+    segments = core.notes
+    if len(segments) != 1:
+        raise FormatError(f"this core has {len(segments)} segments of notes: an image has one")
+    where = segments[0].data
+    if where.end > len(head):
+        raise FormatError("the image's notes are cut off")
+    found: dict[int, bytes] = {}
+    for count, note in enumerate(notes.iterate(memoryview(head)[where.start : where.end])):
+        if count >= _MOST_NOTES or (note.name == NOTE_NAME and note.type in found):
+            raise FormatError("this core has more notes than an image has")
+        if note.name == NOTE_NAME:
+            found[note.type] = note.desc
     if NOTE_FACTS not in found or NOTE_PAGE_LIST not in found:
         raise FormatError("this core has no KJUMP notes: it is not an image that can be resumed")
-    facts = ImageFacts.from_json(Record.parse(found[NOTE_FACTS], "the image's facts"))
-    return ImageContents(ImageHeaders(head, tuple(loads), tuple(offsets)), facts, Shadow.unpack(found[NOTE_PAGE_LIST]))
+    if len(found[NOTE_FACTS]) > FACTS_LIMIT:
+        raise FormatError(f"the image's facts have {len(found[NOTE_FACTS])} bytes; at most {FACTS_LIMIT} are allowed")
+    return found
 
 
-def _all_notes(head: bytes, program_headers: Iterable[elf.ProgramHeader]) -> Iterable[notes.Note]:
-    for header in program_headers:
-        if header.type == elf.PT_NOTE:
-            if header.offset + header.filesz > len(head):
-                raise FormatError("the image's notes are cut off")
-            yield from notes.iterate(head[header.offset : header.offset + header.filesz])
+def _loads(core: elf.ElfFile, head_size: int) -> tuple[tuple[Range, ...], tuple[int, ...]]:
+    """Return the page frames of each PT_LOAD and where its pages stand in the stream, behind the headers."""
+    loads: list[Range] = []
+    offsets: list[int] = []
+    last_frame, at = 0, None
+    for header in core.loads:
+        pages = header.physical
+        if (pages.start | pages.end | header.offset) % PAGE_SIZE or not pages.size or header.memsz != header.filesz:
+            raise FormatError(f"its pages from {pages.start:#x} on are not whole pages, all of them in the image")
+        if pages.end > ADDRESS_END:
+            raise FormatError(f"its pages {pages} lie beyond the end of physical memory")
+        frames = Range(pages.start // PAGE_SIZE, pages.end // PAGE_SIZE)
+        if frames.start < last_frame:
+            raise FormatError(f"its pages {pages} overlap those before, or do not ascend")
+        if (at is None and not core.header.table.end <= header.offset <= head_size) or at not in (None, header.offset):
+            raise FormatError(f"its pages {pages} do not stand in the stream behind those before")
+        loads.append(frames)
+        offsets.append(header.offset)
+        last_frame, at = frames.end, header.offset + pages.size
+    return tuple(loads), tuple(offsets)
+
+
+def _check_page_list(data: bytes) -> None:
+    """Refuse (FormatError) a page list whose runs do not ascend, overlap, are empty or lie beyond all memory.
+
+    It is looked at as it stands: a run takes ten times its bytes once it has been read.
+    """
+    if len(data) % RUN.size:
+        raise FormatError(f"a page list has a multiple of {RUN.size} bytes, not {len(data)}")
+    last = 0
+    for destination, source, pages in RUN.iter_unpack(data):
+        if not pages or max(destination, source) + pages > _FRAME_END:
+            raise FormatError(
+                f"its page list has {pages} pages from {destination:#x} and {source:#x} on, which cannot be"
+            )
+        if destination < last:
+            raise FormatError(f"its page list does not ascend at page {destination:#x}, or has it twice")
+        last = destination + pages
 
 
 Span = tuple[int, int, int]

@@ -12,6 +12,7 @@ from kjump.formats import seekable
 from kjump.formats.e820 import E820Entry, difference
 from kjump.formats.superblock import MemoryUse, State, Superblock
 from kjump.host import procfs
+from kjump.image import bounds
 from kjump.image import headers as image_headers
 from kjump.image.destination import Landing
 from kjump.image.threads import threads_to_restore
@@ -55,15 +56,14 @@ def open_image(target: Target, *, states: tuple[State, ...]) -> OpenImage:
     try:
         if bool(superblock.map_length) != bool(target.place.extents):
             raise FormatError("a file target and a whole device have been mistaken for each other")
-        table = target.read_patiently(
-            superblock.image_offset + superblock.seek_table_offset, superblock.seek_table_length
-        )
+        bounds.check_lengths(superblock, target.capacity, len(target.extent_map(superblock.cookie)))
+        table = bounds.read_seek_table(target, superblock)
         frames = seekable.SeekTable.decode(table)
         head = _read_head(target, superblock, frames)
         check_digest(target, superblock, head, table)
-        if frames.compressed_length != superblock.seek_table_offset:
-            raise FormatError("its seek table does not describe the frames before it")
         contents = image_headers.parse_headers(head)
+        bounds.check_stream(contents.headers, superblock)
+        bounds.check_places(contents, contents.facts.system.memory_map)
         whole = State.COMPLETE if superblock.state is State.ATTEMPTED else superblock.state
         if contents.facts.kind.state is not whole:
             raise FormatError(
@@ -84,17 +84,24 @@ def _read_head(target: Target, superblock: Superblock, frames: seekable.SeekTabl
         head += _core.decompress_frame(data, frame.size, frame.checksum)
     if len(head) < superblock.header_length:
         raise FormatError("its stream is shorter than its headers")
-    return bytes(head[: superblock.header_length])
+    return bytes(memoryview(head)[: superblock.header_length])
 
 
 def check_machine(
     contents: image_headers.ImageContents, memory_map: tuple[E820Entry, ...], cpu_model: str, cpu_flags: frozenset[str]
 ) -> None:
-    """Refuse (ImageError) an image that was saved with another memory map, or on a CPU that could do more."""
+    """Refuse (ImageError) an image that was saved with another memory map, or on a CPU that could do more.
+
+    And one that says of anything that it belongs where `memory_map` has no RAM.
+    """
     saved = contents.facts.system
-    found = difference(saved.memory_map, memory_map)
-    if found:
-        raise ImageError(f"the machine's memory map is not the one the image was saved with: {found}")
+    try:
+        found = difference(saved.memory_map, memory_map)
+        if found:
+            raise ImageError(f"the machine's memory map is not the one the image was saved with: {found}")
+        bounds.check_places(contents, memory_map)
+    except FormatError as error:
+        raise ImageError(f"the image does not fit this machine: {error}") from None
     if saved.cpu_model != cpu_model:
         raise ImageError(f"the image was saved on a CPU {saved.cpu_model!r}, this one is {cpu_model!r}")
     missing = saved.cpu_flags - cpu_flags

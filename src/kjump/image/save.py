@@ -12,13 +12,14 @@ from kjump import _core
 from kjump.dump.bitmaps import bitmap, runs, to_frames
 from kjump.dump.kernel import KernelLayout
 from kjump.dump.selection import pages_in_use, select_level
-from kjump.errors import FormatError, KjumpError, TargetError
+from kjump.errors import FormatError, HostError, KjumpError, TargetError
 from kjump.formats import elf, notes, seekable, vmcoreinfo
 from kjump.formats.superblock import Details, Saved, State, Superblock
 from kjump.host import procfs, root
 from kjump.host.kernel_memory import FreePages
 from kjump.image import compression as levels
 from kjump.image import headers as image_headers
+from kjump.image.bounds import ram_in
 from kjump.image.facts import ImageFacts
 from kjump.image.threads import threads_to_save
 from kjump.kexec.kimage import ParkedMemory, Shadow, walk
@@ -99,6 +100,7 @@ def save(
     begun = time.monotonic()
     superblock = target.read_superblock()
     if facts.dump_level is None:
+        _require_compared(ram, facts)
         selection = _select(parked, to_frames(ram), facts, free_pages)
     else:
         selection = _select_for_reading(parked, to_frames(ram), facts, facts.dump_level)
@@ -135,6 +137,16 @@ def save(
     return result
 
 
+def _require_compared(ram: RangeSet, facts: ImageFacts) -> None:
+    """Raise HostError when some of `ram` is not in the firmware's map, by which whoever resumes knows what is there."""
+    strange = ram.aligned_inside(PAGE_SIZE) - ram_in(facts.system.memory_map)
+    if len(strange):
+        raise HostError(
+            f"this system has RAM at {next(iter(strange))} that is not in the firmware's memory map (was it plugged in "
+            "later?): an image of it could not be checked before it is resumed"
+        )
+
+
 @dataclass(frozen=True)
 class _Selection:
     """What goes into an image: how much is kept, the headers, and where in /proc/vmcore each span is."""
@@ -148,17 +160,19 @@ def _select(parked: Parked, frames: RangeSet, facts: ImageFacts, free_pages: Fre
     in_use = frames if free_pages is FreePages.POISON else pages_in_use(parked.layout, frames)
     kept = image_headers.frames_to_keep(in_use, parked.shadow)
     described = kept | (frames - in_use) if free_pages is FreePages.ZERO else kept
-    return _describe(parked, kept, described, facts)
+    return _describe(parked, kept, described, facts, frames)
 
 
 def _select_for_reading(parked: Parked, frames: RangeSet, facts: ImageFacts, level: int) -> _Selection:
     wanted = select_level(parked.layout, bitmap(frames), level)
     kept = image_headers.frames_to_keep(runs(wanted.keep, wanted.end), parked.shadow)
-    return _describe(parked, kept, kept, facts)
+    return _describe(parked, kept, kept, facts, frames)
 
 
-def _describe(parked: Parked, kept: RangeSet, described: RangeSet, facts: ImageFacts) -> _Selection:
-    headers = image_headers.build_headers(described, parked.vmcoreinfo_note, facts, parked.shadow)
+def _describe(
+    parked: Parked, kept: RangeSet, described: RangeSet, facts: ImageFacts, ram: RangeSet | None = None
+) -> _Selection:
+    headers = image_headers.build_headers(described, parked.vmcoreinfo_note, facts, parked.shadow, ram)
     found = _vmcore_spans(parked.raw, image_headers.iterate_spans(headers, kept, parked.shadow))
     return _Selection(kept.size * PAGE_SIZE, headers, image_headers.Spans(found))
 

@@ -55,7 +55,7 @@ class Place:
     @classmethod
     def from_json(cls, record: Record) -> Place:
         """Read what `to_json` gave; FormatError."""
-        return cls(record.text("device", limit=_PATH), record.ranges("extents"))
+        return cls(record.text("device", limit=_PATH), record.ranges("extents", limit=extentmap.MAX_EXTENTS))
 
 
 class Target:
