@@ -10,10 +10,11 @@ Documentation/admin-guide/kernel-parameters and block/early-lookup.c for what it
 from __future__ import annotations
 
 import struct
-import uuid
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from kjump.formats.tags import uuid_text
 
 _HEADER = struct.Struct("<8sIIIIQQQQ16sQIII")
 """Signature, revision, header size, its CRC, reserved, own LBA, other LBA, first and last usable LBA, the disk's GUID,
@@ -69,4 +70,5 @@ def _gpt_partition(entries: list[bytes], number: int) -> Partition | None:
         return None
     entry = entries[number - 1]
     label = entry[56:128].decode("utf-16-le", "replace").partition("\0")[0]
-    return Partition(str(uuid.UUID(bytes_le=entry[16:32])), label)
+    guid = entry[19:15:-1] + entry[21:19:-1] + entry[23:21:-1] + entry[24:32]  # its first three parts: little endian
+    return Partition(uuid_text(guid), label)

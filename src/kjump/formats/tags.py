@@ -11,9 +11,9 @@ the LUKS1 and LUKS2 on-disk format specifications, ECMA-119 (ISO 9660), mkswap(8
 from __future__ import annotations
 
 import struct
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 LENGTH = 0x11000
 """Bytes from the start of a device that hold all superblocks looked for."""
@@ -46,8 +46,11 @@ def read_tags(read: Reader) -> Tags | None:
     return _fat(head, read)
 
 
-def _uuid(data: bytes) -> str:
-    return str(uuid.UUID(bytes=data)) if len(data) == 16 and any(data) else ""
+def uuid_text(data: bytes) -> str:
+    """Return the 16 bytes of a UUID as they are written (RFC 9562); empty when they are zeros, or cut off."""
+    digits = data.hex()
+    at = (0, 8, 12, 16, 20, 32)
+    return "-".join(digits[a:b] for a, b in pairwise(at)) if len(data) == 16 and any(data) else ""
 
 
 def _text(data: bytes, encoding: str = "utf-8") -> str:
@@ -68,28 +71,28 @@ def _luks(head: bytes) -> Tags | None:
 
 def _xfs(head: bytes) -> Tags | None:
     """XFS: magic at 0, sb_uuid at 32, sb_fname at 108."""
-    return Tags("xfs", _uuid(head[32:48]), _text(head[108:120])) if _has(head, 0, b"XFSB") else None
+    return Tags("xfs", uuid_text(head[32:48]), _text(head[108:120])) if _has(head, 0, b"XFSB") else None
 
 
 def _btrfs(head: bytes) -> Tags | None:
     """Btrfs: superblock at 64 KiB; in it fsid at 0x20, magic at 0x40, label at 0x12b."""
     if not _has(head, 0x10040, b"_BHRfS_M"):
         return None
-    return Tags("btrfs", _uuid(head[0x10020:0x10030]), _text(head[0x1012B:0x1022B]))
+    return Tags("btrfs", uuid_text(head[0x10020:0x10030]), _text(head[0x1012B:0x1022B]))
 
 
 def _f2fs(head: bytes) -> Tags | None:
     """F2FS: superblock at 1 KiB; in it uuid at 0x6c, volume_name (UTF-16, little endian) at 0x7c."""
     if not _has(head, 0x400, b"\x10\x20\xf5\xf2"):
         return None
-    return Tags("f2fs", _uuid(head[0x46C:0x47C]), _text(head[0x47C : 0x47C + 1024], "utf-16-le"))
+    return Tags("f2fs", uuid_text(head[0x46C:0x47C]), _text(head[0x47C : 0x47C + 1024], "utf-16-le"))
 
 
 def _erofs(head: bytes) -> Tags | None:
     """EROFS: superblock at 1 KiB; in it uuid at 48, volume_name at 64."""
     if not _has(head, 0x400, b"\xe2\xe1\xf5\xe0"):
         return None
-    return Tags("erofs", _uuid(head[0x430:0x440]), _text(head[0x440:0x450]))
+    return Tags("erofs", uuid_text(head[0x430:0x440]), _text(head[0x440:0x450]))
 
 
 def _squashfs(head: bytes) -> Tags | None:
@@ -104,7 +107,7 @@ def _swap(head: bytes) -> Tags | None:
     """
     for magic, kind in ((b"SWAPSPACE2", "swap"), (b"S1SUSPEND", "swsuspend")):
         if _has(head, 0xFF6, magic):
-            return Tags(kind, _uuid(head[0x40C:0x41C]), _text(head[0x41C:0x42C]))
+            return Tags(kind, uuid_text(head[0x40C:0x41C]), _text(head[0x41C:0x42C]))
     return None
 
 
@@ -126,7 +129,7 @@ def _ext(head: bytes) -> Tags | None:
         kind = "ext4"
     else:
         kind = "ext3" if compatible & _HAS_JOURNAL else "ext2"
-    return Tags(kind, _uuid(head[0x468:0x478]), _text(head[0x478:0x488]))
+    return Tags(kind, uuid_text(head[0x468:0x478]), _text(head[0x478:0x488]))
 
 
 def _iso9660(head: bytes) -> Tags | None:
