@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from kjump.formats import partitions, tags
 from kjump.formats.tags import Tags
+from kjump.initramfs import build
 
 _PLACES = "/usr/sbin:/sbin:/usr/bin:/bin"
 UUID = "01234567-89ab-4def-8123-456789abcdef"
@@ -169,3 +170,10 @@ def test_a_damaged_gpt_names_nothing(tmp_path: Path) -> None:
     data[512 + 60] ^= 1
     assert partitions.name_of(reader(bytes(data)), 1, 512) is None
     assert partitions.name_of(reader(bytes(1024)), 1, 512) is None
+
+
+def test_the_initramfs_has_what_names_are_decoded_with() -> None:
+    """Names of partitions and of an F2FS are UTF-16, which Python decodes with a module of its own."""
+    assert {"encodings.utf_16_le", "kjump.target.identify", "kjump.init.roles.mount_root"} <= {
+        module.name for module in build.modules()
+    }
