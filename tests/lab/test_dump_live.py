@@ -88,7 +88,7 @@ def test_a_panicked_kernel(folder: Path) -> None:
     installation = Installation(
         folder, kernels.build("6.12"), hardware, target_size=700 << 20, options="crashkernel=192M"
     ).prepare()
-    line = f"console=ttyS0 quiet root={ROOT_DEVICE} rootfstype=ext4 kjump.status={PORT_NAME} nr_cpus=1 reset_devices"
+    line = f"console=ttyS0 quiet root={ROOT_DEVICE} rw rootfstype=ext4 kjump.status={PORT_NAME} nr_cpus=1 reset_devices"
     with installation.machine() as machine:
         guest = machine.guest
         guest.event("ready")

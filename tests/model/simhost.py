@@ -25,7 +25,7 @@ from kjump.host.locked_memory import HUGE_PAGE
 from kjump.image import reserved_memory
 from kjump.init import main as pid1
 from kjump.init import system
-from kjump.init.roles import boot
+from kjump.init.roles import boot, mount_root
 from kjump.kexec import loader, mailbox
 from kjump.memory import PAGE_SIZE
 from kjump.target import device, disks
@@ -102,8 +102,8 @@ def _patches(machine: Machine) -> list[Any]:
         (pid1, "os", ends),
         (system, "mount_proc", nothing),
         (system, "mount_sys_and_dev", nothing),
-        (boot, "mount", nothing),
-        (boot, "switch_root", lambda *_: machine.leave("ordinary")),
+        (mount_root, "mount", nothing),
+        (mount_root, "switch_root", lambda *_: machine.leave("ordinary")),
         (boot, "KERNEL", machine.folder / "boot/vmlinuz"),
         (boot, "own_initrd", simmemory.initrd),
         (resume, "fresh_seed", lambda *_: bytes(32)),

@@ -103,7 +103,7 @@ def test_a_damaged_image_ends_in_an_ordinary_boot(machine: Machine, console: Cal
 def test_a_boot_without_the_device_or_with_a_bad_option_goes_on(
     plain: Machine, monkeypatch: pytest.MonkeyPatch, console: Callable[[], str]
 ) -> None:
-    monkeypatch.setattr("kjump.init.roles.boot._DEVICE_TIMEOUT", 0.01)
+    monkeypatch.setattr("kjump.init.look_for.TIMEOUT", 0.01)
     plain.options = ("kjump.resume=/dev/none", "kjump.rollback=/dev/none")
     assert plain.boot() == "ordinary"
     assert "not rolled back: /dev/none does not appear" in console()
@@ -117,7 +117,7 @@ def test_a_boot_without_the_device_or_with_a_bad_option_goes_on(
 def test_a_machine_without_a_root_halts(
     plain: Machine, monkeypatch: pytest.MonkeyPatch, option: str, words: str, console: Callable[[], str]
 ) -> None:
-    monkeypatch.setattr("kjump.init.roles.boot._DEVICE_TIMEOUT", 0.01)
+    monkeypatch.setattr("kjump.init.look_for.TIMEOUT", 0.01)
     plain.options = (option,)
     assert plain.boot() == "halted"
     assert plain.boots == 1 and words in console() and "kjump: halted" in console()

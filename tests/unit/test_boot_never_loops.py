@@ -12,9 +12,9 @@ from test_way_back import FakeHost, LeftError, b
 from kjump.formats.superblock import State
 from kjump.hibernate import resume, suspend
 from kjump.hibernate.resume import PreparedResume
-from kjump.init import finish_restore
+from kjump.init import finish_restore, look_for
 from kjump.init import main as init_main
-from kjump.init.roles import boot
+from kjump.init.roles import boot, mount_root
 from kjump.kexec import loader
 
 __all__ = ["b"]
@@ -119,7 +119,7 @@ def test_a_root_that_does_not_appear_is_a_halt(
     b: FakeHost, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     b.line = "root=/dev/no-such"
-    monkeypatch.setattr(boot, "_DEVICE_TIMEOUT", 0.0)
+    monkeypatch.setattr(look_for, "TIMEOUT", 0.0)
     assert "the root device /dev/no-such does not appear" in halted(b, capsys)
 
 
@@ -130,8 +130,8 @@ def test_a_root_that_cannot_be_mounted_is_a_halt(
         raise OSError(errno.EINVAL, "Invalid argument")
 
     b.line = "root=/dev/vdb rootfstype=xfs"
-    monkeypatch.setattr(boot, "wait_for_device", lambda path, timeout: True)
-    monkeypatch.setattr(boot, "mount", refuse)
+    monkeypatch.setattr(mount_root, "wait_for_device", lambda path, timeout: path)
+    monkeypatch.setattr(mount_root, "mount", refuse)
     assert "/dev/vdb cannot be mounted as xfs: Invalid argument" in halted(b, capsys)
 
 
@@ -142,9 +142,9 @@ def test_an_init_that_cannot_be_started_is_a_halt(
         raise OSError(errno.ENOEXEC, "Exec format error")
 
     b.line = "root=/dev/vdb init=/bin/odd"
-    monkeypatch.setattr(boot, "wait_for_device", lambda path, timeout: True)
-    monkeypatch.setattr(boot, "mount", lambda *_: None)
-    monkeypatch.setattr(boot, "switch_root", refuse)
+    monkeypatch.setattr(mount_root, "wait_for_device", lambda path, timeout: path)
+    monkeypatch.setattr(mount_root, "mount", lambda *_: None)
+    monkeypatch.setattr(mount_root, "switch_root", refuse)
     assert "/bin/odd on the root device /dev/vdb cannot be started: Exec format error" in halted(b, capsys)
 
 
@@ -158,7 +158,7 @@ def test_memory_that_cannot_be_taken_ahead_does_not_matter(
 ) -> None:
     """A block number too large for any file was an OverflowError, in PID 1 a restart at each boot."""
     b.line = f"kjump.resume=/dev/no-such kjump.resume_offset={1 << 70} root=/dev/no-such"
-    monkeypatch.setattr(boot, "_DEVICE_TIMEOUT", 0.0)
+    monkeypatch.setattr(look_for, "TIMEOUT", 0.0)
 
     def fail(*_: Any, **__: Any) -> None:
         raise OverflowError("Python int too large to convert to C long")

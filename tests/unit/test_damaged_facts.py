@@ -19,6 +19,7 @@ from kjump.formats.superblock import State
 from kjump.hibernate import suspend
 from kjump.image import headers as image_headers
 from kjump.image.facts import ImageFacts
+from kjump.init import look_for
 from kjump.init.roles import boot
 from kjump.ranges import Range
 from kjump.target import filesystems
@@ -132,7 +133,7 @@ def test_whatever_is_raised_before_the_jump_is_an_ordinary_boot(
     def fail(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(boot, where, fail)
+    monkeypatch.setattr(look_for if where == "wait_for_device" else boot, where, fail)
     if where == "own_initrd":
         monkeypatch.setattr(boot, "_land_aside", lambda role, opened: None)
         monkeypatch.setattr(boot, "KERNEL", type("Kernel", (), {"read_bytes": staticmethod(bytes)}))

@@ -10,6 +10,8 @@ import os
 import stat
 from pathlib import Path
 
+import click
+
 from kjump.errors import FormatError, HostError, TargetError, UsageError
 from kjump.formats import bzimage
 from kjump.formats.extentmap import BLOCK
@@ -33,6 +35,22 @@ def check_target(path: str, *, folder: bool = False) -> None:
         return
     what = "is a folder" if stat.S_ISDIR(mode) else "is not a block device"
     raise TargetError(f"target {path} {what}: give a partition, a disk, or a file of `kjump target create`")
+
+
+def target_named(context: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
+    """Return the device file of the device that an option calls by another name (UUID=..., 8:2); paths as they are.
+
+    TargetError when there is none, HostError when only root may look for it.
+    """
+    from kjump.target import identify
+
+    if name is None or os.path.lexists(name) or not (identify.is_no_path(name) or name.startswith("/dev/disk/")):
+        return name
+    need_root()
+    device = identify.find(name)
+    if device is None:
+        raise TargetError(f"there is no block device {name}")
+    return device
 
 
 def open_saved(path: str, block: int, *, writable: bool) -> Target:

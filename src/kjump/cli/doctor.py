@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import click
 
-from kjump.cli.arguments import check_target
+from kjump.cli.arguments import check_target, target_named
 from kjump.cli.options import ACCEPT_UNSEEN, SIZE, print_json
 from kjump.hibernate import preflight
 from kjump.kexec.window import DEFAULT_SIZE
 
 
 @click.command()
-@click.option("--to", "target", metavar="TARGET", help="Also check this target device.")
+@click.option("--to", "target", metavar="TARGET", callback=target_named, help="Also check this target device.")
 @click.option("--window-size", type=SIZE, default=DEFAULT_SIZE, show_default="128M", help="Size of the window.")
 @ACCEPT_UNSEEN
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kjump.cli.arguments import check_saved, check_second_kernel, check_target, need_root, open_saved
+from kjump.cli.arguments import check_saved, check_second_kernel, check_target, need_root, open_saved, target_named
 from kjump.cli.options import (
     ACCEPT_UNSEEN,
     KJUMP_INITRD,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     "target",
     metavar="TARGET",
     required=True,
+    callback=target_named,
     help="Block device, or file of `kjump target create`; what it holds is lost.",
 )
 @SECOND_KERNEL

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from kjump.cli.arguments import target_named
 from kjump.kexec.plan import Plan
 from kjump.kexec.window import DEFAULT_SIZE
 from kjump.ranges import Range
@@ -128,7 +129,12 @@ ACCEPT_UNSEEN = click.option(
     "resuming then destroys it.",
 )
 SAVED = click.option(
-    "--from", "target", metavar="TARGET", required=True, help="Device or target file that holds what was saved."
+    "--from",
+    "target",
+    metavar="TARGET",
+    required=True,
+    callback=target_named,
+    help="Device or target file that holds what was saved.",
 )
 OFFSET = click.option(
     "--offset",

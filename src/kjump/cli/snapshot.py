@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from kjump.cli.arguments import check_saved, check_second_kernel, check_target, need_root, open_saved
+from kjump.cli.arguments import check_saved, check_second_kernel, check_target, need_root, open_saved, target_named
 from kjump.cli.options import (
     ACCEPT_UNSEEN,
     DUMP_LEVEL,
@@ -44,6 +44,7 @@ from kjump.ranges import Range
     "target",
     metavar="TARGET",
     required=True,
+    callback=target_named,
     help="Block device or target file, whose contents are lost, or a folder for numbered files.",
 )
 @click.option("--hook", type=FILE, help="Program that puts file systems aside (save) and back (restore).")

@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
-from kjump.cli.arguments import need_root, open_saved
+from kjump.cli.arguments import need_root, open_saved, target_named
 from kjump.cli.options import OFFSET, SIZE, human, print_json
 from kjump.errors import FormatError
 from kjump.formats.extentmap import BLOCK
 from kjump.formats.superblock import State, Superblock
+from kjump.target import identify
 from kjump.target.device import Target, why_not_resumable
 from kjump.target.file import create
 
@@ -41,7 +42,7 @@ def create_command(file: str, size: int, as_json: bool) -> None:
 
 
 @target_command.command("show")
-@click.argument("path", metavar="FILE|DEVICE")
+@click.argument("path", metavar="FILE|DEVICE", callback=target_named)
 @OFFSET
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show_command(path: str, offset: int, as_json: bool) -> None:
@@ -79,5 +80,5 @@ def _describe(target: Target) -> dict[str, Any]:
         "resumable": superblock.state is State.COMPLETE,
         "generation": superblock.generation,
         "image_bytes": superblock.image_length,
-        "options": " ".join(target.place.boot_options()),
+        "options": " ".join(identify.boot_options(target.place)),
     }

@@ -63,12 +63,15 @@ class CommandLine:
         return next(reversed(self.values(name)), None)
 
     def options(self) -> dict[str, str]:
-        """Return canonical name -> the value that counts; an empty string for a parameter without `=`."""
-        return {canonical(p.name): p.value or "" for p in self.parameters}
+        """Return canonical name -> the value that counts; an empty string for a parameter without `=`.
 
-    def has_all(self, other: CommandLine) -> bool:
-        """Tell whether each parameter of `other` counts here with the same value."""
-        return all(p.name in self and self.get(p.name) == p.value for p in other.parameters)
+        They are in the order of the words that count, so of `ro` and `rw` the later one is told.
+        """
+        found: dict[str, str] = {}
+        for parameter in self.parameters:
+            found.pop(canonical(parameter.name), None)
+            found[canonical(parameter.name)] = parameter.value or ""
+        return found
 
 
 def canonical(name: str) -> str:

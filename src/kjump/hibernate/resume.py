@@ -26,6 +26,10 @@ from kjump.target import filesystems
 from kjump.target.device import Target
 
 
+class OtherMachineError(ImageError):
+    """The image was saved on another machine, or on this one with other hardware."""
+
+
 @dataclass(frozen=True)
 class PreparedResume:
     """A resume or roll-back of which everything has been checked that can be checked before the jump.
@@ -110,7 +114,10 @@ def _check_this_machine(opened: OpenImage) -> None:
     model, flags = procfs.cpu_facts()
     if "no5lvl" in cmdline.parse(procfs.command_line()):
         flags |= {"la57"}  # hidden by this kernel's own choice; that the CPU has it cannot be told from here
-    check_machine(opened.contents, procfs.firmware_memory_map(), model, flags)
+    try:
+        check_machine(opened.contents, procfs.firmware_memory_map(), model, flags)
+    except ImageError as error:
+        raise OtherMachineError(str(error)) from None
 
 
 def prepare_rollback(

@@ -29,7 +29,7 @@ from kjump.kexec.placement import window_here
 from kjump.kexec.plan import ARCH_X86_64, Plan
 from kjump.kexec.window import DEFAULT_SIZE, WindowLayout, lay_out
 from kjump.ranges import Range, RangeSet
-from kjump.target import disks, filesystems, mounts
+from kjump.target import disks, filesystems, identify, mounts
 from kjump.target.device import Target
 from kjump.target.file import FileTarget, open_for_image
 from kjump.target.states import Departure, Mounted
@@ -267,8 +267,8 @@ def save_job(
     """
     if request.kind is not Kind.DUMP and (warning := mounts.refuse_unseen(request.accept_unseen)):
         tell(warning)
-    options = " ".join(target.place.boot_options())
-    if request.kind is Kind.HIBERNATION and not cmdline.parse(procfs.command_line()).has_all(cmdline.parse(options)):
+    options = " ".join(identify.boot_options(target.place))
+    if request.kind is Kind.HIBERNATION and not identify.leads_to(cmdline.parse(procfs.command_line()), target.place):
         tell(f"this boot did not have `{options}`: the next one needs it to find the image")
     cookie = target.arm().cookie
     target.check_on_device()

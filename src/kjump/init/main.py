@@ -119,7 +119,8 @@ def _room_ahead(options: dict[str, str]) -> HugeFile | None:
     from kjump.image.reserved_memory import take_ahead
 
     try:
-        return take_ahead(path, system.superblock_offset(options))
+        device = system.find_device(path)  # that of `auto`, or one that is not there yet, is found by the role
+        return take_ahead(device, system.superblock_offset(options)) if device else None
     except BaseException:
         return None  # the role will say why not, or do without
 

@@ -120,12 +120,23 @@ def _remove_tree(path: str, device: int) -> None:
                 continue
 
 
-def wait_for_device(path: str, timeout: float) -> bool:
-    """Wait until `path` is a block device, at most `timeout` seconds; tell whether it is."""
+def wait_for_device(name: str, timeout: float) -> str | None:
+    """Wait, at most `timeout` seconds, until there is a block device called `name`; return its device file.
+
+    None when none appears; TargetError when `name` is none that can be told here (`kjump.target.identify`).
+    """
     deadline = time.monotonic() + timeout
     while True:
-        if disks.current().is_there(path):
-            return True
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
+        device = find_device(name)
+        if device or time.monotonic() > deadline:
+            return device
+        time.sleep(0.02 if name.startswith("/dev/") else 0.1)
+
+
+def find_device(name: str) -> str | None:
+    """Return the device file of the block device called `name`, if it is there; TargetError as `wait_for_device`."""
+    if name.startswith("/dev/") and disks.current().is_there(name):
+        return name
+    from kjump.target import identify  # most boots do without
+
+    return identify.find(name)

@@ -25,7 +25,7 @@ from kjump.initramfs.contents import FILE_LIST, KERNEL, tool_entries
 ENTRY_MODULE = "kjump.init.main"
 _EXTRA_MODULES = (
     *("kjump.precompiled", "kjump.init.peer_command", "kjump.init.jobs.look"),
-    *("encodings.ascii", "encodings.latin_1", "encodings.utf_8", "traceback", "os", "hashlib"),
+    *("encodings.ascii", "encodings.latin_1", "encodings.utf_8", "encodings.utf_16_le", "traceback", "os", "hashlib"),
 )
 """What is imported only when it is needed, so that the roles alone do not bring it."""
 _DUMP_MODULES = ("kjump.dump.create",)

@@ -40,12 +40,14 @@ class Place:
     device: str
     extents: tuple[Range, ...] = ()
 
-    def boot_options(self) -> tuple[str, ...]:
+    def boot_options(self, name: str = "") -> tuple[str, ...]:
         """Return the kernel options, as they are written, with which a boot finds an image here.
+
+        `name` is what it calls the device, if another name (see `kjump.target.identify`).
 
         PlanError when the device has a name that cannot be written on a kernel's command line.
         """
-        resume = cmdline.word("kjump.resume", self.device)
+        resume = cmdline.word("kjump.resume", name or self.device)
         return (resume, f"kjump.resume_offset={self.extents[0].start // _BLOCK}") if self.extents else (resume,)
 
     def to_json(self) -> JsonObject:

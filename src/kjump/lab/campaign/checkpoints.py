@@ -155,14 +155,14 @@ def lose_power(prepared: PreparedHibernation, point: Checkpoint, moment: float, 
     return PowerLoss(point.name, round(moment, 2), state, outcome, ok)
 
 
-def boot_and_look(system: Installation, command: int) -> tuple[str, bool]:
-    """Boot; return what came of it, and whether that is one of the two good ends.
+def boot_and_look(system: Installation, command: int, options: str = "") -> tuple[str, bool]:
+    """Boot, with more kernel `options`; return what came of it, and whether that is one of the two good ends.
 
     These are: the saved system is back with all its work, or an ordinary boot; and after either the root file system is
     clean.
     """
     try:
-        with system.machine() as machine:
+        with system.machine(options) as machine:
             outcome, good = _boot(machine, command)
             machine.power_off()
     except LabError as error:

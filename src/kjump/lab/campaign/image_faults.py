@@ -25,7 +25,20 @@ _OTHER_CPU = "EPYC"
 
 @fault("target-gone-at-boot", _USUAL, "does not appear")
 def _gone(campaign: Campaign) -> str:
-    return provocations.refusal_at_boot(campaign.saved(), "kjump.resume=/dev/vdz")
+    system = campaign.saved()
+    with system.target_disk.open("r+b") as disk:  # another disk is in its place
+        disk.write(bytes(SUPERBLOCK_SIZE))
+    return provocations.refusal_at_boot(system, "kjump.resume=/dev/vdz")
+
+
+@fault("target-has-another-name", "the saved system, from the disk that carries its image", "resumed")
+def _renamed(campaign: Campaign) -> str:
+    outcome, good = checkpoints.boot_and_look(
+        campaign.saved(), campaign.prepared.command, "kjump.resume=/dev/disk/by-path/none"
+    )
+    if not good or not outcome.startswith("resumed"):
+        raise LabError(outcome)
+    return outcome
 
 
 @fault("truncated", _USUAL, "ends before byte")

@@ -22,7 +22,8 @@ from kjump.lab.machine.qemu_config import CPU, BadBlock, VirtualMachineConfig
 ROOT_DEVICE = "/dev/vda"
 TARGET_DEVICE = "/dev/vdb"
 _COMMAND_LINE = (
-    f"console=ttyS0 panic=-1 root={ROOT_DEVICE} rootfstype=ext4 kjump.resume={TARGET_DEVICE} kjump.status={PORT_NAME}"
+    f"console=ttyS0 panic=-1 root={ROOT_DEVICE} rw rootfstype=ext4 "
+    f"kjump.resume={TARGET_DEVICE} kjump.status={PORT_NAME}"
 )
 
 
