@@ -16,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 SOURCES := pyproject.toml meson.build $(shell find src build-aux examples -type f -not -name '*.pyc' -not -path '*/__pycache__*')
 
 PACKAGES := python3 python3-dev python3-venv gcc binutils make pkg-config libzstd-dev \
-  qemu-system-x86 seabios busybox-static e2fsprogs util-linux cpio zstd makedumpfile liblzo2-2 libsnappy1v5 dosfstools xfsprogs \
+  qemu-system-x86 seabios busybox-static e2fsprogs util-linux cpio zstd makedumpfile liblzo2-2 libsnappy1v5 dosfstools xfsprogs btrfs-progs f2fs-tools fdisk genisoimage \
   crash flex bison bc lz4 xz-utils libelf-dev libssl-dev
 
 # Debian 12 has both sources, Debian 13 the first. What is there is known when the packages are installed, so KERNELS is
