@@ -1,7 +1,7 @@
-"""What the programs on the far side share with Python: the one place where it is said.
+"""The binary layouts that Python shares with the gates and programs; this file is their only definition.
 
-The build makes gate.h, call.h and bios.h of it (build-aux/headers.py), under the names that stand here with the prefix
-of their table. Addresses are physical; a field is a little-endian u64 if nothing is said, on i386 too.
+The build makes gate.h, call.h and bios.h of it (build-aux/headers.py); a name there is the name here with its table's
+prefix. Addresses are physical; a field is a little-endian u64 unless its entry says otherwise, on i386 too.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ BIOS_REGISTERS = Layout("BIOS", *(Field(name, kind="I") for name in _REGISTERS))
 
 
 def headers() -> dict[str, str]:
-    """Return the text of each header, and of the linker script's symbols, by the name of its file."""
+    """Return the text of each header, and of the linker script's symbols, by file name."""
     files = {"gate.h": _gate_header(), "call.h": _call_header(), "bios.h": _bios_header()}
     return files | {"bios-symbols.ld": BIOS_NUMBERS.symbols()}
 
