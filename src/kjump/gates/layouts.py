@@ -73,7 +73,7 @@ MAILBOX = Layout(
     Field("head", "of the kernel's indirection list for the loaded image (a list entry, with flags)"),
     Field("report_length", "bytes of the report that follows, UTF-8 JSON", "I"),
     Field("restart", "a page list: start the peer anew from it; 0: do not", at=0xFF0),
-    Field("wanted", "the gate A wants to go through; 0: the first"),
+    Field("wanted", "address of the gate that A wants to enter; 0: the first"),
 )
 OUTCOMES = Numbers(
     "MAILBOX_OUTCOME",

@@ -1,4 +1,6 @@
-"""After a jump: reseed the first kernel's random number generator and set its wall clock. The kernel does neither.
+"""After a jump: reseed the first kernel's random number generator, and set its wall clock.
+
+The kernel does not reseed the generator at a jump, and sets its clock to whole seconds only.
 
 Random numbers: the generator's state is in the image. A reader of the image could predict the generator's output, and
 two runs of one image (a snapshot that was rolled back to) would get the same numbers. The other kernel therefore leaves

@@ -61,7 +61,7 @@ def _is_stream(path: Path) -> bool:
 
 def _write_to_stream(path: Path, data: bytes) -> None:
     if path.lstat().st_uid not in (0, os.geteuid()):
-        raise HostError(f"{path} is no file, and belongs to somebody else: name another")
+        raise HostError(f"{path} is no regular file, and belongs to another user: name another path")
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     with open(fd, "wb") as file:  # noqa: PTH123
         file.write(data)

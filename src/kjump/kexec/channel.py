@@ -104,7 +104,7 @@ class Channel:
         """
         memory = map_physical(address, SIZE, writable=True)
         if memory[: mailbox.COOKIE_SIZE] != cookie:
-            raise FormatError(f"there is no channel of ours at physical address {address:#x}")
+            raise FormatError(f"there is no channel with the expected cookie at physical address {address:#x}")
         return cls(memory, cookie)
 
     # --- A's end ---

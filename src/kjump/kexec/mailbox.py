@@ -132,12 +132,12 @@ class Mailbox:
 
 
 class PeerMailbox:
-    """The other side's view of A's mailbox."""
+    """The first kernel's mailbox, mapped by the other side."""
 
     def __init__(self, address: int, cookie: bytes, memory: mmap.mmap, at: int = 0) -> None:
         """Use the mailbox at physical `address`, byte `at` of `memory`; FormatError unless it begins with `cookie`."""
         if memory[at : at + COOKIE_SIZE] != cookie:
-            raise FormatError(f"there is no mailbox of ours at physical address {address:#x}")
+            raise FormatError(f"there is no mailbox with the expected cookie at physical address {address:#x}")
         self._memory = memory
         self._place = slice(at, at + PAGE_SIZE)
         self.cookie = cookie

@@ -49,7 +49,8 @@ _PASSED_ON = (
 )
 
 _BACK_AFTER_PANIC = (f"crashkernel={CRASH_KERNEL_SIZE >> 20}M", "oops=panic", "unknown_nmi_panic")
-"""Makes an oops and the watchdog's NMI panics, because a panic enters the crash slot, which leads back to A."""
+"""Options that set memory aside for the crash slot, which leads back to A after a panic, and that make an oops and the
+watchdog's NMI a panic."""
 
 
 _LOUD = ("loglevel", "quiet", "debug", "ignore_loglevel")

@@ -59,7 +59,7 @@ sync
 
 @dataclass(frozen=True)
 class RollbackDemo(Checked):
-    """What the demonstration came to.
+    """The result of the demonstration.
 
     `refusal` is the message of the roll-back that was refused, `pause` the duration of the snapshot's pause. For each
     roll-back `seconds` is the time until the snapshot's command returned, and `clock_errors` the wall clock's error
