@@ -1,4 +1,4 @@
-/* Page classes: what the struct pages of a kernel say of its page frames. */
+/* Page classes: determines the class of page frames from a kernel's struct pages. */
 #include "core.h"
 
 #include <string.h>
@@ -14,7 +14,7 @@ struct job {
     uint64_t cleared[CLASS_COUNT];
 };
 
-/* Return the number of `size` bytes, 4 or 8, at `at`; the size is a constant for the compiler wherever this is used. */
+/* Return the integer of `size` bytes, 4 or 8, at `at`; every caller passes a constant size, for inlining. */
 static inline uint64_t load(const uint8_t *at, size_t size)
 {
     if (size == 8) {
@@ -33,7 +33,7 @@ static bool fits(const struct job *job, uint64_t i, uint64_t order)
     return order <= MAX_ORDER && (job->first + i) % (1ull << order) == 0;
 }
 
-/* Return the order of the compound page with head `i`; 0 when it heads none, or its order makes no sense. */
+/* Return the order of the compound page with head `i`; 0 when it is no head, or the order is invalid. */
 static uint64_t compound_order(const struct job *job, uint64_t i, uint64_t flags, const size_t word)
 {
     const struct page_fields *is = &job->is;
@@ -42,7 +42,7 @@ static uint64_t compound_order(const struct job *job, uint64_t i, uint64_t flags
     uint64_t order = job->structs[i * is->stride + is->order_at];
     if (!fits(job, i, order))
         return 0;
-    /* What is no tail at the end of it was never counted in: kernels have moved the order more than once. */
+    /* The last struct must be a tail. If not, the order was read from a wrong offset: kernels have moved it. */
     uint64_t last = i + (1ull << order) - 1;
     if (order && is->tail_mask && last < job->count &&
         !(load(job->structs + last * is->stride + is->tail_at, word) & is->tail_mask))
@@ -50,7 +50,7 @@ static uint64_t compound_order(const struct job *job, uint64_t i, uint64_t flags
     return order;
 }
 
-/* Return the class of the page with struct `i`, or -1; sets `*pages` to how many it stands for. */
+/* Return the class of the page with struct `i`, or -1 for none; sets `*pages` to the number of pages it covers. */
 static inline __attribute__((always_inline)) int classify_page(const struct job *job, uint64_t i, uint64_t *pages,
                                                                const size_t word)
 {
@@ -63,13 +63,13 @@ static inline __attribute__((always_inline)) int classify_page(const struct job 
         uint64_t order = load(page + is->private_at, word);
         bool good = order < is->free_orders && fits(job, i, order);
         if (!good && type == is->buddy)
-            return -1; /* the struct is damaged, and says nothing of the page */
+            return -1; /* the struct is damaged: the class is not known */
         *pages = good ? 1ull << order : 1;
         return CLASS_FREE;
     }
     uint64_t order = compound_order(job, i, flags, word);
     bool slab = type == is->slab || (flags & is->slab_mask);
-    /* Tails use the words of `mapping` for something else; they go with their heads, or not at all. */
+    /* Tail pages use the word of `mapping` for other data; their class is that of their head. */
     bool tail = load(page + is->tail_at, word) & is->tail_mask;
     bool anon = (page[is->mapping_at] & 1) && !slab && !tail;
     bool cache = (flags & is->lru_mask) || (is->swap_mask && (flags & is->swap_mask) == is->swap_mask);
@@ -88,7 +88,7 @@ static inline __attribute__((always_inline)) int classify_page(const struct job 
     return type == is->offline ? CLASS_OFFLINE : class;
 }
 
-/* Leave out frames [start, end), which are of `class`. */
+/* Clear the frames [start, end), which are of `class`, in the bitmap, and count them. */
 static void leave_out(struct job *job, int class, uint64_t start, uint64_t end)
 {
     job->cleared[class] += shared_clear_bits(job->keep, MIN(start, job->keep_bits), MIN(end, job->keep_bits));
@@ -96,7 +96,7 @@ static void leave_out(struct job *job, int class, uint64_t start, uint64_t end)
 
 static inline __attribute__((always_inline)) void classify_all(struct job *job, const size_t word)
 {
-    /* Neighbours of one class go together: a call for each page takes as long as all the rest. */
+    /* Adjacent pages of one class are cleared together: one call for each page would double the time. */
     uint64_t pages, start = job->first, end = start;
     int running = CLASS_FREE;
     for (uint64_t i = 0; i < job->count; i += pages) {
@@ -124,7 +124,7 @@ static void classify(struct job *job)
         classify_all(job, 4);
 }
 
-/* Return what is wrong with the fields, or NULL. */
+/* Return a description of what is wrong with the fields, or NULL. */
 static const char *check(const struct job *job, uint64_t size)
 {
     const struct page_fields *is = &job->is;

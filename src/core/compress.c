@@ -1,10 +1,10 @@
 /*
- * Spans of memory to frames.
+ * Compresses spans of memory to zstd frames.
  *
  * Workers take frames in order, gather them from the source and compress each into a slot of a ring; one
  * writer takes the slots in order and appends them to the output. Frame i uses slot i % slots, so a
- * worker waits when it is a whole ring ahead of the writer. Memory: 2 * threads + 2 slots of the size zstd may
- * need for a frame at worst, one frame and one compressor a worker, four megabytes of the writer's.
+ * worker waits when it is a whole ring ahead of the writer. Memory: 2 * threads + 2 slots of the largest compressed
+ * size of a frame, one frame and one compressor for each worker, four megabytes for the writer.
  */
 #include "core.h"
 
@@ -53,7 +53,7 @@ static bool flush(struct job *job, size_t size)
     for (size_t done = 0; done < size;) {
         size_t part = size - done;
         uint64_t written = 0, at = extents_find(&job->extents, job->offset, &part);
-        /* Beyond the last extent there is no part. */
+        /* The output has no space beyond its last extent. */
         int error = part == 0 ? EIO : shared_write(job->fd, job->seekable, at, job->buffer + done, part, &written);
         done += written;
         job->offset += written;
@@ -169,7 +169,7 @@ static void *write_frames(void *argument)
         uint32_t *entry = &job->entries[frame * 3];
         entry[0] = (uint32_t)slot->size;
         entry[1] = (uint32_t)frame_length(job, frame);
-        /* A frame ends with the low half of its content's XXH64: just what the seek table wants. */
+        /* A frame ends with the low half of its content's XXH64, which is the seek table's checksum too. */
         memcpy(&entry[2], slot->data + slot->size - 4, 4);
         pthread_mutex_lock(&job->crew.lock);
         slot->size = 0;
@@ -230,7 +230,7 @@ static void release(struct job *job)
     free(job);
 }
 
-/* Ask for the trailer, write it, and make the result. */
+/* Call the Python function for the trailer, write it, and make the result. */
 static PyObject *conclude(struct job *job, PyObject *trailer)
 {
     PyObject *entries = PyBytes_FromStringAndSize((const char *)job->entries, (Py_ssize_t)(job->frames * 12));

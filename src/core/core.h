@@ -1,9 +1,9 @@
 /*
- * kjump._core: what its files share.
+ * kjump._core: declarations for all of its files.
  *
- * Decisions stay in Python; this is handed buffers, offsets and counts. The rules of the house: Python objects
- * are touched by the calling thread alone; what a worker needs is copied or pinned before it starts; what
- * threads share is read and written under the crew's lock.
+ * Decisions are made in Python; this module gets buffers, offsets and counts. Rules: only the calling thread uses
+ * Python objects; data for a worker are copied or pinned before it starts; data that threads share are accessed under
+ * the crew's lock.
  */
 #ifndef KJUMP_CORE_H
 #define KJUMP_CORE_H
@@ -22,17 +22,17 @@
 
 extern PyObject *core_cancelled, *core_damaged;
 
-/* crew.c: threads that work without the interpreter's lock, and the caller who waits for them */
+/* crew.c: threads that work without the interpreter's lock, and the calling thread, which waits for them */
 
 /* The first member of a job, so that a pointer to one is a pointer to the other. */
 struct crew {
     pthread_mutex_t lock;
     pthread_cond_t change;   /* of anything a worker may wait for */
-    pthread_cond_t finished; /* nobody runs any more */
+    pthread_cond_t finished; /* all workers have ended */
     pthread_t threads[MAX_THREADS + 2];
     int count, running;
     bool stop;   /* workers return as soon as they see it */
-    bool failed; /* the first failure: `text` says it, an OSError of `error`, or a Damaged when that is 0 */
+    bool failed; /* the first failure: its message is `text`, an OSError with `error`, or a Damaged when that is 0 */
     int error;
     char text[256];
     uint64_t done, total, moved; /* for the progress callback */
@@ -43,14 +43,14 @@ void crew_destroy(struct crew *crew);
 /* Start `n` threads that run(crew) and end with `return crew_leave(crew)`; if one cannot start the crew fails. */
 void crew_start(struct crew *crew, uint64_t n, void *(*run)(void *crew));
 void *crew_leave(struct crew *crew);
-/* Wait for all, calling `progress`; 0, or -1 with a Python exception. No thread is left either way. */
+/* Wait for all threads, calling `progress`; 0, or -1 with a Python exception. All threads have ended in both cases. */
 int crew_wait(struct crew *crew, PyObject *progress);
 /* Record a failure, unless there is one, and stop the crew; returns false. The lock must not be held. */
 bool crew_fail(struct crew *crew, int error, const char *format, ...) __attribute__((format(printf, 3, 4)));
-/* Set the exception that says why the crew failed; returns -1. */
+/* Set the Python exception for the crew's failure; returns -1. */
 int crew_raise(const struct crew *crew);
 
-/* spans.c: where bytes of the stream lie in a file or a memory device */
+/* spans.c: the places of the stream's bytes in a file or a memory device */
 
 struct span {
     uint64_t stream, offset, length;
@@ -79,11 +79,11 @@ void layout_free(struct layout *layout);
 size_t layout_find(const struct layout *layout, uint64_t stream);
 
 /*
- * The file of an image may hold it in extents (packed native u64 pairs: offset, length), one after the other; without
- * any it holds it as it is. Check them; 0, or -1 with ValueError.
+ * Check the extents of a file that hold an image one after the other (packed native u64 pairs: offset, length); without
+ * extents the image is the file's contents. 0, or -1 with ValueError.
  */
 int extents_check(const Py_buffer *extents);
-/* Return where byte `at` lies in the file; `*size` is cut to what follows it there in one piece, 0 past the end. */
+/* Return the file offset of byte `at`; `*size` is reduced to what is contiguous from there on, 0 beyond the end. */
 uint64_t extents_find(const Py_buffer *extents, uint64_t at, size_t *size);
 
 #define SLICE ((uint64_t)16 << 20)
@@ -109,7 +109,7 @@ bool mapper_copy(struct mapper *mapper, struct crew *crew, uint64_t offset, uint
 ZSTD_CCtx *frame_compressor(int level);
 /* Return 0, or -1 with ValueError. */
 int frame_check_level(int level);
-/* Decompress exactly one whole frame with a checksum; NULL, or what is wrong with it. */
+/* Decompress exactly one complete frame with a checksum; returns NULL, or a description of the error. */
 const char *frame_open(ZSTD_DCtx *context, const uint8_t *data, size_t size, uint8_t *out, size_t out_size,
                        const uint32_t *checksum);
 

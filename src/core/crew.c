@@ -1,4 +1,4 @@
-/* Threads that work without the interpreter's lock, and the calling thread that waits, reports and cleans up. */
+/* Threads that work without the interpreter's lock; the calling thread waits, reports progress and cleans up. */
 #include "core.h"
 
 #include <signal.h>
@@ -34,7 +34,8 @@ void *crew_leave(struct crew *crew)
 
 void crew_start(struct crew *crew, uint64_t n, void *(*run)(void *crew))
 {
-    /* Signals are for the calling thread, where Python handles them; a fault stays with whoever faults. */
+    /* Signals go to the calling thread, where Python handles them, but a fault's signal to the thread that caused it.
+     */
     sigset_t most, before;
     sigfillset(&most);
     sigdelset(&most, SIGBUS);
@@ -94,7 +95,7 @@ int crew_raise(const struct crew *crew)
     return -1;
 }
 
-/* Wait until nobody runs any more (true), or it is time to report (false). */
+/* Wait until all workers have ended (true), or it is time to report progress (false). */
 static bool wait_a_moment(struct crew *crew)
 {
     struct timespec until;
@@ -111,7 +112,7 @@ static bool wait_a_moment(struct crew *crew)
     return over;
 }
 
-/* Call the progress callback; -1 with an exception when it raised or said to stop. */
+/* Call the progress callback; -1 with an exception when it raised one or returned False. */
 static int report(struct crew *crew, PyObject *progress)
 {
     if (progress == Py_None)

@@ -1,4 +1,4 @@
-/* Single frames, and compressed data that fits in memory. */
+/* Single zstd frames, and compressed data that fits in memory. */
 #include "core.h"
 
 #include <stdlib.h>
@@ -73,7 +73,7 @@ PyObject *core_compress_bytes(PyObject *Py_UNUSED(module), PyObject *args, PyObj
     return result;
 }
 
-/* Decompress all frames of `in`; NULL, or what is wrong. `out` has a byte more than may be filled. */
+/* Decompress all frames of `in`; NULL, or a description of the error. `out` has one byte more than may be filled. */
 static const char *inflate(ZSTD_DStream *stream, ZSTD_inBuffer *in, ZSTD_outBuffer *out)
 {
     size_t left = 1;
@@ -99,7 +99,7 @@ PyObject *core_decompress_bytes(PyObject *Py_UNUSED(module), PyObject *args, PyO
         return NULL;
     PyObject *result = NULL;
     const char *wrong = NULL;
-    /* Memory that is not touched costs nothing. */
+    /* The kernel allocates only the pages that are written. */
     size_t room = (size_t)MIN(most, PTRDIFF_MAX - 1) + 1;
     ZSTD_inBuffer in = {data.buf, (size_t)data.len, 0};
     ZSTD_outBuffer out = {malloc(room), room, 0};

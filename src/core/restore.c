@@ -1,10 +1,10 @@
 /*
- * Frames to spans of memory.
+ * Decompresses frames to spans of memory.
  *
- * Each worker takes the next wanted frames, up to a megabyte of them, reads them in one request, checks and
- * decompresses each, and copies what the spans want of it. Nothing of a frame is written before all of it has been
- * checked. There are two workers more than `threads`, so that the medium and all CPUs are busy although some wait for
- * the medium. Memory of a worker: a megabyte (or the largest frame, compressed), a frame, a decompressor.
+ * Each worker takes the next frames that spans need, up to a megabyte, reads them in one request, checks and
+ * decompresses each, and copies the spans' bytes. No byte of a frame is written before the whole frame has been
+ * checked. There are two workers more than `threads`, so that all CPUs are busy while some workers wait for the medium.
+ * Memory of a worker: a megabyte (or the largest compressed frame), a frame, a decompressor.
  */
 #include "core.h"
 
@@ -28,12 +28,12 @@ struct job {
     int image, direct;
     Py_buffer extents; /* of the image */
     struct frame *frames;
-    size_t count, next;        /* `next`: the first frame that nobody has taken */
+    size_t count, next;        /* `next`: the first frame that no worker has taken */
     uint64_t longest, largest; /* of a wanted frame: bytes decompressed, and compressed */
     uint64_t written;
 };
 
-/* Take the next wanted frames that lie together: from `*first` on, up to but not `*end`; false when none is left. */
+/* Take the next contiguous frames that spans need, [*first, *end); false when none is left. */
 static bool take(struct job *job, size_t *first, size_t *end)
 {
     pthread_mutex_lock(&job->crew.lock);
@@ -72,7 +72,7 @@ static bool read_frames(struct job *job, size_t first, size_t end, uint8_t *data
             return crew_fail(&job->crew, errno, "cannot read %llu bytes at offset %llu of the image's file: %s",
                              (unsigned long long)(size - got), (unsigned long long)(base + got), strerror(errno));
         got += (uint64_t)n;
-        /* A direct read that ends within a sector has met the end of the file; one more would be refused. */
+        /* A direct read that ends within a sector has reached the end of the file; the next one would be refused. */
         if (n == 0 || (job->direct && got < needed && got % 512 != 0)) {
             while (job->frames[first].offset + job->frames[first].size <= base + got)
                 first++;
@@ -82,7 +82,7 @@ static bool read_frames(struct job *job, size_t first, size_t end, uint8_t *data
     return true;
 }
 
-/* Copy what the spans want of a frame to its place; false when the crew has failed. */
+/* Copy the bytes of a frame that are in spans to their places; false when the crew has failed. */
 static bool scatter(struct job *job, struct mapper *mapper, const struct frame *frame, uint8_t *content,
                     uint64_t *written)
 {
@@ -171,7 +171,7 @@ static int take_entries(struct job *job, const Py_buffer *entries, uint64_t offs
     return 0;
 }
 
-/* Find out which frames hold bytes of a span. */
+/* Mark the frames that hold bytes of a span. */
 static void choose_frames(struct job *job)
 {
     const struct layout *to = &job->destination;

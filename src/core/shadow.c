@@ -1,6 +1,6 @@
 /*
- * The kernel's indirection list, from its head to its end. It has an entry for each page of a load, and pages that the
- * kernel found one by one are tens of thousands of runs: that is what this is for. Formats: kjump/kexec/kimage.py.
+ * Reads the kernel's indirection list. It has an entry for each page of a load, and scattered pages make tens of
+ * thousands of runs, which Python would read slowly. Formats: kjump/kexec/kimage.py.
  */
 #include "core.h"
 
@@ -20,11 +20,11 @@ _Static_assert(sizeof(struct run) == SHADOW_RUN_SIZE, "kjump.kexec.kimage unpack
 struct list {
     struct run *runs;
     size_t count, room;
-    struct run run; /* that is being read; it may be empty */
-    bool placed;    /* there has been a destination */
+    struct run run; /* the run that is being read; it may be empty */
+    bool placed;    /* a destination entry has been read */
 };
 
-/* Put the run that has been read to the others, and begin the next one. */
+/* Append the run that has been read to the result, and begin the next one. */
 static bool next_run(struct list *list, uint64_t destination, uint64_t source, uint64_t count)
 {
     if (list->run.count != 0) {
@@ -44,7 +44,7 @@ static bool next_run(struct list *list, uint64_t destination, uint64_t source, u
     return true;
 }
 
-/* Read `n` entries; false with an exception. `*following`: the page of the next ones, 0 at the end of the list. */
+/* Read `n` entries; false with an exception. `*following`: the address of the next page of entries, 0 at the end. */
 static bool take(struct list *list, const uint64_t *entries, size_t n, uint64_t *following)
 {
     for (size_t i = 0; i < n; i++) {

@@ -1,11 +1,11 @@
 /*
- * Spans: where bytes of the stream lie in a file or a memory device, and how they are reached.
+ * Spans: the places of the stream's bytes in a file or a memory device, and the access to them.
  *
- * Memory devices are mapped. A slice is a 16 MiB aligned part of the file, cut to the extent it lies in: the
- * pages that spans touch, joined across gaps no larger than the caller allows, and nothing outside them, for
- * /dev/mem refuses a map that runs over what it allows. So pages that are scattered in the stream but close in
- * the file share a slice. What cannot be mapped is read and written the ordinary way. Maps of a file of huge pages
- * begin and end at its own pages.
+ * Memory devices are mapped in slices. A slice is a 16 MiB aligned part of the file, cut to an extent: the pages of
+ * spans, joined across gaps no larger than the caller allows. Nothing outside extents is mapped, because /dev/mem
+ * refuses a map that contains a page to which it gives no access. Pages that are scattered in the stream but close in
+ * the file share a slice. Files that cannot be mapped are read and written by pread and pwrite. Maps of a file of huge
+ * pages begin and end at the borders of huge pages.
  */
 #include "core.h"
 
@@ -17,7 +17,7 @@
 
 #define HUGETLBFS 0x958458f6 /* statfs(2) */
 
-/* Return what is wrong with a span of a stream that may lie from `first` to `end`, or NULL. */
+/* Return a description of what is wrong with a span of a stream valid from `first` to `end`, or NULL. */
 static const char *check_span(const struct span *span, uint64_t first, uint64_t end, uint64_t file_size)
 {
     if (span->length == 0)
@@ -82,7 +82,7 @@ int layout_init(struct layout *layout, int fd, bool writable, uint64_t gap, cons
     struct statfs file_system;
     if (fstatfs(fd, &file_system) == 0 && (uint32_t)file_system.f_type == HUGETLBFS)
         layout->page = MIN((uint64_t)file_system.f_bsize, SLICE);
-    /* To touch a map beyond the end of a file is fatal. Some files in /proc have contents but no size. */
+    /* Access to a map beyond the end of the file raises SIGBUS. Some files in /proc have contents but no size. */
     uint64_t file_size = INT64_MAX - PAGE;
     if (S_ISREG(status.st_mode) && status.st_size > 0)
         file_size = (uint64_t)status.st_size;
@@ -149,7 +149,7 @@ void mapper_free(struct mapper *mapper)
             munmap(mapper->slices[i].data, mapper->slices[i].end - mapper->slices[i].start);
 }
 
-/* Return the slice that holds `offset`: one that is there, or a new one in place of the least recently used. */
+/* Return the slice that holds `offset`: an existing one, or a new one in place of the least recently used. */
 static const struct slice *find_slice(struct mapper *mapper, uint64_t offset)
 {
     const struct layout *layout = mapper->layout;

@@ -1,4 +1,4 @@
-/* One page, compressed: zstd is linked, zlib, lzo and snappy are opened when they are first wanted. */
+/* Compression of single pages: zstd is linked; zlib, lzo and snappy are opened (dlopen) at their first use. */
 #include "dump.h"
 
 #include <dlfcn.h>

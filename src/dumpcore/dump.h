@@ -1,4 +1,5 @@
-/* kjump._dump: what its files share. Plain buffers come in and go out; everything works without the lock. */
+/* kjump._dump: declarations for all of its files. Functions take and fill plain buffers, without the interpreter's
+ * lock. */
 #ifndef KJUMP_DUMP_H
 #define KJUMP_DUMP_H
 
@@ -25,16 +26,16 @@ struct codec {
     void *zstd_in, *zstd_out, *work;
 };
 
-/* Open the library that `method` needs; NULL, or what is missing. Call it with the interpreter's lock. */
+/* Open the library for `method`; NULL, or what is missing. The caller must hold the interpreter's lock. */
 const char *codec_open(uint32_t method);
-/* Make ready to compress; false when there is no memory. `level`: zlib's or zstd's. */
+/* Prepare for compression; false when there is no memory. `level` is that of zlib or zstd. */
 bool codec_prepare(struct codec *codec, uint32_t method, int level);
 void codec_free(struct codec *codec);
 /* Compress a page to `out`, which has `room` bytes; return the size, or 0 when it does not become smaller. */
 size_t codec_compress(struct codec *codec, uint32_t method, int level, const uint8_t *page, uint8_t *out, size_t room);
 /* Decompress `size` bytes to exactly one page; false when they are damaged. */
 bool codec_decompress(struct codec *codec, uint32_t method, const uint8_t *data, size_t size, uint8_t *page);
-/* Bytes that one compressed page may take while it is being made. */
+/* The largest size in bytes of a compressed page, before it is compared with a plain one. */
 #define CODEC_ROOM (PAGE + PAGE / 8 + 256)
 
 /* pages.c */

@@ -1,4 +1,4 @@
-/* Pages in and out: gathered from a file's pieces, compressed one by one, found again by their descriptors. */
+/* Reads pages from a file's pieces, compresses them one by one, and reads compressed pages by their descriptors. */
 #include "dump.h"
 
 #include <errno.h>
@@ -74,7 +74,7 @@ static int read_at(const struct file *file, uint64_t address, uint8_t *data, uin
 
 static PyObject *raise_error(int error, const char *what, uint64_t where)
 {
-    /* PyErr_Format knows no flags such as the # of %#llx before Python 3.14: it prints the format itself. */
+    /* Before Python 3.14 PyErr_Format does not know flags such as the # of %#llx, and prints the format unchanged. */
     if (error == EFAULT)
         PyErr_Format(dump_format_error, "there is no %s at 0x%llx", what, (unsigned long long)where);
     else if (error == ENODATA)

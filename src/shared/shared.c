@@ -1,4 +1,4 @@
-/* What kjump._core and kjump._dump have in common; each is linked with a copy. */
+/* Functions that kjump._core and kjump._dump have in common; each is linked with a copy. */
 #include "shared.h"
 
 #include <errno.h>
@@ -60,7 +60,7 @@ uint64_t shared_next_bit(const uint8_t *bits, uint64_t at, uint64_t end, bool va
     return end;
 }
 
-/* Return which bits of the byte that holds bit `start` lie in [start, end). */
+/* Return the mask of the bits in [start, end) of the byte that holds bit `start`. */
 static unsigned mask_of(uint64_t start, uint64_t end)
 {
     uint64_t behind = (start / 8 + 1) * 8;
@@ -99,11 +99,11 @@ uint64_t shared_clear_bits(uint8_t *bits, uint64_t start, uint64_t end)
 
 bool shared_is_zero_page(const uint8_t *page)
 {
-    /* Most others differ in one of these places. */
+    /* Most pages that are not zeros differ in one of these places. */
     uint64_t probe[3];
     memcpy(&probe[0], page, 8);
     memcpy(&probe[1], page + 2048, 8);
     memcpy(&probe[2], page + 4088, 8);
-    /* Equal to itself shifted by eight bytes, of which the first are zero: then all are. */
+    /* The first eight bytes are zero; a page that equals itself shifted by eight bytes is all zeros then. */
     return (probe[0] | probe[1] | probe[2]) == 0 && memcmp(page, page + 8, PAGE - 8) == 0;
 }

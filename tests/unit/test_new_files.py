@@ -63,7 +63,7 @@ def test_a_pipe_of_somebody_else_gets_nothing(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     os.chown(pipe, NOBODY, NOBODY)
-    with pytest.raises(HostError, match="belongs to somebody else"):
+    with pytest.raises(HostError, match="belongs to another user"):
         write_whole(pipe, b"data")
 
 

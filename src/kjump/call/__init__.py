@@ -1,1 +1,1 @@
-"""Programs in physical mode: C functions, flat binaries and BIOS services behind a gate, here or emulated."""
+"""Programs in physical mode: C functions, flat binaries and BIOS services, on this machine or an emulated one."""

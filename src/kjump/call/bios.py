@@ -1,7 +1,7 @@
 """BIOS services: software interrupts in real mode, made by a program (gates/program/bios.c) behind the gate.
 
-Source of the calls: ACPI specification chapter 15 (E820), VESA BIOS Extensions 3.0 (VBE), BIOS Enhanced Disk
-Drive Specification 3.0 (EDD).
+Sources: ACPI specification chapter 15 (E820), VESA BIOS Extensions 3.0 (VBE), BIOS Enhanced Disk Drive
+Specification 3.0 (EDD).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kjump.formats.e820 import E820Entry, unpack
 from kjump.gates.layouts import BIOS_NUMBERS, BIOS_REGISTERS
 
 BUFFER_ADDRESS = BIOS_NUMBERS["BUFFER"]
-"""Where the buffer lies while the BIOS runs: ES:DI of D00h:0 points to it."""
+"""The physical address of the buffer while the BIOS runs; D00h:0 as a real-mode pointer, for ES:DI."""
 BUFFER_SIZE = BIOS_NUMBERS["BUFFER_SIZE"]
 BUFFER_SEGMENT = BUFFER_ADDRESS >> 4
 
@@ -34,7 +34,7 @@ _DRIVE = struct.Struct("<HHIIIQH")
 
 @dataclass(frozen=True)
 class Registers:
-    """32-bit registers and real-mode segments of a BIOS call; `flags` are EFLAGS as it left them."""
+    """32-bit registers and real-mode segments of a BIOS call; `flags` is EFLAGS after the call."""
 
     eax: int = 0
     ebx: int = 0
@@ -49,7 +49,7 @@ class Registers:
 
     @property
     def carry(self) -> bool:
-        """Whether the carry flag is set, by which most services say that they failed."""
+        """Whether the carry flag is set, by which most services report failure."""
         return bool(self.flags & _CARRY)
 
 
@@ -57,7 +57,7 @@ BIOS_REGISTERS.check(Registers)
 
 
 def program() -> Program:
-    """Return the program that makes BIOS calls; it has a fixed place below 64 KiB."""
+    """Return the program that makes BIOS calls; it has a fixed physical address below 64 KiB."""
     path = Path(kjump.gates.__file__).parent / "bios.elf"
     return from_elf(path.read_bytes(), "the BIOS program")
 
@@ -88,7 +88,7 @@ class Drive:
 
 
 class Bios:
-    """The BIOS of a machine; use as a context manager, since a program stays loaded for it."""
+    """The BIOS of a machine; a context manager, which keeps a program loaded meanwhile."""
 
     def __init__(self, machine: Machine) -> None:
         """Load the program on `machine`."""
@@ -110,14 +110,14 @@ class Bios:
         return Registers(*found), result.output[_REGISTERS.size :]
 
     def memory_map(self) -> list[E820Entry]:
-        """Return the memory map in the BIOS's order; JumpError when it has no such service."""
+        """Return the memory map (INT 15h, E820h) in the BIOS's order; JumpError when the BIOS has no such service."""
         result = self._loaded.call(_COMMAND_E820)
         if result.value & _CARRY:
             raise JumpError("this BIOS has no memory map (INT 15h, E820h)")
         return unpack(result.output)
 
     def vbe_info(self) -> VbeInfo:
-        """Return what the graphics BIOS says of itself; JumpError when there is none."""
+        """Return the graphics BIOS's description of the card; JumpError when there is no VBE BIOS."""
         asked = Registers(eax=0x4F00, es=BUFFER_SEGMENT)
         registers, buffer = self.interrupt(0x10, asked, b"VBE2")
         if registers.eax & 0xFFFF != _VBE_DONE:
@@ -132,7 +132,7 @@ class Bios:
         return VbeInfo(signature.decode("latin-1"), f"{version >> 8}.{version & 255}", name, blocks << 16, listed)
 
     def drive(self, number: int) -> Drive:
-        """Return what the BIOS says of drive `number` (80h: the first disk); JumpError when it knows none."""
+        """Return the BIOS's description of drive `number` (80h: the first disk); JumpError when there is none."""
         present, _ = self.interrupt(0x13, Registers(eax=0x4100, ebx=0x55AA, edx=number))
         if present.carry or present.ebx & 0xFFFF != _EDD_PRESENT:
             raise JumpError(f"the BIOS has no enhanced disk services for drive {number:#x} (INT 13h, 41h)")
@@ -147,7 +147,7 @@ class Bios:
 
 
 def _offset(pointer: bytes) -> int:
-    """Return where in the buffer a real-mode far pointer leads; negative or too large when elsewhere."""
+    """Return a real-mode far pointer as an offset in the buffer; negative or too large when it points elsewhere."""
     offset, segment = struct.unpack("<HH", pointer)
     return int((segment << 4) + offset - BUFFER_ADDRESS)
 

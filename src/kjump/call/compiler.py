@@ -1,6 +1,6 @@
-"""C files become programs: compiled for the bare machine with the flags that it needs, and kept in a cache.
+"""Compiles C files to freestanding programs, which are kept in a cache.
 
-What is compiled against lies in gates/program: kjump.h, the run-time, and the linker script.
+The header kjump.h, the run-time and the linker script are in gates/program.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _SSE = ("-msse2", "-mfpmath=sse")
 def compile_program(
     source: Path, *, arch: Arch = Arch.X86_64, function: str | None = None, preserve: Preserve = Preserve.NOTHING
 ) -> Program:
-    """Return `source` compiled for `arch`, calling `function` (default: the file's name).
+    """Return `source` compiled for `arch`, with `function` (default: the file's name) as the function to call.
 
-    With Preserve.FPU it may use SSE, else it is compiled without. UsageError when there is no compiler, FormatError
-    with the compiler's first complaint when it does not compile.
+    With Preserve.FPU the code may use SSE, else it is compiled without. UsageError when there is no compiler,
+    FormatError with the compiler's first error when it does not compile.
     """
     name = function or re.sub(r"\W", "_", source.stem)
     if not (name.isidentifier() and name.isascii()):
@@ -53,13 +53,13 @@ def compile_program(
 
 
 def compiled(source: Path, arch: Arch, function: str, preserve: Preserve) -> bytes:
-    """Return the executable (ELF) for a C file, from the cache when nothing that goes in has changed."""
+    """Return the executable (ELF) for a C file, from the cache when no input has changed."""
     compiler = _compiler()
     registers = _SSE if Preserve.FPU in preserve else _GENERAL_REGISTERS
     flags = [f"-m{arch.bits}", *_COMPILE, *registers]
     names = [f"-DKJUMP_FUNCTION={function}", f"-I{SUPPORT}", "-include", str(_PROTOTYPE)]
-    # What the preprocessor makes of both files is all that goes in, whatever they include; it is compiled as it is, for
-    # the files may change meanwhile.
+    # The preprocessor's output contains all inputs, included files too. That output is compiled, not the files again,
+    # which may change meanwhile.
     texts = [_run([compiler, *flags, *names, "-E", str(file)], source, function) for file in (source, _RUNTIME)]
     content = [re.sub(rb"(?m)^# .*\n", b"", text) for text in texts]  # without the files' names
     key = hashlib.sha256(repr((compiler, flags, _LINK, _SCRIPT.read_bytes(), content)).encode())
@@ -73,7 +73,7 @@ def compiled(source: Path, arch: Arch, function: str, preserve: Preserve) -> byt
 
 
 def _made(command: Sequence[str], texts: Sequence[bytes], source: Path, function: str) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="kjump-") as folder:  # nobody else may look into it
+    with tempfile.TemporaryDirectory(prefix="kjump-") as folder:  # with access for this user only
         files = [Path(folder, f"{number}.i") for number, _ in enumerate(texts)]
         for file, text in zip(files, texts, strict=True):
             file.write_bytes(text)
@@ -91,9 +91,9 @@ def _compiler() -> str:
 
 
 def _cache(name: str) -> Path | None:
-    """Return where the program `name` is kept; None when that folder is not ours alone: what is in it is not believed.
+    """Return the cache's path for the program `name`; None when others than this user could write to the cache.
 
-    (As with `sudo -E`, where it is the user's, who shall not say what root calls on the bare machine.)
+    (With `sudo -E` the cache is the user's, who must not decide what root calls in physical mode.)
     """
     root = os.environ.get("XDG_CACHE_HOME")
     folder = (Path(root) if root else Path.home() / ".cache") / "kjump" / "programs"
@@ -119,7 +119,7 @@ def _run(command: Sequence[str], source: Path, function: str) -> bytes:
 
 
 def _first_complaint(text: str, source: str, function: str) -> str:
-    """Return what is wrong with `source` by what compiler and linker say, as one sentence."""
+    """Return the first error of compiler or linker about `source`, as one sentence."""
     errors = [line for line in text.splitlines() if re.search(r":\d+: (fatal )?error:", line)]
     missing = None if errors else re.search(r"undefined (?:reference to|symbol:) [`']?(\w+)", text)
     if missing and missing[1] == function:

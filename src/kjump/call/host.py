@@ -1,4 +1,4 @@
-"""The machine we run on, as one that programs can be called on. Needs root."""
+"""Calling programs on the running machine; needs root."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class HostMachine(Machine):
     """The running kernel and its CPU."""
 
     def __init__(self) -> None:
-        """Refuse what cannot work, before anything is done: HostError."""
+        """Check that calls can work here; HostError, with nothing changed, when they cannot."""
         if os.geteuid() != 0:
             raise HostError("calling code on this machine needs root; `--on emulator` needs no privileges")
         if platform.machine() != "x86_64":
             raise HostError(f"kjump calls code on x86_64 kernels, not on {platform.machine()}; use `--on emulator`")
 
     def surface(self) -> Surface:
-        """Return what a gate must know of this machine; HostError when the kernel hides it."""
+        """Return what a gate must know of this machine; HostError when the kernel hides addresses."""
         ram = procfs.ram()
         with kernel_memory.Kcore() as kcore:
             gdt, limit = kernel_memory.boot_cpu_gdt(kcore)
@@ -58,14 +58,14 @@ class HostMachine(Machine):
         return _Held(size)
 
     def load_plan(self, plan: Plan) -> None:
-        """Load `plan` into the kernel, with all files written out first."""
+        """Write out all files (sync), and load `plan` into the kernel."""
         os.sync()
         loader.current().load(plan)
 
     def jump(self) -> None:
-        """Jump; all other processes stand still meanwhile."""
+        """Jump; the kernel freezes all other processes meanwhile."""
         loader.current().jump()
 
     def unload(self, plan: Plan) -> None:
-        """Drop what the kernel holds."""
+        """Unload the kernel's image."""
         loader.current().unload(plan.flags & ~0xFFFF)

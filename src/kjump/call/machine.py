@@ -1,4 +1,4 @@
-"""A machine that programs can be called on: the one we run on, or an emulated one, with the same interface.
+"""A machine that programs can be called on: the running one or an emulated one, with the same interface.
 
 ```
 with machine.load(program) as loaded:
@@ -63,10 +63,10 @@ def describe_exception(vector: int) -> str:
 
 
 class FaultError(JumpError):
-    """An exception ended the program; it came back all the same, and A is unharmed. `details` are lines to print."""
+    """An exception ended the program, and the gate came back; this system is unharmed. `details` are lines to print."""
 
     def __init__(self, name: str, fault: Fault) -> None:
-        """Say what happened where; `fault` has the numbers."""
+        """Describe the exception `fault` of the program `name`."""
         memory = f", memory address {fault.memory:#x}" if fault.vector == 14 else ""
         super().__init__(f"{name} was ended by a {describe_exception(fault.vector)} at {fault.address:#x}{memory}")
         self.fault = fault
@@ -75,10 +75,10 @@ class FaultError(JumpError):
 
 @dataclass(frozen=True)
 class CallResult:
-    """What a call came to.
+    """The result of a call.
 
-    `value` is what the function returned, `output` the bytes it wrote (`cut_off` when it wrote more than are kept);
-    `calls` how many there have been since the load; `tsc_in`, `tsc_begin`, `tsc_end` time stamps of the CPU: gate
+    `value` is what the function returned, `output` the bytes it wrote (`cut_off` when it wrote more than fit);
+    `calls` the number of calls since the load; `tsc_in`, `tsc_begin`, `tsc_end` are time stamp counter values: gate
     entered, function begun, function ended.
     """
 
@@ -92,7 +92,7 @@ class CallResult:
 
 
 class Machine(ABC):
-    """What loading and calling need of a machine."""
+    """A machine that can load and call programs; subclasses implement the primitives."""
 
     @abstractmethod
     def surface(self) -> Surface:
@@ -100,11 +100,11 @@ class Machine(ABC):
 
     @abstractmethod
     def pin(self, count: int, avoid: RangeSet) -> PinnedPages:
-        """Return `count` pinned pages outside `avoid`."""
+        """Return `count` pinned pages outside `avoid` (physical ranges)."""
 
     @abstractmethod
     def hold(self, size: int) -> HeldMemory:
-        """Return `size` bytes of the machine's own memory in one piece, for code that shall lie in A."""
+        """Return `size` bytes of A's memory, physically contiguous, for code that is entered where it lies."""
 
     @abstractmethod
     def load_plan(self, plan: Plan) -> None:
@@ -112,18 +112,18 @@ class Machine(ABC):
 
     @abstractmethod
     def jump(self) -> None:
-        """Jump and come back; HostError when it is refused, JumpError when what is called runs wild."""
+        """Jump and come back; HostError when the jump is refused, JumpError when the program does not come back."""
 
     @abstractmethod
     def unload(self, plan: Plan) -> None:
-        """Drop what is loaded for `plan`."""
+        """Unload what was loaded for `plan`."""
 
     def report(self) -> list[str]:
-        """Return what is known beside the fault of the program that was ended last, as lines to print."""
+        """Return further details of the last program that an exception ended, as lines to print."""
         return []
 
     def prepare(self, program: Program, *, preserve: Preserve = Preserve.NOTHING) -> tuple[Plan, CallMailbox]:
-        """Return the Plan that calls `program` behind a gate, and the mailbox it names; nothing is loaded."""
+        """Return the Plan that calls `program` behind a gate, and the mailbox it uses; nothing is loaded."""
         surface = self.surface()
         layout, placed = lay_out(program, surface)
         box = CallMailbox(self, RangeSet([layout.range, *(s.range for s in placed.segments)]))
@@ -131,12 +131,12 @@ class Machine(ABC):
         return plan, box
 
     def load(self, program: Program, *, preserve: Preserve = Preserve.NOTHING) -> Loaded:
-        """Load `program` behind a gate, to be called as often as wanted; its state is kept between calls."""
+        """Load `program` behind a gate; it can be called any number of times and keeps its state between calls."""
         plan, box = self.prepare(program, preserve=preserve)
         return Loaded(self, program.name, plan, box)
 
     def install(self, program: Program, *, preserve: Preserve = Preserve.NOTHING) -> Loaded:
-        """Put a movable `program` with its gate into A's own memory and load a fake image that enters it there."""
+        """Put a movable `program` with its gate into A's memory, and load a fake image that enters it there."""
         surface = self.surface()
         layout, _ = lay_out(program, surface)
         held = self.hold(layout.range.size + program.range.end)
@@ -153,7 +153,7 @@ class Machine(ABC):
 
 
 class HeldMemory(ABC):
-    """A piece of A's memory without gaps; `address` is physical."""
+    """Physically contiguous memory of A; `address` is physical."""
 
     address: int
 
@@ -167,7 +167,7 @@ class HeldMemory(ABC):
 
 
 class CallMailbox:
-    """A's side of the mailbox of calls: one page for numbers, and pages for bytes."""
+    """The first kernel's side of a call's mailbox: one page for numbers, further pages for bytes."""
 
     def __init__(self, machine: Machine, avoid: RangeSet, cookie: bytes = b"") -> None:
         """Take the pages from `machine`, outside `avoid`; the cookie is random unless given."""
@@ -181,7 +181,7 @@ class CallMailbox:
         return self._pages.addresses
 
     def post(self, args: Sequence[Argument]) -> None:
-        """Leave the arguments; bytes become two arguments, an address and a length. UsageError when too many."""
+        """Write the arguments; bytes become two arguments, an address and a length. UsageError when they do not fit."""
         numbers: list[int] = []
         data = bytearray()
         pointers = 0
@@ -202,7 +202,7 @@ class CallMailbox:
         self._pages.check()
 
     def read(self, name: str) -> CallResult:
-        """Return the result; FaultError or JumpError when the function did not come to its end."""
+        """Return the result; FaultError or JumpError when the function did not return."""
         reply = decode_reply(self._pages.read(0), self.cookie)
         if reply.fault is not None:
             raise FaultError(name, reply.fault)
@@ -219,7 +219,7 @@ class CallMailbox:
 
 
 class Loaded:
-    """A loaded program; use as a context manager, or `close` it. `plan` is what was loaded."""
+    """A loaded program; a context manager, or to be closed by `close`. `plan` is the Plan that was loaded."""
 
     def __init__(
         self,
@@ -229,7 +229,7 @@ class Loaded:
         box: CallMailbox | None,
         held: HeldMemory | None = None,
     ) -> None:
-        """Load `plan` on `machine`; `held` is memory that must live as long."""
+        """Load `plan` on `machine`; `held` is memory to release at the end."""
         self.plan = plan
         self._machine = machine
         self._name = name
@@ -238,9 +238,9 @@ class Loaded:
         machine.load_plan(plan)
 
     def call(self, *args: Argument) -> CallResult:
-        """Jump to the program with `args` (numbers modulo 2**64, bytes) and return what it came to.
+        """Jump to the program with `args` (numbers modulo 2**64, or bytes), and return the result.
 
-        HostError when the jump is refused; JumpError when the program faults or never comes back.
+        HostError when the jump is refused; JumpError when the program faults or does not come back.
         """
         if self.mailbox is None:
             if args:
@@ -256,7 +256,7 @@ class Loaded:
             raise
 
     def close(self) -> None:
-        """Drop the program, and the memory that it needed in A."""
+        """Unload the program, and release its memory in A."""
         self._machine.unload(self.plan)
         if self.mailbox is not None:
             self.mailbox.release()

@@ -1,14 +1,15 @@
 """Programs: physical-mode code that is called and returns, as a Plan.
 
-A program is pieces of memory and an entry point. It is an ELF executable (its PT_LOAD segments go to their physical
-addresses; a position-independent one goes anywhere), a flat binary, or nothing but the address of code that
-already lies in memory. `gated` puts the gate and the call shim in front:
+A program is a set of segments and an entry point. It comes from an ELF executable (its PT_LOAD segments go to their
+physical addresses; a position-independent one goes anywhere), from a flat binary, or is only the address of code that
+is in memory already. `plan_call` puts the gate and the call shim in front:
 
 ```
 gate | shim | block | page tables | stack | bytes in | bytes out        program's own segments
 ```
 
-Without them the entry point is the jump-back entry itself, as the kernel calls it, with all that it owes the kernel.
+Without them (`plan_bare`) the kernel calls the entry point directly, and the program itself must return as the kernel
+expects.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from kjump.ranges import Range, RangeSet, align_up
 STACK_SIZE = 16 << 10
 BUFFER_SIZE = 64 << 10
 LOWEST = 2 << 20
-"""Gates and movable programs lie above this: clear of firmware, and of what little Linux keeps in low memory."""
+"""The lowest physical address for gates and movable programs, clear of firmware and of Linux's low memory."""
 _HIGHEST = 4 << 30
 
 
 class Arch(enum.Enum):
-    """An architecture: its name, bits, ELF machine, and flag of kexec_load."""
+    """An architecture: its name, word size in bits, ELF machine number, and kexec_load flag."""
 
     X86_64 = ("x86_64", 64, elf.EM_X86_64, ARCH_X86_64)
     I386 = ("i386", 32, elf.EM_386, ARCH_I386)
@@ -50,7 +51,7 @@ class Arch(enum.Enum):
 
 
 class Preserve(enum.Flag):
-    """What of A's CPU a gate keeps for A beside what the kernel keeps itself, so that a program may use it.
+    """The CPU state that a gate saves for A, in addition to what the kernel saves, so that a program may change it.
 
     FPU: the FPU and SSE registers and the CR0 and CR4 bits they need; DESCRIPTORS: segment registers, their
     bases, GDTR and IDTR.
@@ -63,7 +64,7 @@ class Preserve(enum.Flag):
 
 @dataclass(frozen=True)
 class Program:
-    """Code to call: `entry` and `segments` at physical addresses; a `movable` one lies as for address 0.
+    """Code to call: `entry` and `segments` at physical addresses; those of a `movable` program are relative to 0.
 
     `relocations` of a movable program are (address of a word, addend): see `formats.relocations`.
     """
@@ -77,13 +78,13 @@ class Program:
 
     @property
     def range(self) -> Range:
-        """From the first to the last byte of all segments."""
+        """The physical range from the first to the last byte of all segments."""
         if not self.segments:
             return Range(0, 0)
         return Range(min(s.address for s in self.segments), max(s.range.end for s in self.segments))
 
     def at(self, address: int) -> Program:
-        """Return a movable program as it must lie at physical `address` (page aligned)."""
+        """Return a movable program relocated to physical `address` (page aligned)."""
         if not self.movable:
             raise PlanError(f"{self.name} has fixed addresses and cannot be put at {address:#x}")
         size = self.arch.bits // 8
@@ -108,7 +109,7 @@ def _relocate(content: list[tuple[Segment, bytearray]], place: int, addend: int 
 
 
 def from_flat(data: bytes, at: int, arch: Arch, name: str = "program") -> Program:
-    """Return a flat binary to lie at physical `at`, its first byte the entry; PlanError unless page aligned."""
+    """Return a flat binary for physical address `at`, its first byte the entry; PlanError unless page aligned."""
     if at % PAGE_SIZE:
         raise PlanError(f"{name}: {at:#x} is not a multiple of {PAGE_SIZE}")
     if not data:
@@ -117,18 +118,18 @@ def from_flat(data: bytes, at: int, arch: Arch, name: str = "program") -> Progra
 
 
 def in_memory(entry: int, arch: Arch) -> Program:
-    """Return the fake image: no code of its own, its entry is code that already lies at physical `entry`.
+    """Return a fake image: a program without contents whose entry is code that is at physical `entry` already.
 
-    Its one segment is empty, and not at address 0, which Linux would take for all of memory.
+    Its one segment is empty, and not at address 0, where Linux 6.12 would take every page for its destination.
     """
     return Program(arch, entry, (Segment(PAGE_SIZE, 0, b"", "nothing"),), f"code at {entry:#x}")
 
 
 @dataclass(frozen=True)
 class Surface:
-    """What a machine is for a gate: RAM, the end of what page tables must reach, 1 GiB pages or not, A's GDT.
+    """What a gate must know of a machine: RAM, the end of what page tables must map, 1 GiB pages or not, A's GDT.
 
-    `gdt_base` (linear, 0: leave GDTR alone) and `gdt_limit` are CPU 0's in A; `gate_flags` go into the gate.
+    `gdt_base` (linear; 0: do not load GDTR) and `gdt_limit` are those of CPU 0 in A; `gate_flags` go into the gate.
     """
 
     ram: RangeSet
@@ -141,7 +142,7 @@ class Surface:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the parts in front of a program lie, from physical `base` on."""
+    """The physical addresses of the parts in front of a program, from `base` on."""
 
     base: int
     tables_size: int
@@ -168,24 +169,25 @@ class Layout:
 
     @property
     def bytes_in(self) -> Range:
-        """Where bytes that go with the arguments are put."""
+        """The buffer for bytes that are passed as arguments."""
         return Range.of_size(self.stack.end, BUFFER_SIZE)
 
     @property
     def bytes_out(self) -> Range:
-        """Where the function's output is gathered."""
+        """The buffer for the function's output."""
         return Range.of_size(self.bytes_in.end, BUFFER_SIZE)
 
     @property
     def range(self) -> Range:
-        """All of it."""
+        """All parts together."""
         return Range(self.base, self.bytes_out.end)
 
 
 def lay_out(program: Program, surface: Surface, *, base: int | None = None) -> tuple[Layout, Program]:
-    """Return where the gate's parts lie, and the program in its place: behind them if it is movable.
+    """Return the layout of the gate's parts, and the program at its final address: behind them if it is movable.
 
-    `base` is where to begin (page aligned); found in RAM when not given. PlanError when there is no room.
+    `base` is the physical address of the first part (page aligned; default: chosen in RAM). PlanError when there is no
+    room.
     """
     size = 0 if program.arch is Arch.I386 else tables_size(surface.memory_end, huge=surface.huge)
     needed = Layout(0, size).range.size
@@ -203,16 +205,16 @@ def lay_out(program: Program, surface: Surface, *, base: int | None = None) -> t
 
 
 def plan_bare(program: Program) -> Plan:
-    """Return the Plan that enters `program` directly: its entry point is the jump-back entry."""
+    """Return the Plan that enters `program` directly, without gate and shim."""
     return make_plan(program.entry, program.segments, program.arch.flag | PRESERVE_CONTEXT)
 
 
 def plan_call(
     program: Program, layout: Layout, surface: Surface, *, mailbox: int, cookie: bytes, preserve: Preserve
 ) -> Plan:
-    """Return the Plan that calls `program` (in its place, see `lay_out`) behind gate and shim.
+    """Return the Plan that calls `program` (at its final address, see `lay_out`) behind gate and shim.
 
-    `mailbox` (physical) and `cookie` are where requests and replies travel; `preserve` is what the gate keeps for A.
+    `mailbox` (physical) and `cookie` are those of the page for requests and replies; `preserve` is what the gate saves.
     """
     front = front_segment(program, layout, surface, mailbox=mailbox, cookie=cookie, preserve=preserve)
     segments = [front, *program.segments]
@@ -222,7 +224,7 @@ def plan_call(
 def front_segment(
     program: Program, layout: Layout, surface: Surface, *, mailbox: int, cookie: bytes, preserve: Preserve
 ) -> Segment:
-    """Return the segment with all that stands before `program`: gate, shim, block, tables, stack, buffers."""
+    """Return the segment in front of `program`: gate, shim, block, tables, stack, buffers."""
     flags = surface.gate_flags | FLAG_RESIDENT
     if Preserve.DESCRIPTORS in preserve:
         flags |= FLAG_DESCRIPTORS
@@ -260,7 +262,7 @@ def front_segment(
 def from_elf(data: bytes, name: str = "program") -> Program:
     """Return an ELF executable as a program; FormatError when it is not one that can be called.
 
-    A position-independent one (ET_DYN) is movable; its relative relocations are all it may need.
+    A position-independent one (ET_DYN) is movable; it may have relative relocations only.
     """
     file = elf.parse(data)
     arch = next((a for a in Arch if a.machine == file.header.machine), None)
@@ -294,7 +296,7 @@ def _contents(data: bytes, load: elf.ProgramHeader, name: str) -> bytes:
 
 
 def _join_pages(pieces: Iterable[tuple[int, int, bytes]], name: str) -> Iterable[Segment]:
-    """Yield page-aligned segments for (address, size, data), several in one where they share pages."""
+    """Yield page-aligned segments for (address, size, data); pieces that share pages go into one segment."""
     ordered = sorted(pieces)
     for (left, size, _), (right, right_size, _) in pairwise(ordered):
         if left + size > right:

@@ -1,4 +1,4 @@
-"""The command line. Verbs are in modules of their own, imported only when they are called."""
+"""The command line. Each verb's module is imported only when the verb is called."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Dumps": {"dump": "kjump.cli.dump"},
     "Laboratory": {"lab": "kjump.cli.lab"},
 }
-"""Each verb under its heading in `kjump --help`, with the module that has its command, `VERB_command`."""
+"""The verbs by their heading in `kjump --help`, each with the module of its command `VERB_command`."""
 
 _VERBS = {verb: module for verbs in SECTIONS.values() for verb, module in verbs.items()}
 

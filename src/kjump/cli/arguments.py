@@ -1,7 +1,7 @@
-"""What was named on the command line, looked at before anything else is: privileges, the kernel, memory.
+"""Checks of the files and devices on the command line, made before privileges, kernel and memory are checked.
 
-So a mistyped word is said to be wrong to whoever typed it, root or not. What only root may read is not checked here:
-that privileges are missing is said next.
+A wrong argument is thus reported to every user, root or not. Files that only root can read are not checked here: for
+other users the next error is that root is needed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _HEAD = 4096
 
 
 def need_root() -> None:
-    """Raise HostError unless this process may do what is done next."""
+    """Raise HostError unless this process runs as root."""
     if os.geteuid() != 0:
         raise HostError("only root can do this: run it as root")
 
 
 def check_target(path: str, *, folder: bool = False) -> None:
-    """Raise TargetError when `path` is no block device and no file (nor, where one will do, a folder)."""
+    """Raise TargetError unless `path` is a block device, a file or, with `folder`, a folder."""
     mode = _mode(path)
     if mode is None or stat.S_ISBLK(mode) or stat.S_ISREG(mode) or (folder and stat.S_ISDIR(mode)):
         return
@@ -54,7 +54,7 @@ def target_named(context: click.Context, parameter: click.Parameter, name: str |
 
 
 def open_saved(path: str, block: int, *, writable: bool) -> Target:
-    """Open what holds an image: a target file, a device, or the target file that begins at `block` of a device.
+    """Open the target of an image: a target file, a device, or the target file that begins at `block` of a device.
 
     `block` is in units of 4096 bytes, as kjump.resume_offset= counts; 0 for the device itself. TargetError or
     ImageError when there is none.
@@ -65,7 +65,7 @@ def open_saved(path: str, block: int, *, writable: bool) -> Target:
 
 
 def check_saved(path: str, block: int) -> bool:
-    """Raise TargetError or UsageError when nothing that `open_saved` opens can be meant; tell whether it is a file."""
+    """Raise TargetError or UsageError when `open_saved` cannot open the path; tell whether it is a file."""
     check_target(path)
     mode = _mode(path)
     is_file = mode is not None and stat.S_ISREG(mode)
@@ -75,7 +75,7 @@ def check_saved(path: str, block: int) -> bool:
 
 
 def check_second_kernel(kernel: Path | None, *initrds: Path | None) -> None:
-    """Raise FormatError when what was named as kernel is no bzImage, or what was named as initramfs is none."""
+    """Raise FormatError when `kernel` is no bzImage, or one of `initrds` is no initramfs."""
     if kernel is not None and (head := _head(kernel)):
         try:
             bzimage.check_magic(head)
@@ -88,7 +88,7 @@ def check_second_kernel(kernel: Path | None, *initrds: Path | None) -> None:
 
 
 def _mode(path: str) -> int | None:
-    """Return what kind of file `path` is; None when that may not be known. TargetError when it is not there."""
+    """Return the file mode of `path`; None when this user may not read it. TargetError when it does not exist."""
     try:
         return Path(path).stat().st_mode
     except PermissionError:
@@ -98,7 +98,7 @@ def _mode(path: str) -> int | None:
 
 
 def _head(path: Path) -> bytes:
-    """Return the first bytes of a file; none when they may not be read."""
+    """Return the first bytes of a file; empty when this user may not read it."""
     try:
         with path.open("rb") as file:
             return file.read(_HEAD) or bytes(1)

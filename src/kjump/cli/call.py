@@ -25,7 +25,7 @@ _PRESERVE = {"fpu": Preserve.FPU, "descriptors": Preserve.DESCRIPTORS, "nothing"
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What the command line asks for beside the program and its arguments."""
+    """The options of the command line, without the program and its arguments."""
 
     on: str
     arch: Arch
@@ -41,7 +41,7 @@ class _Wanted:
 
 
 def argument(text: str) -> Argument:
-    """Return what a word of the command line means: a number, @FILE's bytes, or the word's own (`s:` forces that)."""
+    """Return the value of an argument: a number, the bytes of @FILE, or the text's own bytes (forced by `s:`)."""
     if text.startswith("s:"):
         return text[2:].encode()
     if text.startswith("@"):
@@ -53,7 +53,7 @@ def argument(text: str) -> Argument:
 
 
 def _words(text: str) -> list[str]:
-    """Return the words of `--then`, as a shell splits them; UsageError when a quote is not closed."""
+    """Split the text of `--then` as a shell does; UsageError when a quote is not closed."""
     try:
         return shlex.split(text)
     except ValueError as error:
@@ -61,7 +61,7 @@ def _words(text: str) -> list[str]:
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that say where and how a program is called."""
+    """Add the options for the machine, and for how a program is called."""
     for option in reversed(
         (
             click.option(
@@ -224,7 +224,7 @@ class _Done:
     result: CallResult
 
     def as_json(self) -> dict[str, object]:
-        """Return it for a JSON object."""
+        """Return it as a JSON object."""
         text = self.result.output.decode(errors="backslashreplace")
         return {**vars(self.result), "output": text, "began": self.began, "seconds": self.seconds}
 
@@ -256,7 +256,7 @@ def _print_report(error: JumpError) -> None:
 
 
 def _print_watched(machine: EmulatedMachine, wanted: _Wanted) -> None:
-    """Print what was asked to be watched, and what came out of the emulated serial port."""
+    """Print the records that the options ask for, and the output of the emulated serial port."""
     from kjump.emulator import report
 
     linux = machine.linux

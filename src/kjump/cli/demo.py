@@ -30,7 +30,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 
 
 def kernel_option(version: str = "6.12", why: str = "Kernel version.") -> Callable[[_Command], _Command]:
-    """Return the option that names a kernel; where the source of `version` is not installed, another is the default."""
+    """Return the option for a kernel's version; another default is used if the source of `version` is not installed."""
     return click.option("--kernel", "version", default=partial(_installed, version), show_default=version, help=why)
 
 
@@ -41,7 +41,7 @@ def _installed(version: str) -> str:
 
 
 def _machine(memory: str, *, version: str = "6.12", why: str = "Kernel version.") -> Callable[[_Command], _Command]:
-    """Return the options that say in which machine a demonstration runs: kernel, RAM, CPUs."""
+    """Return the options for a demonstration's machine: kernel, RAM, CPUs."""
 
     def add(command: _Command) -> _Command:
         for option in (
@@ -59,14 +59,14 @@ def _machine(memory: str, *, version: str = "6.12", why: str = "Kernel version."
 
 
 def _get_ready(*versions: str, emulator: bool = False, debug_info: bool = False) -> None:
-    """See that this host has what a demonstration needs, and build its kernels, which takes minutes the first time."""
+    """Check that this host has what a demonstration needs, and build its kernels (minutes, the first time)."""
     requirements.check(emulator=emulator)
     for version in dict.fromkeys(versions):
         build_kernel(version, debug_info=debug_info)
 
 
 def build_kernel(version: str, *, arch: str = "x86_64", debug_info: bool = False) -> LabKernel:
-    """Build a kernel, or take it from the cache; the progress of a build is shown."""
+    """Build a kernel with a progress bar, or take it from the cache."""
     from kjump.lab.machine import kernel_source
 
     with progress(f"linux {version}") as report:
@@ -78,7 +78,7 @@ def build_kernel(version: str, *, arch: str = "x86_64", debug_info: bool = False
 def _run(
     keep: Path | None, as_json: bool, run: Callable[[Path, Tell], _Result], show: Callable[[_Result], None]
 ) -> None:
-    """Run a demonstration in a folder, print what came of it, and exit: 1 when a check did not hold."""
+    """Run a demonstration in a folder, print its result, and exit with 1 if a check failed."""
     with LoggedFolder(keep) as logs:
         result = run(logs.folder, demo_output.clock())
         logs.failed = not result.ok

@@ -1,4 +1,4 @@
-"""What people are shown of a demonstration: its steps while it runs, tables and checks at the end."""
+"""Terminal output of demonstrations: steps while one runs, tables and checks at the end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PHASES = {
 
 
 def clock() -> Callable[[str], None]:
-    """Return a function that prints a line with the seconds since now in front."""
+    """Return a function that prints a line, preceded by the seconds since the call of `clock`."""
     begun = time.monotonic()
 
     def tell(text: str) -> None:
@@ -49,7 +49,7 @@ def show_checks(checks: Mapping[str, bool]) -> None:
 
 
 def show_hibernation(result: HibernationDemo) -> None:
-    """Print where the time of a hibernation went, and how large it was."""
+    """Print the times of a hibernation's phases, and the sizes."""
     from rich.console import Console
     from rich.table import Table
 
@@ -58,7 +58,7 @@ def show_hibernation(result: HibernationDemo) -> None:
     table.add_column("seconds", justify="right")
     table.add_column("")
     for name, seconds in result.phases.items():
-        if seconds:  # what was not needed took none
+        if seconds:  # 0: the phase did not occur
             table.add_row(name, f"{seconds:.2f}", _PHASES[name])
     console = Console(width=100)
     console.print(table)
@@ -68,7 +68,7 @@ def show_hibernation(result: HibernationDemo) -> None:
 
 
 def show_big_images(results: Sequence[BigImageDemo]) -> None:
-    """Print sizes and times of images of machines nearly full, and what swsusp answered."""
+    """Print sizes and times of the images of nearly full machines, and swsusp's refusals."""
     for result in results:
         click.echo(
             f"Linux {result.kernel}, {human(result.memory_bytes)} of RAM, {result.share:.0%} of it random bytes: "
@@ -82,14 +82,14 @@ def show_big_images(results: Sequence[BigImageDemo]) -> None:
 
 
 def show_calls(result: CallDemo) -> None:
-    """Print how long calls took."""
+    """Print the times of calls."""
     for name, seconds in result.latency.items():
         click.echo(f"{name}: {seconds * 1000:.1f} ms")
     show_checks(result.checks)
 
 
 def show_switches(result: SwitchingDemo) -> None:
-    """Print how long switches took."""
+    """Print the times of switches."""
     for label, times in result.times.items():
         words = ", ".join(f"{name} {value}" for name, value in times.items())
         click.echo(f"{label}: {words} (seconds to a peer and back)")
@@ -97,7 +97,7 @@ def show_switches(result: SwitchingDemo) -> None:
 
 
 def show_snapshots(result: SnapshotDemo) -> None:
-    """Print the pause of each snapshot, and what was found in it."""
+    """Print the pause of each snapshot, and the counter's value that each reader found in it."""
     for number, taken in enumerate(result.snapshots, 1):
         steps = ", ".join(f"{name} {seconds:.2f}" for name, seconds in taken.phases.items())
         click.echo(f"{number}: paused for {taken.pause:.2f} s ({steps}); {human(taken.image_bytes)}")
@@ -108,7 +108,7 @@ def show_snapshots(result: SnapshotDemo) -> None:
 
 
 def show_roll_backs(result: RollbackDemo) -> None:
-    """Print how long roll-backs took, and the one that was refused."""
+    """Print the times of roll-backs, and the message of the one that was refused."""
     click.echo(f"snapshot: paused for {result.pause:.2f} s")
     for seconds, error in zip(result.seconds, result.clock_errors, strict=True):
         click.echo(f"rolled back in {seconds:.1f} s; the wall clock is off by {error:.2f} s")

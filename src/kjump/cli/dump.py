@@ -1,4 +1,4 @@
-"""dump: a kernel's memory to a file, and what a dump says."""
+"""dump: write a kernel's memory to a file, or show the contents of a dump."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 _FORMATS = ("image", "kdump", "elf", "flattened", "flattened-elf")
 _MOST_THREADS = 256
-"""The native core takes no more."""
+"""The largest number of threads that the native core accepts."""
 _METHODS = ("zstd", "zlib", "lzo", "snappy", "none")
 
 
 class _Dump(click.Group):
-    """`kjump dump SRC DST` writes; the first word may also be one of the other things to do with a dump."""
+    """`kjump dump SRC DST` writes a dump, unless its first argument is a subcommand."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
@@ -50,7 +50,7 @@ class _Compress(click.ParamType[tuple[str, int | None]]):
     name = "method[:level]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int | None]:
-        """Return the method and its level, None for its usual one."""
+        """Return the method and its level; level None is the method's default."""
         if isinstance(value, tuple):
             return value
         method, colon, level = str(value).partition(":")
@@ -66,7 +66,7 @@ def _level_fits(method: str, level: int) -> bool:
 
 
 def _writing(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of all that writes dumps."""
+    """Add the options of all commands that write dumps."""
     options = (
         click.argument("paths", nargs=-1, required=True, metavar="SRC... DST..."),
         click.option(
@@ -165,7 +165,7 @@ def _request(
 
 
 def _sources_first(paths: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return what is to be read and what is to be written: one source, or the parts of a split one that come first."""
+    """Divide `paths` into sources (the first path, or the leading parts of a split dump) and destinations."""
     from kjump.dump.opening import is_split_part
 
     count = next((i for i, path in enumerate(paths) if not is_split_part(path)), len(paths))

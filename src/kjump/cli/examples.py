@@ -1,7 +1,6 @@
 """Examples of every verb, for its `--help` and its manual page.
 
-A test compares the table with the tree of verbs: each has an example, and each example is a command line that its verb
-takes.
+A test compares the table with the verbs: each verb has an example, and accepts its examples as command lines.
 """
 
 from __future__ import annotations
@@ -93,13 +92,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 
 
 def examples_of(verb: str) -> tuple[str, ...]:
-    """Return the examples of `verb`, as `dump info`; of a group the first one of each verb in it."""
+    """Return the examples of `verb` (a subcommand as `dump info`); for a group the first example of each verb in it."""
     own = EXAMPLES.get(verb)
     return own or tuple(examples[0] for name, examples in EXAMPLES.items() if name.startswith(f"{verb} "))
 
 
 def show_examples(command: click.Command, verb: str) -> None:
-    """Let the help of `command`, and of all verbs in it, end with their examples."""
+    """Add examples to the end of the help of `command` and of all verbs in it."""
     for name, found in walk(command, verb):
         examples = examples_of(name)
         if examples and not found.epilog:
@@ -107,7 +106,7 @@ def show_examples(command: click.Command, verb: str) -> None:
 
 
 def walk(command: click.Command, name: str = "") -> Iterator[tuple[str, click.Command]]:
-    """Go through `command` and all verbs in it, hidden ones left out, each with its words behind `name`."""
+    """Yield `command` and all verbs in it except hidden ones, each with its full name, which begins with `name`."""
     yield name, command
     if isinstance(command, click.Group):
         context = click.Context(command)

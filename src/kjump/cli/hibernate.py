@@ -83,7 +83,7 @@ def hibernate_command(
     need_root()
     particular = bool(kernel or initrd or window or append)
     ahead = _unpacked_ahead()
-    # Imported no sooner than another CPU has something to do.
+    # Imported only now, so that other CPUs unpack the kernel on standby meanwhile.
     from kjump.hibernate import preflight
     from kjump.hibernate.suspend import TripRequest, default_initrd, default_kernel, hibernate, raise_unless_resumed
 
@@ -121,7 +121,7 @@ def hibernate_command(
 
 
 def _unpacked_ahead() -> Unpacking | None:
-    """Begin to unpack a kernel that waits on disk, if there is one, while the rest is imported."""
+    """Begin to unpack the kernel on standby from disk, if there is one, while modules are imported."""
     if not FOLDER.exists():
         return None
     from kjump.peers import prefetch
@@ -130,12 +130,13 @@ def _unpacked_ahead() -> Unpacking | None:
 
 
 def _goes_on_standby(ahead: Unpacking | None, *, particular: bool) -> bool:
-    """Tell whether a kernel stands by and will do: not when a `particular` one is wanted. Else `ahead` is dropped.
+    """Tell whether to use a kernel on standby: if there is one, and no `particular` kernel is wanted; else drop
+    `ahead`.
 
-    UsageError when there are peers that will not do, for the memory they have would be needed.
+    UsageError when other peers are resident, whose memory a new load would take.
     """
     if not FOLDER.exists():
-        return False  # and what looks further need not be imported
+        return False  # without importing the module of the standby
     from kjump.peers import standby
     from kjump.peers.lifecycle import refuse_if_peers_are_resident
 

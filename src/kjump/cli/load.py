@@ -91,9 +91,9 @@ def exec_command() -> None:
 
 
 def _peers() -> list[dict[str, object]] | None:
-    """Return the resident peers, each as a JSON object: what its gate says of it, not only what is remembered.
+    """Return the resident peers, each as a JSON object with the state in its gate.
 
-    None when there may be some, but only root can tell.
+    None when there may be some, but this user cannot read their record.
     """
     from kjump.peers import FOLDER
     from kjump.peers.lifecycle import Peers

@@ -1,4 +1,4 @@
-"""The folder of a demonstration: what is left of it is kept when something failed."""
+"""The folder of a demonstration, whose logs are kept when something failed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from kjump.errors import KjumpError
 
 
 class LoggedFolder:
-    """The folder `keep`, made if need be, or a temporary one; as a context manager.
+    """A context manager for the folder `keep`, which is made if necessary, or a temporary folder.
 
-    A temporary folder is removed at the end, but the console logs in it are kept when the demonstration ended with an
-    exception, or when `failed` was set because a check did not hold. Where they are is part of the error's message, or
-    is printed.
+    A temporary folder is removed at the end, but its console logs are kept when the demonstration ended with an
+    exception, or when `failed` was set because a check failed. Their path is in the error's message, or is printed.
     """
 
     def __init__(self, keep: Path | None) -> None:
@@ -34,7 +33,7 @@ class LoggedFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Keep the logs if something failed; an error of kjump's own names their folder."""
+        """Keep the logs if something failed; a KjumpError gets the path of their folder in its message."""
         logs = None
         if self.failed or isinstance(error, Exception):
             logs = self.keep or self._kept_logs()
@@ -46,7 +45,7 @@ class LoggedFolder:
             click.echo(f"console logs: {logs}", err=True)
 
     def _kept_logs(self) -> Path:
-        """Copy the console logs in and under the folder to a new folder, and return that."""
+        """Copy the console logs in and below the folder to a new folder, and return its path."""
         kept = Path(tempfile.mkdtemp(prefix="kjump-logs-"))
         for log in self.folder.rglob("*.log"):
             copy = kept / log.relative_to(self.folder)

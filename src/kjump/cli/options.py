@@ -62,12 +62,12 @@ class Number(click.ParamType[int]):
 
 
 class Level(click.ParamType[int]):
-    """A zstd level; its 0 is `zero`, in words."""
+    """A zstd level; the word `zero` is accepted for level 0."""
 
     name = "level"
 
     def __init__(self, zero: str = "") -> None:
-        """Take the word for level 0, if there is one."""
+        """Use `zero` as the word for level 0, if given."""
         self._zero = zero
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
@@ -85,7 +85,7 @@ class Level(click.ParamType[int]):
 
 
 class Renamed(click.Option):
-    """An option with former names, which it still answers to: all but the first of its names, left out of the help."""
+    """An option with former names, which are still accepted but not shown in the help: all but its first name."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """Return what the help shows: the first name."""
@@ -100,7 +100,7 @@ class Renamed(click.Option):
 LEVEL = Level("auto")
 PLAIN_LEVEL = Level()
 DUMP_LEVEL = click.IntRange(0, 31)
-"""A sum that says which pages a dump leaves out."""
+"""A dump level: a sum that says which pages a dump leaves out."""
 NUMBER = Number()
 SIZE = Size()
 WINDOW = Window()
@@ -150,7 +150,7 @@ WINDOW_SIZE = click.option(
 
 
 def human(size: float) -> str:
-    """Return `size` bytes for people, in powers of 1024."""
+    """Return `size` bytes as text with a unit, in powers of 1024."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(size) < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -164,7 +164,7 @@ def print_json(value: Any) -> None:
 
 
 def plan_as_json(plan: Plan) -> dict[str, object]:
-    """Return `plan` for a JSON object, without the data."""
+    """Return `plan` as a JSON object, without the segments' data."""
     segments = [
         {"name": s.name, "address": s.address, "memory_size": s.memory_size, "data_size": len(s.data)}
         for s in plan.segments

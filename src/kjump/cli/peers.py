@@ -25,7 +25,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 def _job_options(command: Any) -> Any:
-    """Add the options that say what the peer is to do."""
+    """Add the options for the peer's job."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print what happened as one JSON object."),
         click.option("--watchdog", type=click.IntRange(1), default=DEFAULT_WATCHDOG, hidden=True),
@@ -55,7 +55,7 @@ def _order(
 
 
 def _tell(visit: Visit, receive: Path | None, as_json: bool) -> None:
-    """Print what came of a switch, and put its message where it shall go."""
+    """Print the result of a switch, and write its message to the file `receive`."""
     if receive is not None and str(receive) != "-":
         write_whole(receive, visit.message)
     elif visit.message and not as_json:

@@ -1,4 +1,4 @@
-"""What is going on, for people and for logs: a bar on a terminal, a line for each step where there is none."""
+"""Progress output: a bar on a terminal, else a line for each step."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from contextlib import contextmanager
 import click
 
 Report = Callable[[float, str], None]
-"""Takes how much is done, from 0 to 1, and a few words about it."""
+"""A function that takes the fraction done (0 to 1) and a short text."""
 
 _LINES = 10
 
 
 def step(text: str) -> None:
-    """Say in a line on standard error what is done next."""
+    """Print the next step as a line on standard error."""
     click.echo(f"kjump: {text}", err=True)
 
 
 @contextmanager
 def progress(what: str) -> Iterator[Report]:
-    """Show on standard error how far something is: a bar on a terminal, else a line for each tenth of it."""
+    """Show the progress of `what` on standard error: a bar on a terminal, else a line for each tenth."""
     if not sys.stderr.isatty():
         yield _Lines(what)
         return

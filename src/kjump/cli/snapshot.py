@@ -116,7 +116,7 @@ def snapshot_command(
         hook=hook_to_run,
         fault=fault,
     )
-    # A hook travels in the initramfs of a kernel that is booted for it.
+    # Not with a hook: it is added to an initramfs, so a kernel must be booted for it.
     on_standby = standby.is_ready() and not (hook or kernel or initrd or window)
     device = None if Path(target).is_dir() else target
     checks = preflight.checks(
@@ -138,7 +138,7 @@ def snapshot_command(
 
 
 def _take(request: TripRequest, go: Callable[[TripRequest, Tell], Trip]) -> Snapshot:
-    """Take the snapshot; into the next numbered file if the target is a folder, which goes again should it fail."""
+    """Take the snapshot; if the target is a folder, to its next numbered file, which is removed after a failure."""
     made = numbered_file(Path(request.target)) if Path(request.target).is_dir() else None
     taken = False
     try:

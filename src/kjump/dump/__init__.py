@@ -1,1 +1,1 @@
-"""From physical memory to what is worth keeping of it: layout, page classes, selection."""
+"""The dump engine: sources of physical memory, kernel layout, page classes, selection, writers."""

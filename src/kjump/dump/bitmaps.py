@@ -1,4 +1,4 @@
-"""Bitmaps of page frames: one bit a frame, the lowest bit of the lowest byte first, from frame 0 on."""
+"""Bitmaps of page frames: one bit for each frame from frame 0 on, the lowest bit of the lowest byte first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet, align_up
 
 _AT_ONCE = 1 << 16
-"""Bytes of a bitmap that are gone through at a time: a copy of all is 32 MiB for a tebibyte, in a small window."""
+"""Bytes of a bitmap that are processed at a time: a copy of all takes 32 MiB for 1 TiB of memory, too much in B."""
 _ONES = b"\xff" * _AT_ONCE
 
 
@@ -45,19 +45,19 @@ def runs(bits: bytes | bytearray, end: int) -> RangeSet:
 
 
 def count(bits: bytes | bytearray) -> int:
-    """Return how many bits of a bitmap are set."""
+    """Return the number of bits of a bitmap that are set."""
     return sum(number.bit_count() for _, number in _words(bits))
 
 
 def count_between(bits: bytes | bytearray, start: int, end: int) -> int:
-    """Return how many of the bits [start, end) are set."""
+    """Return the number of the bits [start, end) that are set."""
     first, last = start // 8, -(-end // 8)
     some = int.from_bytes(bits[first:last], "little") >> start % 8
     return (some & ((1 << end - start) - 1)).bit_count()
 
 
 def intersection(bits: bytes | bytearray, others: bytes | bytearray) -> bytearray:
-    """Return the bits that are set in both, in as many bytes as `bits` has."""
+    """Return the bits that are set in both bitmaps, with the length of `bits`."""
     both = bytearray(len(bits))
     for (at, one), (_, other) in zip(_words(bits), _words(others), strict=False):
         size = min(_AT_ONCE, len(bits) - at)
@@ -66,7 +66,7 @@ def intersection(bits: bytes | bytearray, others: bytes | bytearray) -> bytearra
 
 
 def union(bits: bytes | bytearray, others: bytes | bytearray) -> bytearray:
-    """Return the bits that are set in one of them, in as many bytes as `bits` has."""
+    """Return the bits that are set in either bitmap, with the length of `bits`."""
     either = bytearray(bits)
     for at, number in _words(others):
         part = memoryview(either)[at : at + _AT_ONCE]
@@ -76,12 +76,12 @@ def union(bits: bytes | bytearray, others: bytes | bytearray) -> bytearray:
 
 
 def end_of(bits: bytes | bytearray) -> int:
-    """Return the frame behind the last that is set."""
+    """Return the number after the last frame that is set; 0 when none is."""
     return max((at * 8 + number.bit_length() for at, number in _words(bits) if number), default=0)
 
 
 def _words(bits: bytes | bytearray) -> Iterator[tuple[int, int]]:
-    """Yield a bitmap as large numbers, each with the byte it begins at: one number of it all takes several copies."""
+    """Yield a bitmap as (offset in bytes, piece as an integer); one integer of all would take several copies."""
     view = memoryview(bits)
     for at in range(0, len(bits), _AT_ONCE):
         yield at, int.from_bytes(view[at : at + _AT_ONCE], "little")

@@ -1,4 +1,4 @@
-"""Page classes: what a struct page says of its page, and which classes a dump level leaves out.
+"""Page classes: how a page's struct page determines its class, and which classes a dump level leaves out.
 
 Levels are makedumpfile's: a sum of 1 (pages of zeros), 2 (page cache), 4 (page cache, private or not), 8 (user
 pages), 16 (free pages). Pages with a memory error and pages that are logically offline are left out at any
@@ -26,7 +26,7 @@ LEVEL_FREE = 16
 LEVEL_MOST = 31
 
 TAIL_OFFSETS = ("page.compound_info", "page.compound_head")
-"""Names of the word whose lowest bit only tails of compound pages have: the first since 7.1, the other before."""
+"""Names of the word whose lowest bit is set in tail pages only: the first since Linux 7.1, the other before."""
 
 _NO_TYPE = 1 << 32
 """A page type that no 32-bit field can hold."""
@@ -36,7 +36,7 @@ _HUGETLB_ENTRIES = ("NUMBER(PAGE_HUGETLB_MAPCOUNT_VALUE)", "NUMBER(PG_hugetlb)",
 
 
 class PageClass(IntEnum):
-    """The classes of pages a dump can do without; the number is the bit in an exclusion mask."""
+    """The classes of pages that a dump can leave out; the number is the bit in an exclusion mask."""
 
     FREE = 0
     CACHE = 1
@@ -62,14 +62,15 @@ def exclusion_mask(level: int) -> int:
 
 @dataclass(frozen=True)
 class PageFields:
-    """How a kernel's struct page is made; the native core has a struct with the same fields (native.h).
+    """The layout of a kernel's struct page; the native core has a struct with the same fields (native.h).
 
     `stride` is the size of a struct page, `word` of an unsigned long, in bytes. `*_at` are offsets in bytes: `type_at`
-    of a page type (4 bytes), `order_at` of a byte, the others of words; `order_at` and `huge_at` count from a compound
-    page's head and may reach into the struct behind it. `*_mask` are bits of `flags`, but for `type_mask` (which bits
-    of the field are the type), `huge_mask` and `tail_mask` (of their own words; the latter only tails have).
-    `buddy` to `hugetlb` are page types; one that a kernel has not is larger than 32 bits. `huge_value` is what the word
-    at `huge_at` is in a page of hugetlbfs. Orders of free blocks are below `free_orders`.
+    of a page type (4 bytes), `order_at` of a byte, the others of words; `order_at` and `huge_at` are relative to a
+    compound page's head and may lie in the next struct page. `*_mask` are bits of `flags`, except `type_mask` (the bits
+    of the type field that hold the type), `huge_mask` and `tail_mask` (bits of their own words; those of the latter are
+    set in tail pages only). `buddy` to `hugetlb` are page types; one that the kernel does not have is larger than 32
+    bits. `huge_value` is the value of the word at `huge_at` in a page of hugetlbfs. Orders of free blocks are below
+    `free_orders`.
     """
 
     stride: int
@@ -100,16 +101,16 @@ class PageFields:
 
     @classmethod
     def of(cls, info: VmcoreInfo, word: int = 8) -> PageFields:
-        """Learn the fields from VMCOREINFO; FormatError names an entry that is missing or impossible.
+        """Read the fields from VMCOREINFO; FormatError, which names the entry, when one is missing or impossible.
 
-        Entries that only some classes need may be missing: `doubts` says what is not to be left out then.
+        Entries that only some classes need may be missing: `doubts` says which classes must be kept then.
         """
         stride = info.size("page")
         if not _SMALLEST_STRUCT <= stride <= PAGE_SIZE:
             raise FormatError(f"VMCOREINFO: SIZE(page)={stride} is impossible")
         at = _Offsets(info, stride, word)
         types = {name: _type(info, name) for name in ("BUDDY", "SLAB", "OFFLINE", "UNACCEPTED", "HUGETLB")}
-        # Since 6.12 (4ffca5a96678) the type is the field's high byte; before, all bits but one were set.
+        # Since 6.12 (4ffca5a96678) the type is the field's high byte; before, a type had all bits set but one.
         high_byte = all(value == _NO_TYPE or value & 0xFFFFFF == 0 for value in types.values())
         head_mask = info.get_number("PG_head_mask", 0) & (1 << word * 8) - 1
         huge_at, huge_mask, huge_value = _hugetlb(info, at) if head_mask else (0, 0, 0)
@@ -126,7 +127,7 @@ class PageFields:
             head_mask=head_mask,
             lru_mask=_flag(info, "PG_lru", word),
             private_mask=_flag(info, "PG_private", word),
-            # The bit of PG_swapcache means something else on pages without PG_swapbacked.
+            # PG_swapcache shares its bit with another flag, and is valid only with PG_swapbacked.
             swap_mask=swapcache | swapbacked if swapcache and swapbacked else 0,
             slab_mask=_flag(info, "PG_slab", word),
             poison_mask=_flag(info, "PG_hwpoison", word),
@@ -160,13 +161,13 @@ class _Offsets:
         return self.checked(name, self._info.offset(name), size, self.stride)
 
     def newest(self, names: tuple[str, ...]) -> int | None:
-        """Return the offset of the word that has one of `names`, newest first; None when it has none of them."""
+        """Return the offset of a word by the first of `names` (newest first) in VMCOREINFO; None when none is there."""
         known = next((name for name in names if f"OFFSET({name})" in self._info.entries), None)
         return None if known is None else self.of(known, self.word)
 
     @staticmethod
     def checked(name: str, at: int, size: int, end: int) -> int:
-        """Return `at` if `size` bytes there end before `end`; FormatError otherwise."""
+        """Return the offset `at` of the member `name` if its `size` bytes lie below `end`; FormatError otherwise."""
         if at + size > end:
             raise FormatError(f"VMCOREINFO: OFFSET({name})={at} lies outside the struct")
         return at
@@ -174,7 +175,7 @@ class _Offsets:
 
 @dataclass(frozen=True)
 class Doubt:
-    """What VMCOREINFO does not tell: the mask of classes this affects, whether they are to be kept whole, and why."""
+    """A gap in VMCOREINFO: the mask of page classes that it affects, whether those must be kept whole, and why."""
 
     classes: int
     keep: bool
@@ -187,9 +188,9 @@ _FREE = 1 << PageClass.FREE
 
 
 def doubts(info: VmcoreInfo) -> list[Doubt]:
-    """Return for which classes VMCOREINFO lacks an entry, under any of its names, without which they are guesses.
+    """Return the page classes that cannot be determined because VMCOREINFO lacks an entry (under all of its names).
 
-    A page that is kept for nothing costs space, one that is left out is lost.
+    Such classes are kept: a page that is kept needlessly costs space, but one that is left out is lost.
     """
     rules = (
         (("NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)",), _FREE, True, "free pages are kept"),
@@ -214,7 +215,7 @@ def _neither(entries: tuple[str, ...]) -> str:
 
 
 def _flag(info: VmcoreInfo, name: str, word: int) -> int:
-    """Return the mask of a page flag, 0 when the kernel does not tell; FormatError when no word has that bit."""
+    """Return the mask of a page flag, 0 when VMCOREINFO lacks it; FormatError when the bit exceeds a word."""
     bit = info.get_number(name, None)
     if bit is None:
         return 0
@@ -229,7 +230,7 @@ def _type(info: VmcoreInfo, name: str) -> int:
 
 
 def _order_at(info: VmcoreInfo, at: _Offsets) -> int:
-    """Return where the order of a compound page is: by name, or the low byte of the second page's flags (6.6)."""
+    """Return the offset of a compound page's order: by name, or the low byte of the second page's flags (6.6)."""
     folio = info.get_offset("folio._folio_order", None)
     if folio is not None:
         return at.checked("folio._folio_order", folio, 1, 2 * at.stride)
@@ -238,9 +239,9 @@ def _order_at(info: VmcoreInfo, at: _Offsets) -> int:
 
 
 def _hugetlb(info: VmcoreInfo, at: _Offsets) -> tuple[int, int, int]:
-    """Return where, under which mask and with which value a compound page of hugetlbfs is marked.
+    """Return the offset, mask and value of the word that marks a compound page of hugetlbfs.
 
-    Since 6.10 it has a page type, and nothing is needed here; in 6.6 it was a flag, before a destructor.
+    Since 6.10 the mark is a page type, and these are not needed; in 6.6 it was a flag, before that a destructor.
     """
     if info.get_number("PAGE_HUGETLB_MAPCOUNT_VALUE", None) is not None:
         return 0, 0, 0

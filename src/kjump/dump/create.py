@@ -30,7 +30,7 @@ _SAMPLE_PAGES = 64
 
 
 class Format(Enum):
-    """What a dump is written as."""
+    """The file format of a dump."""
 
     ELF = "elf"
     KDUMP = "kdump"
@@ -39,9 +39,9 @@ class Format(Enum):
 
 @dataclass(frozen=True)
 class Request:
-    """What somebody wants written, and where: `-` is standard output; several destinations split a kdump file.
+    """The options of a dump. Destination `-` is standard output; several destinations split a kdump file.
 
-    `level` None keeps all that the source has. `compression` None is level 1, zstd's or zlib's.
+    `level` None keeps all pages of the source. `compression` None is level 1 of zstd or zlib.
     """
 
     destinations: tuple[str, ...]
@@ -55,7 +55,7 @@ class Request:
     progress: Progress | None = None
 
     def check(self) -> None:
-        """Refuse what makes no sense (UsageError)."""
+        """Raise UsageError for options that contradict each other."""
         if self.level is not None and not 0 <= self.level <= LEVEL_MOST:
             raise UsageError(f"dump levels are 0 to {LEVEL_MOST}, not {self.level}")
         if "-" in self.destinations and self.format is Format.KDUMP and not self.flattened:
@@ -70,7 +70,7 @@ class Request:
 
 @dataclass
 class Report:
-    """What came of a dump: pages that the source should have, that it lacks, that were kept; bytes and seconds."""
+    """The result of a dump: pages the source should have, pages it lacks, pages kept; bytes and seconds."""
 
     source: str
     source_pages: int
@@ -93,10 +93,10 @@ class Report:
 
 
 def choose(source: Source, level: int | None) -> Selection:
-    """Return what `level` keeps of `source`, None all of it.
+    """Return what dump `level` keeps of `source`; None keeps all pages.
 
-    Without page classes in it (0, 1) a level is not worth an error: when the kernel's layout cannot be found, all is
-    kept, and a warning says why. FormatError for the other levels then.
+    When the kernel's layout cannot be found, levels 0 and 1, which leave out no page class, keep all pages with a
+    warning; FormatError for the other levels.
     """
     if level is None:
         return Selection(bytearray(source.present))
@@ -109,9 +109,9 @@ def choose(source: Source, level: int | None) -> Selection:
 
 
 def dump(source: Source, request: Request, *, dry_run: bool = False) -> Report:
-    """Write what is wanted of `source`; with `dry_run` only say what would come of it.
+    """Write the dump of `source` that `request` asks for; with `dry_run` only return an estimate.
 
-    KjumpError says what went wrong; nothing is left under the final name then.
+    KjumpError on failure; there is no file under the final name then.
     """
     request.check()
     begun = time.monotonic()
@@ -155,7 +155,7 @@ def dump(source: Source, request: Request, *, dry_run: bool = False) -> Report:
 
 
 def _memory(source: Source, selection: Selection) -> bytearray:
-    """Return what the machine has of memory; what the kernel has no struct page for is none."""
+    """Return the bitmap of the machine's memory, without frames for which the kernel has no struct page."""
     memory = writers.memory_of(source)
     if selection.no_struct:
         memory = bitmaps.intersection(memory, frames_with_structs(source.layout))
@@ -176,7 +176,7 @@ def _write(task: Task, request: Request) -> Written:
 
 
 def _write_split(task: Task, request: Request) -> Written:
-    """Write the parts of a kdump file one after another; all get their names when all are whole."""
+    """Write the parts of a kdump file one after another; they get their final names when all are complete."""
     parts = writers.split_parts(task, len(request.destinations))
     results = []
     with contextlib.ExitStack() as stack:
@@ -188,7 +188,7 @@ def _write_split(task: Task, request: Request) -> Written:
 
 @contextlib.contextmanager
 def _output(destination: str, request: Request, task: Task) -> Iterator[Output]:
-    """Open a destination; finish it when all went well, and leave nothing behind when it did not."""
+    """Open a destination; at the end of the context finish it, or abandon it after an exception."""
     out: Output
     if destination == "-":
         out = StreamOutput(sys.stdout.fileno())
@@ -228,7 +228,7 @@ def _why(error: OSError, destination: str, written: int, task: Task, request: Re
 
 
 def estimate(task: Task, request: Request) -> Written:
-    """Return what writing `task` would come to: exact for ELF, from samples for what is compressed."""
+    """Return the expected result of writing `task`: exact for ELF, estimated from samples for compressed formats."""
     count = bitmaps.count(task.keep)
     if request.format is Format.ELF:
         return Written(count, 0, writers.plan_elf(task).size)
@@ -249,7 +249,7 @@ def estimate(task: Task, request: Request) -> Written:
 
 
 def _samples(keep: bytearray) -> Iterator[Range]:
-    """Yield ranges of frames, evenly among those that are kept, a few thousand pages in all."""
+    """Yield ranges of frames, evenly spread over those that are kept, with a few thousand pages in all."""
     step = max(_SAMPLE_PAGES, bitmaps.count(keep) // _SAMPLES)
     for chunk in chunks(keep, 0, len(keep) * 8, step):
         first = next(chunks(keep, chunk.start, chunk.end, _SAMPLE_PAGES))

@@ -1,4 +1,4 @@
-"""The kernel's log out of its memory.
+"""Reads the kernel's log from its memory.
 
 The ring buffer of printk (5.10 and later) has a ring of descriptors, one of `struct printk_info` beside it, and one of
 text. A descriptor's state variable holds its id in the low bits and two bits of state on top; the text of record
@@ -24,7 +24,7 @@ _BEFORE_PANIC = ("Kernel panic - not syncing", "BUG: ", "kernel BUG at", "Oops: 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A line of the log: its number, its time since boot in nanoseconds, who wrote it, the text."""
+    """A record of the log: its number, its time since boot in nanoseconds, its caller (task or CPU), its text."""
 
     sequence: int
     nanoseconds: int
@@ -32,16 +32,16 @@ class Record:
     text: str
 
     def __str__(self) -> str:
-        """Return the line as dmesg prints it, fit for a terminal."""
+        """Return the line as dmesg prints it, with control characters escaped."""
         seconds, rest = divmod(self.nanoseconds, 10**9)
         stamp = f"[{seconds:5d}.{rest // 1000:06d}] "
         return "\n".join(stamp + printable(line) for line in self.text.split("\n"))
 
 
 def printable(text: str) -> str:
-    """Return `text` with what a terminal might take for commands written as \\x1b, as dmesg does; tabs stay.
+    """Return `text` with control characters escaped as \\x1b, as dmesg does, except tabs.
 
-    A program of the crashed system may have had anything logged.
+    A program of the crashed system may have logged terminal escape sequences.
     """
     if text.isprintable():
         return text
@@ -49,7 +49,7 @@ def printable(text: str) -> str:
 
 
 def records(layout: KernelLayout) -> Iterator[Record]:
-    """Go through the kernel's log, oldest first; FormatError when VMCOREINFO or memory lacks what it takes."""
+    """Yield the records of the kernel's log, oldest first; FormatError when VMCOREINFO or memory lacks a part of it."""
     ring = _Ring(layout)
     for number in ring.numbers():
         record = ring.record(number)
@@ -58,7 +58,7 @@ def records(layout: KernelLayout) -> Iterator[Record]:
 
 
 def panic_message(lines: list[Record]) -> str | None:
-    """Return the line in which the kernel said why it died, fit for a terminal, or None."""
+    """Return the message of the kernel's panic, with control characters escaped, or None."""
     for mark in _BEFORE_PANIC:
         for record in lines:
             if mark in record.text:
@@ -86,7 +86,7 @@ class _Ring:
         self._desc_size, self._info_size = _struct_size(info, "prb_desc"), _struct_size(info, "printk_info")
         if (self._desc_size + self._info_size) * count + (1 << self._text_bits) > min(_MOST_RING, layout.memory_size):
             raise FormatError("the kernel's log is larger than its memory can hold: its memory is damaged")
-        # Copied once, and cut up without further copies: a record is a few bytes of a ring of megabytes.
+        # The ring has megabytes, a record a few bytes: the ring is copied once, and records are views of that copy.
         self._descs = memoryview(layout.read(descs.word("descs"), count * self._desc_size))
         self._infos = memoryview(layout.read(descs.word("infos"), count * self._info_size))
         self._text = memoryview(layout.read(text.word("data"), 1 << self._text_bits))

@@ -1,4 +1,4 @@
-"""Any dump that kjump reads, as a program of drgn: images need not be converted first.
+"""Opens any dump that kjump reads as a program of drgn, without a conversion.
 
     python3 -m kjump.dump.drgn VMLINUX IMAGE            drgn's interactive prompt
     python3 -m kjump.dump.drgn VMLINUX IMAGE SCRIPT     runs a script, with `prog` defined

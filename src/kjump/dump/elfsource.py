@@ -18,19 +18,19 @@ from kjump.memory import PAGE_SIZE, FilePiece
 from kjump.ranges import Range, RangeSet
 
 _MOST_ZEROS = 64 << 20
-"""Bytes that a flattened file may have between its pieces beyond its own size."""
+"""Bytes by which the memory in the program headers may exceed the bytes that the file stores."""
 _NO_ADDRESS = 1 << 63
-"""/proc/kcore gives segments that are no RAM the highest of all addresses."""
+"""Segments of /proc/kcore that are not RAM have a physical address above this (-1)."""
 _KERNEL_MAP_ALIGN = 1 << 30
-"""Kernels map physical address 0 at a multiple of this."""
+"""Kernels map physical address 0 at a linear address that is a multiple of this."""
 _MACHINES = {elf.EM_386: "i686", elf.EM_X86_64: "x86_64"}
 
 
 class ElfSource(Source):
-    """An ELF core. Memory that a PT_LOAD has beyond its contents in the file reads as zeros.
+    """An ELF core. Memory of a PT_LOAD beyond its size in the file (p_memsz > p_filesz) reads as zeros.
 
-    A page of which PT_LOADs have a part is `present`, and the rest of it reads as zeros; a page of which they have
-    more than is in the file is not, and the core not complete.
+    A page that PT_LOADs cover only in part is `present`, and the rest of it reads as zeros. A page whose contents are
+    missing because the file is truncated is not `present`, and the core is not complete.
     """
 
     def __init__(self, file: RandomAccess, fd: int, kind: str, *, live: bool = False) -> None:
@@ -39,7 +39,7 @@ class ElfSource(Source):
         self._file = file
         self.kind = kind
         self.live = live
-        # /proc/kcore has one buffer for each time it is opened, and does not keep two readers from using it at once.
+        # An open /proc/kcore has one buffer, which the kernel does not lock against concurrent reads.
         self._turn = threading.Lock() if live else nullcontext()
         core = read_headers(file)
         self.word = 4 if core.header.machine == elf.EM_386 else 8
@@ -52,7 +52,7 @@ class ElfSource(Source):
         self._take_memory()
 
     def _take_memory(self) -> None:
-        """Find out which memory lies where in the file, and which of it lacks."""
+        """Find the memory that each part of the file holds, and the memory that is missing."""
         file, there = self._file, _there(self._file)
         in_file = _disjoint(piece for load in self.loads for piece in _pieces(load, there))
         self._memory = Lookup(in_file)
@@ -76,7 +76,7 @@ class ElfSource(Source):
             self.warn(f"{self._partial.size} pages are in the file in part: the rest of them reads as zeros")
 
     def _notes(self, core: elf.ElfFile) -> Iterator[notes.Note]:
-        """Yield the notes of all PT_NOTEs, as far as they can be read."""
+        """Yield the notes of all PT_NOTEs that can be read."""
         for header in core.notes:
             if not header.filesz:
                 continue
@@ -92,7 +92,7 @@ class ElfSource(Source):
             self.large_notes = (*self.large_notes, *found.large)
 
     def _salvaged(self, where: Range, align: int) -> notes.Salvage:
-        """Read notes with the alignment that their program header has, or the other one if that makes more sense."""
+        """Read notes with their program header's alignment, or with the other one (4 or 8) if that yields more."""
 
         def read(at: int, length: int) -> bytes:
             return self._file.read(where.start + at, length)
@@ -109,11 +109,11 @@ class ElfSource(Source):
 
     @property
     def holes(self) -> RangeSet:
-        """Physical addresses that are memory but not in the file: left out when it was written."""
+        """Physical addresses that are memory but were left out when the file was written."""
         return self._zeros
 
     def virtual(self, address: int) -> int:
-        """Return the virtual address that the headers give physical `address`; 0 when they give none."""
+        """Return the virtual address of physical `address` in the program headers; 0 when they have none."""
         for load in self.loads:
             if load.vaddr and load.paddr <= address < load.paddr + max(load.filesz, load.memsz):
                 return load.vaddr + address - load.paddr
@@ -141,7 +141,7 @@ class ElfSource(Source):
     def read_pages(
         self, keep: bytes | bytearray, start: int, end: int, stored: bytes | bytearray | None = None
     ) -> bytes:
-        """Return pages as `Source.read_pages`, natively where a file descriptor is behind this."""
+        """Return pages as `Source.read_pages`; files with a descriptor are read by the native core."""
         if self._native is None or not isinstance(self._file, Pieces) or any(self._partial.within(Range(start, end))):
             return super().read_pages(keep, start, end, stored)
         with self._turn:
@@ -168,7 +168,7 @@ class Lookup:
 
 
 def read_headers(file: RandomAccess) -> elf.ElfFile:
-    """Return header and program headers, wherever e_phoff has them; FormatError when the file is no core."""
+    """Return header and program headers, which are at e_phoff; FormatError when the file is no core."""
     header = elf.parse_header(file.read(0, min(file.size, elf.HEADER_SIZE)))
     if (where := header.section_zero) is not None:
         header = elf.with_section_zero(header, file.read(where.start, where.size))
@@ -181,7 +181,7 @@ def read_headers(file: RandomAccess) -> elf.ElfFile:
 
 
 def _refuse_other_cores(core: elf.ElfFile, found: bytes) -> None:
-    """Refuse cores that are not of a machine's memory (FormatError)."""
+    """Raise FormatError for a core that is not of a machine's memory."""
     kinds = {note.type for note in notes.iterate(found) if note.name == notes.CORE}
     of_process = {notes.NT_AUXV, notes.NT_FILE, notes.NT_SIGINFO} & kinds
     named = notes.NT_PRPSINFO in kinds and notes.NT_TASKSTRUCT not in kinds  # /proc/kcore has both
@@ -195,7 +195,7 @@ def _refuse_other_cores(core: elf.ElfFile, found: bytes) -> None:
 
 
 def _was_incomplete(found: bytes) -> bool:
-    """Tell whether a KJUMP note says that the dump was made of one that was not complete."""
+    """Tell whether a KJUMP note says that the dump was made from an incomplete one."""
     note = notes.find(found, notes.KJUMP, notes.NT_KJUMP_DUMP)
     try:
         about = {} if note is None else json.loads(note.desc)
@@ -210,18 +210,18 @@ def _there(file: RandomAccess) -> RangeSet:
 
 
 def _pieces(load: elf.ProgramHeader, there: RangeSet) -> Iterator[FilePiece]:
-    """Yield what is in the file of a PT_LOAD's contents."""
+    """Yield the pieces of a PT_LOAD's contents that are in the file (at offsets `there`)."""
     for part in there.within(load.data):
         yield FilePiece(load.paddr + part.start - load.offset, part.size, part.start)
 
 
 def _frames_around(addresses: RangeSet) -> RangeSet:
-    """Return the page frames of which at least a byte is in `addresses`."""
+    """Return the page frames that contain at least one byte of `addresses` (physical)."""
     return bitmaps.to_frames(RangeSet(r.aligned_outside(PAGE_SIZE) for r in addresses))
 
 
 def _disjoint(found: Iterable[FilePiece]) -> list[FilePiece]:
-    """Return pieces sorted by address; of what two have, the earlier keeps it."""
+    """Return the pieces sorted by address; where two overlap, the earlier one keeps the bytes."""
     kept: list[FilePiece] = []
     end = 0
     for piece in sorted(p for p in found if p.length):
@@ -233,7 +233,7 @@ def _disjoint(found: Iterable[FilePiece]) -> list[FilePiece]:
 
 
 def _through(file: Pieces, found: list[FilePiece]) -> Iterator[FilePiece]:
-    """Yield where the pieces of memory lie in the file behind `file`."""
+    """Yield the pieces of memory `found`, with offsets in `file` translated to offsets in its descriptor."""
     for piece in found:
         for part in file.within(piece.offset, piece.length) if piece.offset < file.size else ():
             yield FilePiece(piece.address + part.address - piece.offset, part.length, part.offset)

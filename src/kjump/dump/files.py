@@ -1,7 +1,7 @@
-"""Files whose bytes do not lie as they are numbered: plain, flattened, and inside a compressed stream.
+"""Random access to a file's contents, whether the file is plain, flattened, or a compressed stream.
 
-Each offers `read(offset, length)` and `size`, in bytes; those with a file descriptor behind them (`Pieces`) can
-be read by the native core as well. Reading is safe from several threads.
+Each class has `read(offset, length)` and `size`, in bytes; those with a file descriptor (`Pieces`) can be read by the
+native core as well. Reading is safe from several threads.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from kjump.ranges import Range, RangeSet
 _LARGEST_FRAME = 16 << 20
 _FRAMES_KEPT = 4
 _MOST_ZEROS = 64 << 20
-"""Bytes of a gap in a flattened file beyond its own size that are read as zeros at once."""
+"""The largest read of zeros from gaps of a flattened file, in bytes beyond the file's own size."""
 _NO_SIZE = 1 << 62
 
 
 class RandomAccess(Protocol):
-    """Bytes that can be read anywhere."""
+    """Contents with random access."""
 
     @property
     def size(self) -> int:
@@ -47,19 +47,19 @@ class RandomAccess(Protocol):
 
 
 class Pieces:
-    """A file whose bytes lie in pieces in another; `fd` stays open as long as this is used."""
+    """Contents that lie in pieces in the file `fd`, which must stay open as long as this is used."""
 
     def __init__(self, fd: int, pieces: Sequence[FilePiece], *, sparse: bool = False) -> None:
-        """Take the pieces: `address` is the offset in this file, `offset` that in `fd`.
+        """Use `pieces`: `address` of a piece is its offset in the contents, `offset` that in `fd`.
 
-        In a `sparse` file the bytes between pieces are zeros.
+        With `sparse` the bytes between pieces are zeros.
         """
         self.fd = fd
         self._sparse = sparse
         self._memory = FileMemory(fd, pieces)
         self.pieces = self._memory.pieces
         self.stored = sum(p.length for p in self.pieces)
-        """Bytes that are in the pieces."""
+        """The sum of the pieces' lengths in bytes."""
 
     @property
     def there(self) -> RangeSet:
@@ -68,7 +68,7 @@ class Pieces:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the native core, which knows pieces only, can read all that can be read."""
+        """Whether the native core, which reads pieces but no gaps, can read all of the contents."""
         return not self._sparse or (len(self._memory.ranges) <= 1 and not self.size > self.stored)
 
     @property
@@ -96,7 +96,7 @@ class Pieces:
         return b"".join([*parts, bytes(offset + length - at)])
 
     def within(self, offset: int, length: int) -> list[FilePiece]:
-        """Return where `length` bytes from `offset` lie in `fd`, as far as they are there; the rest is passed over."""
+        """Return the pieces of `fd` that hold `length` bytes from `offset`; missing bytes are left out."""
         return [
             piece
             for part in self._memory.ranges.within(Range.of_size(offset, length))
@@ -105,7 +105,7 @@ class Pieces:
 
 
 def _whole_beginning(file: RandomAccess) -> int:
-    """Return how many bytes from the beginning of a file are there without a gap."""
+    """Return the number of bytes from the beginning of `file` up to its first gap."""
     first = file.there.containing(0)
     return first.end if first is not None else 0
 
@@ -116,7 +116,7 @@ def pack(pieces: Iterable[FilePiece]) -> bytes:
 
 
 def plain(fd: int, start: int = 0, length: int | None = None) -> Pieces:
-    """Return an open file, or `length` bytes of it from `start`, as it lies."""
+    """Return the contents of the open file `fd`, or `length` bytes of it from offset `start`."""
     if length is None:
         length = max(0, _size(fd) - start)
     return Pieces(fd, [FilePiece(0, length, start)])
@@ -128,14 +128,14 @@ def _size(fd: int) -> int:
         return os.lseek(fd, 0, os.SEEK_END)
     if stat.S_ISREG(status.st_mode) and status.st_size:
         return status.st_size
-    # Files in /proc may have contents and no size.
+    # Files in /proc may have contents although their size is 0.
     return _NO_SIZE if os.pread(fd, 1, 0) else 0
 
 
 def unflattened(fd: int) -> tuple[Pieces, bool]:
-    """Return the file that a flattened one holds, and whether the latter is complete.
+    """Return the contents of a flattened file, and whether the file is complete.
 
-    What lies between the pieces of a complete one is zeros; of one that was cut short, nobody knows.
+    Bytes between the pieces of a complete file are zeros; those of a truncated file are unknown.
     """
     pieces, complete = flattened.index(lambda length, offset: os.pread(fd, length, offset), _size(fd))
     return Pieces(fd, pieces, sparse=complete), complete
@@ -145,9 +145,9 @@ class SeekableStream:
     """The contents of a zstd stream in the seekable format."""
 
     def __init__(self, file: RandomAccess) -> None:
-        """Read the seek table at the end of `file`; without one the stream is as long as there are whole frames.
+        """Read the seek table at the end of `file`; without one the stream consists of the complete frames in the file.
 
-        `complete` tells which. FormatError when there is neither.
+        `complete` tells whether there is a seek table. FormatError when there is neither a table nor a complete frame.
         """
         self._file = file
         try:
@@ -163,7 +163,7 @@ class SeekableStream:
 
     @staticmethod
     def _table(file: RandomAccess) -> seekable.SeekTable:
-        """Return the seek table at the end of `file`; FormatError when it has none that fits it."""
+        """Return the seek table at the end of `file`; FormatError when there is none that matches the file."""
         footer = file.read(max(0, file.size - seekable.FOOTER_SIZE), min(file.size, seekable.FOOTER_SIZE))
         length = seekable.table_length(footer)
         if length > file.size:
@@ -175,7 +175,7 @@ class SeekableStream:
 
     @property
     def there(self) -> RangeSet:
-        """The offsets of the bytes that can be read, if their frame is not damaged."""
+        """The offsets of the bytes that can be read; damaged frames are found only when they are read."""
         return RangeSet([Range(0, self.size)])
 
     def _take(self, table: seekable.SeekTable) -> None:
@@ -188,7 +188,7 @@ class SeekableStream:
 
     @property
     def size(self) -> int:
-        """Bytes of the stream, decompressed."""
+        """The decompressed size of the stream in bytes."""
         size: int = self._starts[-1]
         return size
 

@@ -1,4 +1,4 @@
-"""What a dump says of its kernel: release, utsname, time of the crash, CPUs."""
+"""The identity of a dump's kernel: release, utsname, time of the crash, CPUs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class KernelIdentity:
-    """A kernel's identity; what the dump does not tell is empty or None.
+    """A kernel's identity; fields that are not in the dump are empty or None.
 
     `utsname` is its struct new_utsname (390 bytes), `crash_time` in seconds since 1970, `cpus` the number of CPUs whose
-    registers are in the dump, `headers_machine` what the dump's own headers say of the machine.
+    registers are in the dump, `headers_machine` the machine (uname -m) in the dump's own headers.
     """
 
     release: str
@@ -49,7 +49,7 @@ class KernelIdentity:
         return _text(self.utsname[_FIELD : 2 * _FIELD])
 
     def as_utsname(self) -> bytes:
-        """Return a struct new_utsname: the kernel's own, or one with what else is known of it."""
+        """Return a struct new_utsname: the kernel's own, or one made of the other fields."""
         if self.utsname:
             return self.utsname
         words = ("Linux", "", self.release, "", self.machine, "")
@@ -61,8 +61,8 @@ def _text(field: bytes) -> str:
 
 
 def identify(source: Source) -> KernelIdentity:
-    """Return what `source` says; nothing of it need be there, or make sense."""
-    cpus = None if source.live else cpu_count(source.notes) or None  # /proc/kcore has the registers of one, always
+    """Return the identity of the kernel in `source`; fields that are missing or damaged are empty or None."""
+    cpus = None if source.live else cpu_count(source.notes) or None  # /proc/kcore always has one CPU's registers
     try:
         info = source.info
     except FormatError:
@@ -88,7 +88,7 @@ def _told(value: Callable[[], _T]) -> _T | None:
 
 
 def cpu_count(data: bytes) -> int:
-    """Return of how many CPUs there are registers in the notes `data`."""
+    """Return the number of CPUs whose registers are in the notes `data` (NT_PRSTATUS)."""
     return sum(note.name == notes.CORE and note.type == notes.NT_PRSTATUS for note in notes.iterate(data))
 
 

@@ -1,4 +1,4 @@
-"""Physical memory in kdump-compressed files: one, a part of a split one, and all parts of it together."""
+"""Physical memory in kdump-compressed files: a whole file, one part of a split dump, or all its parts together."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from kjump.memory import PAGE_SHIFT, PAGE_SIZE
 from kjump.ranges import Range, RangeSet
 
 _BLOCK = 4096
-"""Bytes of the bitmap between two counts of what came before."""
+"""Bytes of the bitmap between two stored counts of the bits set before."""
 _MOST_AT_ONCE = 1024
 _DESCRIPTORS_AT_ONCE = 1 << 16
 _X86 = re.compile(r"x86_64|i[3-6]86")
 
 
 class KdumpSource(Source):
-    """A kdump-compressed file; what was left out of it cannot be read.
+    """A kdump-compressed file; pages that were left out of it cannot be read.
 
-    Pages that its bitmap has, but whose descriptor or data are missing, are not `present`, and it is not complete.
+    If pages are set in its bitmap but their descriptor or data are missing, they are not `present`, and the dump is not
+    complete.
     """
 
     def __init__(self, file: Pieces, fd: int, kind: str) -> None:
@@ -56,7 +57,7 @@ class KdumpSource(Source):
         self._drop_missing()
         self.notes = self._notes()
         self.own_missing, self.whole, self.own_warnings = self.missing, self.complete, self.warnings
-        """What there is to say of this file by itself, be it a part of a dump or not."""
+        """Missing pages, completeness and warnings of this file alone, for `SplitSource`."""
         if header.split is not None:
             part = _frames(RangeSet([header.split]))
             self.missing += bitmaps.count(self.listed) - self._ranks[-1]
@@ -72,7 +73,7 @@ class KdumpSource(Source):
         return self._file.read(where.start, where.size)
 
     def _drop_missing(self) -> None:
-        """Take out of `present` the frames whose descriptor or data are not in the file."""
+        """Clear in `present` the frames whose descriptor or data are not in the file."""
         lost = rank = frame = 0
         while rank < self._ranks[-1]:
             first, frame, found = _dump.advance(self._own, frame, len(self._own) * 8, _DESCRIPTORS_AT_ONCE)
@@ -103,14 +104,14 @@ class KdumpSource(Source):
         return notes.encode(found)
 
     def _there(self, where: Range) -> Range:
-        """Return as much of the beginning of `where` as is in the file."""
+        """Return `where` (file offsets), cut at the first byte that is not in the file."""
         there = next(iter(self._file.there.within(where)), where)
         return (
             there if there.start == where.start and self._file.there.covers(there) else Range(where.start, where.start)
         )
 
     def _rank(self, frame: int) -> int:
-        """Return how many frames of the file are below `frame`: the number of its descriptor."""
+        """Return the number of the file's frames below `frame`, which is the index of its descriptor."""
         block = frame // 8 // _BLOCK
         whole = self._ranks[block] + bitmaps.count(self._own[block * _BLOCK : frame // 8])
         if not frame % 8:
@@ -118,11 +119,11 @@ class KdumpSource(Source):
         return whole + (self._own[frame // 8] & ((1 << frame % 8) - 1)).bit_count()
 
     def _descriptors(self, first: int, last: int) -> bytes:
-        """Return the descriptors of the frames [first, last), which must all be there."""
+        """Return the descriptors of the frames [first, last), which must all be in the file."""
         return self._descriptors_by_rank(self._rank(first), last - first)
 
     def _descriptors_by_rank(self, rank: int, number: int) -> bytes:
-        """Return `number` descriptors from the one with that rank on; zeros for what is not in the file."""
+        """Return `number` descriptors from index `rank` on, with zeros for what is not in the file."""
         size = kdump.DESCRIPTOR.size
         wanted = Range.of_size(self.header.descriptors + rank * size, number * size)
         parts, at = [], wanted.start
@@ -215,7 +216,7 @@ class SplitSource(Source):
 
 
 def _own_frames(part: KdumpSource) -> Range:
-    """Return the frames that a file is for: those of its part, or all."""
+    """Return the range of frames that a file covers: that of its part, or all frames."""
     return part.header.split or Range(0, len(part.present) * 8)
 
 
@@ -224,7 +225,7 @@ def _runs(bits: bytes | bytearray) -> RangeSet:
 
 
 def _padded(frames: RangeSet, like: bytes) -> bytearray:
-    """Return a bitmap of `frames` as long as another, beyond which there must be none."""
+    """Return a bitmap of `frames` with the length of the bitmap `like`, in which all of them must fit."""
     return bitmaps.bitmap(frames).ljust(len(like), b"\0")[: len(like)]
 
 

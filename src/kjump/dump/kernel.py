@@ -1,7 +1,7 @@
-"""How a kernel lays out its memory, learned from VMCOREINFO alone.
+"""A kernel's memory layout, found by VMCOREINFO alone: page tables and struct pages.
 
-Newest name first, never by version number. x86_64 with 4 and 5 levels of page tables, i386 with PAE; SPARSEMEM
-with its table of sections in one or two steps, or one flat array of page structs. Sources:
+Entries are tried by name, newest first, never by version number. Known are x86_64 with 4 and 5 levels of page tables,
+and i386 with PAE; SPARSEMEM with a table of sections of one or two levels, and FLATMEM. Sources:
 Documentation/admin-guide/kdump/vmcoreinfo.rst for the entries, the x86 page table formats for the walk,
 include/linux/mmzone.h for SPARSEMEM sections.
 """
@@ -24,7 +24,8 @@ _LARGE = 0x80
 _FRAME = 0x000F_FFFF_FFFF_F000
 _SECTION_HAS_MAP = 0x2
 _SECTION_FLAGS = 0x3F
-"""Flags take the bits below SECTION_MAP_LAST_BIT, six at most so far; memory maps are aligned to far more."""
+"""Mask of the flags in section_mem_map: the bits below SECTION_MAP_LAST_BIT, at most six so far. The addresses of
+memory maps have more low bits clear than that."""
 _MOST_TABLES = 2048
 _LEAST_SECTION_BITS, _MOST_SECTION_BITS = 20, 40
 _LARGEST_SECTION = 256
@@ -32,7 +33,7 @@ _LARGEST_SECTION = 256
 
 @dataclass(frozen=True)
 class PageStructs:
-    """The struct pages of consecutive frames: `count` from `first` on, at kernel linear address `linear`."""
+    """The struct pages of `count` consecutive frames from `first` on, at the kernel's linear address `linear`."""
 
     first: int
     count: int
@@ -40,13 +41,13 @@ class PageStructs:
 
 
 class KernelLayout:
-    """An x86 kernel's memory: linear addresses to physical ones, and where its page structures are.
+    """An x86 kernel's memory layout: translates linear addresses to physical ones, and finds the struct pages.
 
     `word` is the size of the kernel's unsigned long in bytes.
     """
 
     def __init__(self, memory: PhysicalMemory, info: VmcoreInfo) -> None:
-        """Take the kernel whose memory is `memory` and whose VMCOREINFO is `info`."""
+        """Use the kernel whose memory is `memory` and whose VMCOREINFO is `info`."""
         self._memory = memory
         self.info = info
         self._encryption = info.get_number("sme_mask", 0)
@@ -67,7 +68,7 @@ class KernelLayout:
 
     @property
     def root(self) -> int:
-        """The physical address of the kernel's own page table of the highest level."""
+        """The physical address of the kernel's top-level page table."""
         return self._root
 
     def _find_root(self) -> int:
@@ -82,7 +83,7 @@ class KernelLayout:
         return root
 
     def _find_pae_root(self) -> int:
-        """Return where the PAE kernel's page directory pointers are: under the memory split that maps them so."""
+        """Return the physical address of a PAE kernel's page directory pointers, trying each memory split (VMSPLIT)."""
         symbol = self.info.symbol("swapper_pg_dir")
         for page_offset in _PAGE_OFFSETS_32:
             self._root = symbol - page_offset
@@ -143,7 +144,7 @@ class KernelLayout:
         return int.from_bytes(self.read(linear, self.word), "little")
 
     def page_structs(self) -> Iterator[PageStructs]:
-        """Go through the memory map in ascending order of frames."""
+        """Yield the kernel's arrays of struct pages in ascending order of frames."""
         if "SYMBOL(mem_section)" not in self.info.entries:
             # FLATMEM: one array, and `mem_map` points to it.
             yield PageStructs(0, self._flat_frames(), self.read_word(self.info.symbol("mem_map")))
@@ -153,12 +154,12 @@ class KernelLayout:
         for number, coded in self._sections(pages_per_section):
             if coded & _SECTION_HAS_MAP:
                 first = number * pages_per_section
-                # The low bits are flags; the rest is biased so that adding the frame number gives its struct.
+                # The low bits are flags; the rest is the array's address less first * stride (sparse_encode_mem_map).
                 linear = (coded & ~_SECTION_FLAGS) + first * stride
                 yield PageStructs(first, pages_per_section, linear % (1 << self.word * 8))
 
     def _flat_frames(self) -> int:
-        """Return how many frames a flat memory map has: firmware may lie far beyond the last of them."""
+        """Return the number of frames in a flat memory map, which ends below firmware at high addresses."""
         frames = self._memory_end >> PAGE_SHIFT
         if "SYMBOL(contig_page_data)" not in self.info.entries:
             return frames

@@ -1,7 +1,7 @@
-"""Where a dump comes from: anything that holds a kernel's memory, behind one interface.
+"""Opens dumps of all formats as a Source.
 
-ELF vmcores (also /proc/vmcore and /proc/kcore), kdump-compressed files, kjump images; each of them flattened or
-not. `open_source` tells them apart by their first bytes, `open_sources` joins the parts of a split one.
+The formats are ELF vmcores (also /proc/vmcore and /proc/kcore), kdump-compressed files and kjump images, each of them
+flattened or not. `open_source` recognizes them by their first bytes; `open_sources` joins the parts of a split dump.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def open_sources(paths: Sequence[str | Path]) -> Source:
 
 
 def open_source(path: str | Path) -> Source:
-    """Open whatever dump is at `path`; FormatError when it is none that we know, HostError when it cannot be opened."""
+    """Open the dump at `path`; FormatError when its format is not known, HostError when it cannot be opened."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -101,7 +101,7 @@ def _open(fd: int, path: str) -> Source:
 
 
 def _behind_superblock(file: Pieces) -> Pieces:
-    """Return the image on a device or in a target file, which begins behind a superblock; any other file as it is."""
+    """Return the image behind the superblock of a device or target file; other files are returned unchanged."""
     try:
         superblock = Superblock.unpack(file.read(0, SUPERBLOCK_SIZE))
     except FormatError:

@@ -1,4 +1,4 @@
-"""Where a dump's bytes go: a file that appears when it is whole, a pipe, or a flattened stream."""
+"""Where a dump is written: a file (renamed when complete), a device, a pipe, or a flattened stream."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kjump.formats import flattened
 
 
 class Output(Protocol):
-    """Takes bytes for offsets of a file; `written` counts those that went out."""
+    """Takes bytes at offsets of a file; `written` counts the bytes that were written."""
 
     written: int
 
@@ -22,11 +22,11 @@ class Output(Protocol):
         ...
 
     def finish(self) -> None:
-        """All is written: make it durable and visible."""
+        """Make what was written durable and visible."""
         ...
 
     def abandon(self) -> None:
-        """Something went wrong: leave nothing behind."""
+        """Discard what was written, after an error."""
         ...
 
 
@@ -67,7 +67,7 @@ class FileOutput:
 
 
 def _write_all(fd: int, offset: int, data: bytes | bytearray | memoryview) -> None:
-    """Put all of `data` at `offset`, however many writes that takes."""
+    """Write all of `data` at `offset`, with as many system calls as necessary."""
     view = memoryview(data)
     while view:
         done = os.pwrite(fd, view, offset)
@@ -96,7 +96,7 @@ class DeviceOutput:
         os.close(self._fd)
 
     def abandon(self) -> None:
-        """Close the device; what it held is lost."""
+        """Close the device; its former contents are lost."""
         os.close(self._fd)
 
 
@@ -118,7 +118,7 @@ class StreamOutput:
             raise TargetError(f"cannot write {path}: {error.strerror}") from None
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Put `data` out; zeros before it when `offset` is further on, OSError (ESPIPE) when it is behind."""
+        """Write `data`, after zeros up to `offset`; OSError (ESPIPE) when `offset` has been passed already."""
         if offset < self.written:
             raise OSError(errno.ESPIPE, "this format does not come in order: use --format flattened")
         while offset > self.written:
@@ -132,11 +132,11 @@ class StreamOutput:
             view = view[os.write(self._fd, view) :]
 
     def finish(self) -> None:
-        """Nothing is left to do: the reader has it."""
+        """Do nothing: the reader has all data."""
         self.abandon()
 
     def abandon(self) -> None:
-        """A reader sees that the stream ends too soon."""
+        """Close the stream; its reader sees that it ends too early."""
         if self._close:
             self._close = False
             os.close(self._fd)
@@ -153,7 +153,7 @@ class FlattenedOutput:
 
     @property
     def written(self) -> int:
-        """Bytes that went out, the flattened format's own included."""
+        """The bytes written, the flattened format's headers included."""
         return self._at
 
     @written.setter
@@ -165,7 +165,7 @@ class FlattenedOutput:
         self._at += len(data)
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Put a piece out that says it belongs at `offset`."""
+        """Write `data` with a header that gives its `offset`."""
         if len(data):
             self._put(flattened.piece_header(offset, len(data)))
             self._put(data)

@@ -1,6 +1,6 @@
-"""Pages from a source through some work on all cores to whoever writes them, in order and in bounded memory.
+"""Processes a source's pages on all cores, and delivers the results in order and in bounded memory.
 
-At most 2 * threads + 1 pieces of work are under way, each of at most CHUNK pages and what becomes of them.
+At most 2 * threads + 1 chunks are in progress at a time, each of at most CHUNK pages.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kjump.dump.source import Source
 from kjump.errors import KjumpError
 
 CHUNK = 512
-"""Pages in one piece of work: 2 MiB."""
+"""Pages in one chunk (2 MiB)."""
 
 Progress = Callable[[int, int, int], bool | None]
 """Called with (pages done, pages in all, bytes written); returns False to stop."""
@@ -33,7 +33,7 @@ class Stopped(KjumpError):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Page frames [start, end), of which `pages` are wanted."""
+    """Page frames [start, end), of which `pages` are set in the bitmap."""
 
     start: int
     end: int
@@ -41,7 +41,7 @@ class Chunk:
 
 
 def chunks(bits: bytes | bytearray, start: int, end: int, pages: int = CHUNK) -> Iterator[Chunk]:
-    """Cut the set bits in [start, end) into chunks of `pages`, the last maybe smaller."""
+    """Divide the set bits in [start, end) into chunks of `pages` pages; the last may be smaller."""
     while True:
         first, last, found = _dump.advance(bits, start, end, pages)
         if not found:
@@ -51,7 +51,7 @@ def chunks(bits: bytes | bytearray, start: int, end: int, pages: int = CHUNK) ->
 
 
 def in_order(work: Callable[[_Item], _Result], items: Iterable[_Item], threads: int) -> Iterator[tuple[_Item, _Result]]:
-    """Do `work` on `items` with that many threads; yield each with its result, in order."""
+    """Do `work` on `items` with `threads` threads; yield each item with its result, in order."""
     if threads == 1:
         yield from ((item, work(item)) for item in items)
         return
@@ -72,11 +72,11 @@ def in_order(work: Callable[[_Item], _Result], items: Iterable[_Item], threads: 
 
 
 def drop_zeros(source: Source, keep: bytearray, threads: int) -> int:
-    """Clear the bits of pages of zeros in `keep`; return how many. All pages are read for it."""
+    """Read all pages of `keep`, and clear the bits of those that are zeros; return how many there were."""
 
     def look(chunk: Chunk) -> bytes:
         return _core.zero_pages(source.read_pages(keep, chunk.start, chunk.end))
 
-    # What is cleared lies behind what is still to be read, but for bits that share a byte: chunks are taken first.
+    # The list of chunks is made first, because two chunks may share a byte of the bitmap that is changed here.
     found = list(in_order(look, list(chunks(keep, 0, len(keep) * 8)), threads))
     return sum(_dump.drop(keep, chunk.start, chunk.end, zeros) for chunk, zeros in found)

@@ -1,7 +1,7 @@
-"""Which pages of a kernel's memory are worth keeping.
+"""Selects the pages of a kernel's memory to keep; the saver and `kjump dump` use it.
 
-A selection is a bitmap, one bit a page frame from frame 0 on: two of them take a 16384th of the address space up
-to the highest frame. The saver and `kjump dump` both use it.
+A selection is a bitmap, one bit for each page frame from frame 0 on. Two bitmaps take 1/16384 of the physical address
+space up to the highest frame.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from kjump.ranges import Range, RangeSet
 
 _STRUCTS_LOOKED_AT = 16
 _CHUNK = 32768
-"""Page structs read at a time: 2 MiB of them, one section."""
+"""Page structs that are read at a time: those of one section, 2 MiB."""
 
 
 @dataclass
 class Selection:
-    """What is left to keep: a bitmap of frames, and how many frames of each class were taken out of it.
+    """The page frames to keep (a bitmap), and the number of frames of each class that were left out.
 
-    `no_struct` counts the frames taken out because the kernel has no struct page for them: firmware, devices.
-    `warnings` say of what more is kept than was asked for, and why.
+    `no_struct` counts the frames left out because the kernel has no struct page for them: firmware, devices.
+    `warnings` name the classes that are kept although they should be left out, and why.
     """
 
     keep: bytearray
@@ -45,14 +45,14 @@ class Selection:
 def select(layout: KernelLayout, present: bytes | bytearray, exclude: int) -> Selection:
     """Return `present` (a bitmap of frames) without the pages whose class is in the mask `exclude`.
 
-    Classes that VMCOREINFO does not say enough of are kept. FormatError when it lacks an entry without which nothing
-    can be told, or memory that holds page structs is missing.
+    Classes for which VMCOREINFO lacks an entry are kept. FormatError when it lacks an entry that all classes need, or
+    memory that holds page structs is missing.
     """
     return select_in_place(layout, bytearray(present), exclude)
 
 
 def select_in_place(layout: KernelLayout, keep: bytearray, exclude: int) -> Selection:
-    """Do as `select`, and take the bits out of `keep` itself, which becomes the selection's: there is no second one."""
+    """Select as `select` does, but clear the bits in `keep` itself, which becomes the selection's bitmap."""
     unsure = [doubt for doubt in doubts(layout.info) if doubt.classes & exclude]
     for doubt in unsure:
         exclude &= ~doubt.classes if doubt.keep else -1
@@ -75,9 +75,9 @@ def select_in_place(layout: KernelLayout, keep: bytearray, exclude: int) -> Sele
 
 
 def select_level(layout: KernelLayout, present: bytes | bytearray, level: int) -> Selection:
-    """Return what `level` (0 to 31) keeps of `present`; pages of zeros (1) are for the writer to find.
+    """Return what dump `level` (0 to 31) keeps of `present`; pages of zeros (1) are left to the writer.
 
-    Frames for which the kernel has no struct page are no memory of its own, and are left out at any level.
+    Frames for which the kernel has no struct page do not belong to its memory, and are left out at any level.
     """
     known = intersection(present, frames_with_structs(layout))
     if not any(known):
@@ -90,13 +90,13 @@ def select_level(layout: KernelLayout, present: bytes | bytearray, level: int) -
 
 
 def _refuse_nonsense(layout: KernelLayout, present: bytes | bytearray, selection: Selection) -> None:
-    """Refuse a selection without the pages that it was learned from (FormatError).
+    """Raise FormatError for a selection that leaves out the kernel's own page tables or page structs.
 
-    Page tables and page structs that are in use are neither free nor anybody's page cache, nor without a struct page.
+    Such pages are in use: they are neither free nor page cache, and have a struct page. The page classes must be wrong.
     """
     places = [layout.root]
     for structs in islice(layout.page_structs(), _STRUCTS_LOOKED_AT):
-        with contextlib.suppress(FormatError):  # of memory that was added later, a section's first structs may lack
+        with contextlib.suppress(FormatError):  # the first structs of a section of hot-added memory may be missing
             places.append(layout.translate(structs.linear).start)
     for frame in {address >> PAGE_SHIFT for address in places}:
         if count_between(present, frame, frame + 1) > count_between(selection.keep, frame, frame + 1):
@@ -104,14 +104,14 @@ def _refuse_nonsense(layout: KernelLayout, present: bytes | bytearray, selection
 
 
 def frames_with_structs(layout: KernelLayout) -> bytearray:
-    """Return the bitmap of frames that the kernel has a struct page for, whole sections of them."""
+    """Return the bitmap of frames for which the kernel has a struct page, in whole sections."""
     return bitmap(RangeSet(Range.of_size(s.first, s.count) for s in layout.page_structs()))
 
 
 def pages_in_use(layout: KernelLayout, frames: RangeSet) -> RangeSet:
-    """Return those of `frames` (page frame numbers) that the kernel's page allocator does not have free.
+    """Return the part of `frames` (page frame numbers) that is not free in the kernel's page allocator.
 
-    FormatError as `select`, and when VMCOREINFO does not say what a free page is.
+    FormatError as `select`, and when VMCOREINFO lacks the entries that mark a free page.
     """
     selection = select_in_place(layout, bitmap(frames), 1 << PageClass.FREE)
     if selection.warnings:

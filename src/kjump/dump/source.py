@@ -1,4 +1,4 @@
-"""Physical memory in a file: what all kinds of dumps have in common."""
+"""Physical memory in a file: the base class of all kinds of dumps."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet
 
 _BITMAP_FREE = 1 << 26
-"""A bitmap of so many frames (256 GiB of memory, 8 MiB) is made for any dump, a larger one for 64 frames a page."""
+"""Frames of a bitmap that is made for any dump (256 GiB of memory, 8 MiB); a larger one needs a page for 64 frames."""
 _HOLES_FREE = 1 << 24
-"""The same for memory that is not in the dump, and without which it is as good (64 GiB, 2 MiB)."""
+"""The same for memory that is not in the dump (64 GiB of memory, 2 MiB); what exceeds it is ignored."""
 _MOST_FRAMES = 1 << 36
 
 
 class Source:
-    """Physical memory in a file: what all kinds have in common.
+    """Physical memory in a file: the base class of all kinds of dumps.
 
-    `kind` names the format, `notes` are the ELF notes it carries, `large_notes` those that are not held in memory.
-    `present` is a bitmap of the page frames that can be read. `complete` tells whether all is there that should be,
-    `live` that memory changes while it is read; `warnings` has a sentence for each thing about the file that its reader
-    should know, and `missing` is the number of pages that it should have and has not. `machine` is what the file's
-    headers say the kernel was built for, as uname -m prints it, and `utsname` the kernel's struct new_utsname in them;
-    empty when they do not say.
+    `kind` names the format; `notes` are the file's ELF notes, `large_notes` those that are not held in memory.
+    `present` is a bitmap of the page frames that can be read. `complete` tells that no page is missing, `live` that
+    memory changes while it is read; `warnings` has a sentence for each problem of the file, and `missing` is the number
+    of pages that the file should contain and does not. `machine` is the architecture in the file's headers, as uname -m
+    prints it, and `utsname` the kernel's struct new_utsname in them; both are empty when the headers lack them.
     """
 
     kind: str
@@ -49,7 +48,7 @@ class Source:
         self.warnings = (*self.warnings, text)
 
     def lacks(self, text: str) -> None:
-        """Say that the dump is not complete, and why."""
+        """Mark the dump as not complete, with the reason as a warning."""
         self.complete = False
         self.warn(text)
 
@@ -80,8 +79,8 @@ class Source:
     ) -> bytes:
         """Return the pages of the frames in [start, end) that are set in `keep`, in order.
 
-        `keep` must be a part of `present`. With `stored`, of which it must be a part, the other frames set there come
-        too, as zeros. Safe from several threads.
+        `keep` must be a subset of `present`. With `stored`, a superset of `keep`, the other frames set there are
+        returned too, as zeros. Safe from several threads.
         """
         parts = []
         for first, last in _core.bitmap_runs(stored or keep, start, end):
@@ -102,7 +101,7 @@ class Source:
 
     @cached_property
     def layout(self) -> KernelLayout:
-        """The kernel's layout, from VMCOREINFO; FormatError when an entry or memory lacks."""
+        """The kernel's layout, from VMCOREINFO; FormatError when an entry or memory is missing."""
         return KernelLayout(self, self.info)
 
 
@@ -116,21 +115,21 @@ def _no_vmcoreinfo(found: bytes) -> str:
 
 
 def most_frames(pages: int) -> int:
-    """Return behind which frame there can be nothing in a dump that holds so many pages."""
+    """Return an upper bound for the frame numbers in a dump that holds `pages` pages."""
     return min(_MOST_FRAMES, _BITMAP_FREE + 64 * pages)
 
 
 def without_nonsense(holes: RangeSet, pages: RangeSet) -> RangeSet:
-    """Return frames that are memory but not in a dump, up to where there can be any when it has `pages` (frames).
+    """Return the plausible part of `holes`, the frames that are memory but not in a dump that has the frames `pages`.
 
-    A kernel's own page structs take a 64th of its memory, and are in every dump.
+    A kernel's page structs take 1/64 of its memory and are in every dump, which limits the size of memory.
     """
     end = max(_HOLES_FREE + 64 * pages.size, max((r.end for r in pages), default=0))
     return holes & RangeSet([Range(0, min(_MOST_FRAMES, end))])
 
 
 def frames_bitmap(frames: RangeSet) -> bytearray:
-    """Return `frames` as a bitmap; FormatError when it would be far larger than such frames can account for."""
+    """Return `frames` as a bitmap; FormatError when it would be implausibly large for that number of frames."""
     end = max((r.end for r in frames), default=0)
     if end > most_frames(frames.size):
         raise FormatError(f"memory at physical address {end * PAGE_SIZE:#x} is too far from the rest of it")

@@ -1,4 +1,4 @@
-"""What a dump is of: its kernel, and how many pages of each class it has."""
+"""A summary of a dump: its kernel, and the number of pages of each class."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Summary:
-    """A dump's contents. `classes` are numbers of pages by name, which add up to `total`; some may be missing in it."""
+    """A dump's contents. `classes` are numbers of pages by name, which add up to `total`; pages may be missing."""
 
     kind: str
     kernel: KernelIdentity
@@ -41,7 +41,7 @@ class Summary:
     warnings: tuple[str, ...] = ()
 
     def lines(self) -> dict[str, str]:
-        """Return what there is to say besides page classes, by name, for people; safe to print on a terminal."""
+        """Return the other fields by name, as text that is safe to print on a terminal."""
         offset = self.kernel.kernel_offset
         crash = self.kernel.crash_time
         found = {
@@ -87,9 +87,9 @@ class Summary:
 
 
 def summarize(source: Source, *, zeros: bool, threads: int) -> Summary:
-    """Look at all there is to know of `source`; with `zeros`, at each page too.
+    """Summarize `source`; with `zeros` read each page, to count those of zeros.
 
-    What cannot be found out is left open, and `trouble` says why.
+    Fields that cannot be determined are empty, and `trouble` says why.
     """
     total = bitmaps.count(source.present)
     classes, trouble, warnings = _classes(source, total)

@@ -1,8 +1,8 @@
-"""The writers: what is kept of a source becomes an ELF core, a kjump image or a kdump-compressed file.
+"""The writers of dump files: ELF cores, kjump images and kdump-compressed files.
 
-Each takes a Task and an Output and returns a Written. An ELF core has a PT_LOAD for each run of pages that are kept,
-joined across small gaps (zeros there), and one without contents where memory was left out. An image is such a
-core in a zstd stream in the seekable format.
+Each takes a Task and an Output and returns a Written. An ELF core has a PT_LOAD for each run of kept pages (runs with
+small gaps between them are joined, the gaps filled with zeros), and a PT_LOAD without contents where memory was left
+out. An image is such a core in a zstd stream in the seekable format.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range, RangeSet, align_up
 
 FRAME_PAGES = 256
-"""Pages in a frame of an image: 1 MiB."""
+"""Pages in a zstd frame of an image (1 MiB)."""
 
 _SMALL_GAP = 16
 _MOST_LOADS = 16384
@@ -35,10 +35,10 @@ _MOST_LOADS = 16384
 
 @dataclass(frozen=True)
 class Task:
-    """What to write: the frames `keep` of `source`, whose machine has the frames `memory` (a bitmap too).
+    """What to write: the page frames `keep` (a bitmap) of `source`; `memory` is the bitmap of all the machine's frames.
 
-    `level` is the dump level they were chosen by. `compression` is the level of zstd or zlib. `method` and `skip_zeros`
-    are for kdump files; the latter has pages of zeros share one place.
+    `level` is the dump level by which `keep` was chosen. `compression` is the level of zstd or zlib. `method` and
+    `skip_zeros` are for kdump files; with the latter all pages of zeros share one stored page.
     """
 
     source: Source
@@ -52,14 +52,14 @@ class Task:
     progress: Progress | None = None
 
     def report(self, done: int, total: int, written: int) -> None:
-        """Tell how far it is; Stopped when the listener says so."""
+        """Report progress in pages and bytes; Stopped when the progress callback asks to stop."""
         if self.progress is not None and self.progress(done, total, written) is False:
             raise Stopped("stopped before the dump was done")
 
 
 @dataclass(frozen=True)
 class Written:
-    """What came of it: pages kept, how many of them are zeros without a place of their own, bytes written."""
+    """The result of writing: pages kept, those of zeros without a stored page of their own, bytes written."""
 
     pages: int
     zero_pages: int
@@ -67,9 +67,9 @@ class Written:
 
 
 def memory_of(source: Source) -> bytearray:
-    """Return the bitmap of frames that are memory: what the source has, and what it says was left out."""
+    """Return the bitmap of frames that are memory: those in the source, and those that it says were left out."""
     if isinstance(source, KdumpSource | SplitSource):
-        # What lacks in a damaged bitmap of memory is memory nevertheless.
+        # The source's bitmap of memory may be damaged; the frames that are present are memory in any case.
         return bitmaps.union(source.memory, source.present)
     if isinstance(source, ElfSource):
         known = bitmaps.runs(source.present, len(source.present) * 8)
@@ -82,9 +82,9 @@ def memory_of(source: Source) -> bytearray:
 
 @dataclass(frozen=True)
 class ElfPlan:
-    """An ELF core to be: what comes up to the first page, and `stored`, the frames that stand in the file in order.
+    """The layout of an ELF core: its contents before the first page, and `stored`, the frames in the file in order.
 
-    Notes that are large are read when they are written; `before` and `after` are what is around them.
+    Large notes are read only when they are written; `before` and `after` are the contents around them.
     """
 
     before: bytes
@@ -100,11 +100,11 @@ class ElfPlan:
 
     @property
     def head_size(self) -> int:
-        """Bytes up to the first page."""
+        """The offset of the first page in bytes."""
         return len(self.before) + sum(note.encoded_size for note in self.large) + len(self.after)
 
     def head(self) -> Iterator[bytes]:
-        """Yield what comes up to the first page."""
+        """Yield the contents before the first page."""
         yield self.before
         for note in self.large:
             yield from note.encode()
@@ -115,7 +115,7 @@ def plan_elf(task: Task, more_notes: bytes = b"") -> ElfPlan:
     """Lay out an ELF core that holds `task.keep`; `more_notes` (encoded) follow the source's."""
     source = task.source
     memory = bitmaps.runs(task.memory, len(task.memory) * 8)
-    # Zeros may stand for pages that were left out on purpose, not for those that nobody knows.
+    # Pages that were left out on purpose may be written as zeros, but not pages that an incomplete source lacks.
     gap = _SMALL_GAP if source.complete else 1
     while len(loads := list(_loads(memory, task.keep, gap))) > _MOST_LOADS and gap < 1 << 40:
         gap *= 4
@@ -142,17 +142,17 @@ def _about(task: Task) -> bytes:
 
 
 def own_notes(source: Source) -> bytes:
-    """Return the source's notes without what another dump added to them."""
+    """Return the source's notes without the KJUMP note of an earlier dump."""
     return notes.encode(note for note in notes.iterate(source.notes) if note.name != notes.KJUMP)
 
 
 def own_large_notes(source: Source) -> tuple[notes.LargeNote, ...]:
-    """Return as `own_notes`, of the source's large notes."""
+    """Return the same as `own_notes` for the source's large notes."""
     return tuple(note for note in source.large_notes if note.name != notes.KJUMP)
 
 
 def _loads(memory: RangeSet, keep: bytearray, gap: int) -> Iterator[tuple[Range, bool]]:
-    """Yield the frames of memory in order, cut into those to be stored (True) and those to be left out."""
+    """Yield the ranges of memory frames in order, each with True if it is stored, False if it is left out."""
     bits = len(keep) * 8
     for item in memory:
         at = item.start
@@ -166,7 +166,7 @@ def _loads(memory: RangeSet, keep: bytearray, gap: int) -> Iterator[tuple[Range,
 
 
 def write_elf(task: Task, out: Output) -> Written:
-    """Write an ELF core. Pages of zeros, when they are to be left out, must be gone from `keep` already."""
+    """Write an ELF core; if pages of zeros shall be left out, the caller has removed them from `task.keep`."""
     plan = plan_elf(task, b"" if task.source.complete else _about(task))
     at = _write_in_order(out, plan.head())
     done = 0
@@ -183,7 +183,7 @@ def write_elf(task: Task, out: Output) -> Written:
 
 
 def _write_in_order(out: Output, parts: Iterable[bytes | memoryview]) -> int:
-    """Write `parts` one after another from the beginning; return how many bytes they have."""
+    """Write `parts` one after another from offset 0; return their size in bytes."""
     at = 0
     for part in parts:
         out.write(at, part)
@@ -226,7 +226,7 @@ def _frames(plan: ElfPlan) -> Iterator[bytes | Chunk]:
 
 
 def kdump_header(task: Task, part: Range | None = None) -> kdump.KdumpHeader:
-    """Return the header of a kdump file; behind it come VMCOREINFO, notes and bitmaps, as `_kdump_head` yields them."""
+    """Return the header of a kdump file; VMCOREINFO, notes and bitmaps follow it (see `_kdump_head`)."""
     source = task.source
     known = identify(source)
     highest = bitmaps.end_of(task.memory)
@@ -255,7 +255,7 @@ def _vmcoreinfo(source: Source) -> bytes:
 
 
 def _kdump_head(task: Task, header: kdump.KdumpHeader) -> Iterator[bytes | memoryview]:
-    """Yield a kdump file up to its descriptors."""
+    """Yield the contents of a kdump file before its page descriptors."""
     yield (header.encode() + _vmcoreinfo(task.source)).ljust(header.notes.start, b"\0") + own_notes(task.source)
     for note in own_large_notes(task.source):
         yield from note.encode()
@@ -294,7 +294,7 @@ def write_kdump(task: Task, out: Output, part: Range | None = None) -> Written:
 
 
 def split_parts(task: Task, count: int) -> list[Range]:
-    """Cut the frames of memory into `count` parts with about as many kept pages each."""
+    """Divide the frames of memory into `count` ranges with about the same number of kept pages each."""
     end = bitmaps.end_of(task.memory)
     each = max(1, -(-bitmaps.count(task.keep) // count))
     borders = [0, *(chunk.end for chunk in chunks(task.keep, 0, end, each))][:count]

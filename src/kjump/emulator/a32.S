@@ -1,6 +1,6 @@
 /*
- * What little there is of the emulated Linux A on i386: it loads its segment registers, calls the control code at
- * EDX, and stops.
+ * The code of the emulated Linux A on i386: it loads its segment registers, calls the control code at EDX, and
+ * stops.
  */
 #include "control.h"
 

@@ -1,6 +1,6 @@
 /*
- * What little there is of the emulated Linux A on x86_64: it loads its segment registers, calls the control code at
- * RDX, and stops.
+ * The code of the emulated Linux A on x86_64: it loads its segment registers, calls the control code at RDX, and
+ * stops.
  */
 #include "control.h"
 

@@ -1,7 +1,7 @@
-"""The data half of the emulated kernel's control page, which its control code (control64.S, control32.S) uses too.
+"""The layout of the emulated kernel's control page, shared with its control code (control64.S, control32.S).
 
-All fields are u64, on i386 too, save the entries of the indirection list, which are words of the architecture. The
-build makes control.h of this.
+All fields are u64, on i386 too, but the entries of the indirection list are words of the architecture. The build makes
+control.h from this.
 """
 
 from __future__ import annotations
@@ -51,6 +51,6 @@ A_NUMBERS = Numbers("A", ("STOP", 0x40, "where the code of A (a64.S, a32.S) come
 
 
 def headers() -> dict[str, str]:
-    """Return the text of the header, by the name of its file."""
+    """Return the text of the header, by file name."""
     note = "The emulated kernel's control page: entries, flags and fields."
     return {"control.h": header("control.h", note, (CODE, FLAGS, CONTROL, LIST_ENTRIES, SELECTORS, A_NUMBERS))}

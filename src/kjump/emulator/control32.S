@@ -1,13 +1,13 @@
 /*
  * The emulated kernel's control code for i386, jump-back protocol 1.00, written from the protocol's text.
  *
- * At 0 is the real jump-back entry: whoever has been called jumps here, paging off, with EDI = its own entry for next
- * time. At CONTROL_RELOCATE is what the kernel calls; it returns that entry to the kernel in EAX.
+ * At 0 is the real jump-back entry: the callee jumps here, paging off, with EDI = its own entry for the next jump. The
+ * kernel calls CONTROL_RELOCATE, which returns that entry to the kernel in EAX.
  *
- * The callee finds EDI = our real entry and [ESP] = our helper entry, on a stack of one page (the swap page), flat
+ * The callee gets EDI = the real entry and [ESP] = the helper entry, on a stack of one page (the swap page), flat
  * segments, paging off, interrupts off. It may jump to EDI (with its own EDI and stack), or return as a C function
- * does, with EBX, ESI, EDI and EBP as they were: that leads to the helper, which tells our real entry that the callee's
- * next entry is what lies on the stack above, at first the entry it was called at.
+ * does, with EBX, ESI, EDI and EBP unchanged. The latter leads to the helper, which passes the word above on the stack
+ * to the real entry as the callee's next entry; that word is at first the entry at which the callee was called.
  */
 #include "control.h"
 
@@ -68,7 +68,7 @@ at_physical:
 	pushl	%edx
 calling:
 	call	*%edx
-	/* The helper entry. EDI is again the peer's real entry; on the stack lies the entry of the one who returned. */
+	/* The helper entry. EDI is the control code's real entry again; on the stack is the callee's next entry. */
 	movl	%edi, %edx
 	popl	%edi
 	pushl	%edx
@@ -117,7 +117,7 @@ never_to_return:
 	xorl	%ebp, %ebp
 	ret
 
-/* EBX = where _start is, at the address at which we run. */
+/* EBX = the address of _start, at which this code runs. */
 own_base:
 	call	.Lhere
 .Lhere:
@@ -125,7 +125,7 @@ own_base:
 	subl	$.Lhere - _start, %ebx
 	ret
 
-/* As in control64.S. EBX = our page, EDX = where the next entry lies, EBP = destination, EAX = entry. */
+/* As in control64.S. EBX = the control page, EDX = address of the next entry, EBP = destination, EAX = entry. */
 exchange:
 	leal	FIELD(CONTROL_HEAD), %edx
 next_entry:

@@ -1,15 +1,15 @@
 /*
  * The emulated kernel's control code for x86_64, written from the described behaviour of Linux, not from its source.
  *
- * relocate   The kernel calls it at its linear address. It keeps what the kernel needs, leaves the kernel's page tables
- *            for identity ones, swaps every destination page with its source page, and calls the callee on a stack of
- *            its own: the swap page. It returns to the kernel in RAX the entry for the next jump.
+ * relocate   The kernel calls it at its linear address. It saves the kernel's state, switches to identity page tables,
+ *            swaps every destination page with its source page, and calls the callee on a stack of one page, the swap
+ *            page. It returns to the kernel, in RAX, the entry for the next jump.
  *
- * On the way back CR4 is set before CR0, as Linux does it. With CET in CR4 that is a fault unless CR0.WP is set already.
+ * On the way back CR4 is set before CR0, as in Linux. With CET in CR4 that is a fault unless CR0.WP is set already.
  *
  * State at the callee: long mode, identity tables, interrupts off, GDT and IDT with limit 0, CR4 = PAE (and LA57 if
- * the kernel has it). The callee may change every register; it owes us the return address popped, and on top of
- * the stack the entry for next time.
+ * the kernel has it). The callee may change every register; it must return with the return address popped, and the
+ * entry for the next jump on top of the stack.
  */
 #include "control.h"
 
@@ -46,7 +46,7 @@ relocate:
 	lgdt	nothing(%rip)
 	lidt	nothing(%rip)
 
-	/* To the same page at its physical address, by tables that show it at both. */
+	/* Jump to the same page at its physical address, with tables that map it at both addresses. */
 	movq	CONTROL_TABLES(%rbx), %rax
 	movq	%rax, %cr3
 	movq	CONTROL_PHYSICAL(%rbx), %rax
@@ -79,7 +79,7 @@ at_physical:
 .Lcall_target:
 	call	*%rdx
 
-	/* Nothing is known here but where we are and the top of the stack. */
+	/* Only RIP and the top of the stack are known here. */
 	movq	(%rsp), %rax
 	leaq	_start(%rip), %rbx
 	movq	%rax, CONTROL_START(%rbx)
@@ -129,8 +129,8 @@ never_to_return:
 	ret
 
 /*
- * Go through the indirection list. With PRESERVE every pair of pages is swapped through the swap page, else the source
- * is copied. RBX = our page. R8 = entry, R9 = where the next entry lies, R10 = destination.
+ * Process the indirection list. With PRESERVE every pair of pages is swapped through the swap page, else the source is
+ * copied. RBX = the control page, R8 = entry, R9 = address of the next entry, R10 = destination.
  */
 exchange:
 	leaq	CONTROL_HEAD(%rbx), %r9

@@ -1,4 +1,4 @@
-"""The emulated CPU: unicorn, with this machine's memory and serial port, and what a report wants to know of it."""
+"""The emulated CPU: unicorn with the machine's memory, a serial port, and the records for a report."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _CPUID_EDX_IBT = 1 << 20
 _INVALID_INSTRUCTION = 6
 _GENERAL_PROTECTION = 13
 _MOVE_TO_CONTROL = 3
-"""Bytes of such an instruction from one of the first eight general registers."""
+"""The length in bytes of a MOV to a control register from one of the first eight general registers."""
 CR0_WP = 1 << 16
 CR4_CET = 1 << 23
 
@@ -67,7 +67,7 @@ def _number(name: str) -> int:
 
 
 class Access:
-    """What a program did with memory: the pages it read and wrote, and where it wrote each first."""
+    """A program's accesses to memory: the pages read and written, and the address of the first write to each page."""
 
     def __init__(self) -> None:
         """Begin with nothing."""
@@ -83,11 +83,10 @@ class Access:
 class Cpu:
     """One CPU. Registers are read and written by name, as RAX or XMM0.
 
-    Unicorn keeps CR4.CET, but does not know what it forbids. The rule that matters to a jump is applied here: CR4.CET
-    is never set while CR0.WP is clear, and the instruction that would make it so is a general protection fault
-    (Intel SDM volume 2, MOV to control registers; AMD APM volume 2, 3.1.3). It is seen where code runs for the first
-    time since `flush`, and at the end of a run. Code in which CET is on runs as if it had neither shadow stacks nor
-    tracking of branches.
+    Unicorn stores CR4.CET without checking it. This class checks the rule that matters to a jump: CR4.CET cannot be set
+    while CR0.WP is clear, and an instruction that would do so is a general protection fault (Intel SDM volume 2, MOV to
+    control registers; AMD APM volume 2, 3.1.3). A violation is noticed when code runs for the first time since `flush`,
+    and at the end of a run. With CET on, shadow stacks and branch tracking themselves are not emulated.
     """
 
     def __init__(self, arch: Arch, ram: Ram) -> None:
@@ -140,7 +139,7 @@ class Cpu:
         self.set("RSP" if self.arch is Arch.X86_64 else "ESP", value)
 
     def get_msr(self, number: int) -> int:
-        """Return model-specific register `number`; 0 for one that unicorn does not have."""
+        """Return the model-specific register `number`; 0 if unicorn does not have it."""
         return int(self._uc.reg_read(x86_const.UC_X86_REG_MSR, number))
 
     def set_long_mode(self) -> None:
@@ -148,7 +147,7 @@ class Cpu:
         self._uc.reg_write(x86_const.UC_X86_REG_MSR, (_MSR_EFER, 0xD01))
 
     def give_cet(self) -> None:
-        """Let CPUID say that the CPU has shadow stacks and tracking of branches."""
+        """Let CPUID report shadow stacks and branch tracking."""
         at, code = 0, b"\x0f\xa2"  # cpuid
         before = bytes(self._uc.mem_read(at, len(code)))
         self._uc.mem_write(at, code)
@@ -173,14 +172,15 @@ class Cpu:
         return {name: int(self.get(name)) for name in GENERAL[self.arch]}
 
     def flush(self) -> None:
-        """Forget cached translations of addresses: page tables or code were changed from outside."""
+        """Drop cached address translations and code, after page tables or code were changed from outside."""
         self._uc.ctl_flush_tb()
         self.set("CR3", self.get("CR3"))
 
     def run(self, start: int, until: Iterable[int], time_limit: float) -> bool:
         """Run from `start` to one of the addresses `until`; tell whether one was reached.
 
-        When not, `exception`, `no_memory` or `timed_out` (after `time_limit` seconds) says why; else it halted.
+        If not, `exception`, `no_memory` or `timed_out` (after `time_limit` seconds) is set; with none of them the CPU
+        halted.
         """
         self.exception = self.no_memory = None
         self.timed_out = False
@@ -242,7 +242,8 @@ class Cpu:
             self.branches.append(address)
 
     def _on_new_block(self, uc: Any, block: Any, before: Any, data: object) -> None:
-        # An instruction that changes a control register ends its block: what it did is seen when the next one begins.
+        # An instruction that changes a control register ends its block, so its effect is checked when the next one
+        # begins.
         control = self._read_control()
         if _allowed(control):
             self._control = control
@@ -254,7 +255,7 @@ class Cpu:
         return int(self.get("CR0")), int(self.get("CR4"))
 
     def _undo_control(self, address: int) -> None:
-        """Make the instruction at `address` one that has faulted: nothing done, and it is the next again."""
+        """Undo the instruction at `address` as a fault does: its effect is reverted, and it is the next to execute."""
         self.exception = _GENERAL_PROTECTION
         for name, value in zip(("CR0", "CR4"), self._control, strict=True):
             self.set(name, value)

@@ -1,8 +1,8 @@
-"""Exceptions, delivered as the CPU does: unicorn stops at them, and leaves it to us to enter the handler.
+"""Delivery of exceptions: unicorn stops at an exception, and this module enters the handler as a CPU does.
 
-Source: Intel SDM volume 3, chapter 6 (interrupt and exception handling). Error codes are not to be had from unicorn
-and are given as 0. Only handlers at the same privilege and without a stack of their own (IST) are entered, as kjump's
-are.
+Source: Intel SDM volume 3, chapter 6 (interrupt and exception handling). Unicorn does not report error codes; they are
+pushed as 0. Only handlers at the same privilege level and without a stack of their own (IST) are supported, which is
+what kjump's shims have.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def deliver(cpu: Cpu, ram: Ram) -> bool:
 
 
 def _push_frame(cpu: Cpu, ram: Ram, vector: int) -> None:
-    """Push what the handler finds; on x86_64 the stack is aligned and its old pointer pushed too."""
+    """Push the exception frame; on x86_64 the stack is aligned, and the old SS and RSP are pushed too."""
     word = cpu.arch.bits // 8
     frame = [int(cpu.get("EFLAGS")), int(cpu.get("CS")), cpu.pc]
     sp = cpu.sp

@@ -1,14 +1,14 @@
-"""The kernel's `kimage`: what kexec_load makes of a Plan, in the emulated machine's memory.
+"""The kernel's `kimage`: builds in the emulated machine's memory what kexec_load makes of a Plan.
 
-For each destination page of the segments there is a source page elsewhere, which holds what is loaded until the jump
-swaps the two. The list that pairs them is made of words that are addresses with flags (see `kexec.kimage`):
+For each destination page of the segments there is a source page elsewhere, which holds the loaded contents until the
+jump swaps the two. The list that pairs them consists of addresses with flags (see `kexec.kimage`):
 
 ```
 destination | source source source ... destination | source ... | indirection -> next page of the list ... done
 ```
 
-A page that is its own destination is used in place. No other source, control or list page lies in a destination
-range, or a swap would destroy it.
+A page that is its own destination is used in place. No other source page, and no control or list page, may lie in a
+destination range, because a swap would destroy it.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ _FLAGS = ON_CRASH | PRESERVE_CONTEXT
 
 
 class Pages:
-    """The emulated kernel's free pages, handed out in an order that `seed` decides, as a busy system's are."""
+    """The emulated kernel's free pages, allocated in a pseudo-random order (`seed`), as on a busy system."""
 
     def __init__(self, usable: RangeSet, seed: int) -> None:
-        """Take all whole pages of `usable`."""
+        """Begin with all whole pages of `usable` free."""
         self._free = [p for r in usable for p in range(r.start, r.end, PAGE_SIZE)]
         random.Random(seed).shuffle(self._free)
 
     def __len__(self) -> int:
-        """Return how many are free."""
+        """Return the number of free pages."""
         return len(self._free)
 
     def take(self) -> int | None:
-        """Return the address of a free page, which is then no longer free; None when there is none."""
+        """Allocate a page and return its physical address; None when no page is free."""
         return self._free.pop() if self._free else None
 
     def take_run(self, count: int, usable: RangeSet) -> int | None:
-        """Return the address of `count` free pages in a row within `usable`, or None."""
+        """Allocate `count` contiguous pages within `usable` and return their physical address, or None."""
         free = RangeSet(Range.of_size(p, PAGE_SIZE) for p in self._free) & usable
         found = free.highest_fit(count * PAGE_SIZE, PAGE_SIZE)
         if found is None:
@@ -54,7 +54,7 @@ class Pages:
         return found.start
 
     def take_these(self, pages: tuple[int, ...]) -> bool:
-        """Take just these pages; tell whether all of them were free."""
+        """Allocate exactly these pages; tell whether all of them were free."""
         wanted = set(pages)
         left = [p for p in self._free if p not in wanted]
         if len(left) + len(wanted) != len(self._free):
@@ -63,13 +63,13 @@ class Pages:
         return True
 
     def give(self, pages: list[int]) -> None:
-        """Take `pages` back."""
+        """Free `pages`."""
         self._free.extend(pages)
 
 
 @dataclass
 class Image:
-    """A loaded Plan: control page, swap page, head of the list, and all pages that it holds."""
+    """A loaded Plan: control page, swap page, head of the list, and all its pages."""
 
     plan: Plan
     control: list[int] = field(default_factory=list)
@@ -82,12 +82,12 @@ class Image:
 
     @property
     def pages(self) -> list[int]:
-        """All pages of A's that the image holds."""
+        """All pages of A that belong to the image."""
         return [*self.control, self.swap, *self.pairs.values(), *self.list_pages, *self.unused]
 
 
 def check(plan: Plan, ram_size: int, arch_flag: int, crash: Range | None) -> None:
-    """Refuse what Linux refuses, with its error number."""
+    """Raise RefusedError, with Linux's error number, for a Plan that Linux refuses."""
     flags = plan.flags & 0xFFFF
     if plan.flags & ~0xFFFF not in (arch_flag, 0) or flags & ~_FLAGS or flags == _FLAGS:
         raise refused_load(errno.EINVAL, str(plan))
@@ -112,7 +112,7 @@ def check(plan: Plan, ram_size: int, arch_flag: int, crash: Range | None) -> Non
 
 
 class Builder:
-    """Makes an Image, page by page; all pages go back when it fails."""
+    """Builds an Image page by page; a failure frees all its pages."""
 
     def __init__(self, plan: Plan, ram: Ram, pages: Pages) -> None:
         """Build for `plan` from the free `pages`."""
@@ -150,7 +150,7 @@ class Builder:
         return page
 
     def _outside(self) -> int:
-        """Return a page in no destination range; those that are in one are set aside, for use in place."""
+        """Return a page outside all destination ranges; pages inside are put aside, for use in place."""
         while True:
             page = self._take()
             if page not in self._destinations:
@@ -158,7 +158,7 @@ class Builder:
             self._aside.add(page)
 
     def _source(self, destination: int) -> int:
-        """Return the page that shall hold what goes to `destination`: that page itself when it is ours to use."""
+        """Return the source page for `destination`: the destination page itself if it was allocated."""
         if destination in self._aside:
             self._aside.discard(destination)
             return destination
@@ -182,7 +182,7 @@ class Builder:
             self._ram.write(segment.address, segment.data.ljust(segment.memory_size, b"\0"))
 
     def _write_list(self) -> None:
-        """Lay the entries out in list pages: the last word of a full page leads to the next one."""
+        """Write the entries to list pages; the last entry of a full page is the address of the next page."""
         if not self._entries:
             return
         room = PAGE_SIZE // self._word - 1

@@ -1,8 +1,8 @@
-"""The emulated Linux A: as much of a kernel as a kexec jump needs, in the emulated machine's own memory.
+"""The emulated Linux A: the parts of a kernel that a kexec jump needs, in the emulated machine's memory.
 
-It has page tables, a GDT, a stack, registers with values to be lost, and control code (control64.S, control32.S).
-What it does around a jump is what the protocol says of the caller: load the image, save the CPU, swap, call, swap
-back, restore. `control.py` has the layout of its control page.
+It has page tables, a GDT, a stack, registers with known values, and control code (control64.S, control32.S). Around a
+jump it does what the protocol (docs/protocol.md) requires of the caller: load the image, save the CPU state, swap,
+call, swap back, restore. `control.py` has the layout of its control page.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _PRESENT_WRITABLE = 0x3
 _LARGE = 0x80
 _DIRECT_MAP = {Arch.X86_64: 0xFFFF888000000000, Arch.I386: 0xC0000000}
 _CONTROL_PAGES = 5
-"""The control page itself, and its page tables."""
+"""The number of control pages: the control page itself, and its page tables."""
 _GDT_64 = (0, 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF)
 _GDT_32 = (*[0] * 12, 0x00CF9B000000FFFF, 0x00CF93000000FFFF)
 GDT_LIMIT = 0x7F
@@ -47,7 +47,7 @@ GDT_LIMIT = 0x7F
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kind of kernel: `push_start` and `ss_first` are what differs between x86_64 releases; see control.py."""
+    """A kind of kernel: `push_start` and `ss_first` are the differences between x86_64 releases; see control.py."""
 
     name: str
     arch: Arch
@@ -69,18 +69,19 @@ KERNELS = {
         Kernel("1.00", Arch.I386),
     )
 }
-"""6.14: the stack begins with the start address; 6.12: it does not; 6.1: SS is loaded before GDTR; 1.00: i386."""
+"""6.14: pushes the start address first; 6.12: does not; 6.1: also loads SS before GDTR; 1.00: i386 protocol 1.00."""
 
 DEFAULT_KERNEL = {Arch.X86_64: "6.12", Arch.I386: "1.00"}
 
 
 @dataclass(frozen=True)
 class Setup:
-    """The emulated machine: bytes of `memory`, kernel, order of its free pages, and what it refuses.
+    """The configuration of the emulated machine: bytes of `memory`, kernel, order of its free pages, refusals.
 
-    `without` names what the kernel was built without ("kexec", "kexec_jump"); `refuses` who refuses to stand
-    still ("task", "device"); `crash` is memory set aside for a crash image; `filled` memory begins full of noise.
-    With `cet` a 64-bit kernel has CR4.CET set, as it has where it tracks branches or gives programs shadow stacks.
+    `without` names features that the kernel was built without ("kexec", "kexec_jump"); `refuses` names what refuses to
+    be frozen or suspended ("task", "device"); `crash` is memory set aside for a crash image; with `filled` memory is
+    filled with random bytes at the beginning. With `cet` a 64-bit kernel has CR4.CET set, as kernels with branch
+    tracking or shadow stacks have.
     """
 
     kernel: Kernel
@@ -96,7 +97,7 @@ class Setup:
 
 @dataclass
 class Watch:
-    """What to record of programs: accesses to memory, branches, a trace; and for how many seconds one may run."""
+    """What to record of programs: accesses to memory, branches, a trace; and the time limit of a program in seconds."""
 
     access: bool = False
     branches: bool = True
@@ -115,17 +116,17 @@ class JumpTimes:
 
 @dataclass
 class EmulatedLinux:
-    """A, at rest between jumps.
+    """The emulated kernel A between jumps.
 
-    `lost` once a program did not come back; `access` and `trace` are what the last program did, `report` where it
-    was when an exception ended it, `times` how long the parts of the jump took.
+    `lost` is set when a program has not come back. Of the last program `access` and `trace` are the recorded accesses
+    and instructions, `report` describes the exception that ended it, `times` has the durations of the jump's parts.
     """
 
     setup: Setup
     watch: Watch = field(default_factory=Watch)
 
     def __post_init__(self) -> None:
-        """Set the machine up; UsageError when its memory makes no sense."""
+        """Set the machine up; UsageError when its memory sizes are invalid."""
         if self.setup.memory % (4 << 20) or not 8 << 20 <= self.setup.memory <= 512 << 20:
             raise UsageError("the emulated machine has from 8 to 512 MiB of memory, in steps of 4 MiB")
         self.arch = self.setup.kernel.arch
@@ -192,7 +193,7 @@ class EmulatedLinux:
         self.cpu.set("IDTR", (0, self.virtual(self._gdt) + 0x800, 0xFF, 0))
 
     def _tables_64(self, pages: list[int], *, identity: bool) -> None:
-        """Map all memory with 2 MiB pages at the direct map, and with `identity` at its own address too."""
+        """Map all memory in the direct map, with 2 MiB pages; with `identity` also at its physical address."""
         top, middle, leaves = pages
         for page in pages:
             self.ram.write(page, bytes(PAGE_SIZE))
@@ -209,7 +210,7 @@ class EmulatedLinux:
             self.ram.put_word(page + 4 * (first + i), i << 22 | _LARGE | _PRESENT_WRITABLE, 4)
 
     def _tables_32_control(self, pages: list[int], control: int) -> None:
-        """Map the one page `control` at its linear and its physical address, with small pages (CR4 is 0 by then)."""
+        """Map the page `control` at its linear and physical address, with 4 KiB pages (CR4 is 0 at their use)."""
         top, *leaves = pages
         for page in pages:
             self.ram.write(page, bytes(PAGE_SIZE))
@@ -218,7 +219,7 @@ class EmulatedLinux:
             self.ram.put_word(leaf + 4 * (address >> 12 & 1023), control | _PRESENT_WRITABLE, 4)
 
     def load(self, plan: Plan) -> None:
-        """What kexec_load does; RefusedError with its error number."""
+        """Load `plan` as kexec_load does; RefusedError with the error number."""
         if not self.setup.privileged:
             raise refused_load(errno.EPERM, str(plan))
         if "kexec" in self.setup.without:
@@ -237,7 +238,7 @@ class EmulatedLinux:
             self.image = built
 
     def unload(self, flags: int) -> None:
-        """Drop the image, or the crash image, and take its pages back."""
+        """Drop the image, or the crash image, and free its pages."""
         image = self.crash_image if flags & ON_CRASH else self.image
         if image is not None:
             self.pages.give([p for p in image.pages if p])
@@ -258,7 +259,7 @@ class EmulatedLinux:
         self.ram.write(control + _FIELDS_AT, _FIELDS.pack(*fields))
 
     def jump(self) -> None:
-        """What reboot(LINUX_REBOOT_CMD_KEXEC) does; WildError when the program does not come back."""
+        """Jump as reboot(LINUX_REBOOT_CMD_KEXEC) does; WildError when the program does not come back."""
         if not self.setup.privileged:
             raise refused_jump(errno.EPERM)
         if self.busy:
@@ -283,7 +284,7 @@ class EmulatedLinux:
             self.busy = False
 
     def crash(self) -> None:
-        """Enter the crash image, which does not come back; WildError says where it was when it stopped."""
+        """Enter the crash image, which does not come back; raises WildError, with the place where it stopped."""
         if self.crash_image is None:
             raise refused_jump(errno.EINVAL)
         self._run(self.crash_image)
@@ -314,9 +315,9 @@ class EmulatedLinux:
             raise report.wild(self, where)
 
     def _program(self) -> None:
-        """Run the program until it comes back to the control code, by whichever entry.
+        """Run the program until it comes back to the control code, at either of its entries.
 
-        The first exception goes to the program's own handler, which the shim sets up; a second one is the end.
+        The first exception is delivered to the program's handler, which the shim sets up; a second one ends the run.
         """
         size = self.arch.bits // 8
         until = [self.ram.word(self.cpu.sp, size)]
@@ -335,5 +336,5 @@ class EmulatedLinux:
             self.cpu.unwatch()
 
     def _note_instruction(self, address: int, size: int) -> None:
-        # Programs run at physical addresses, and their code is gone from there once they have returned.
+        # The code is copied now: programs run at physical addresses, from which the jump back removes it.
         self.trace.append((address, self.ram.read(address, size)))

@@ -1,4 +1,4 @@
-"""The emulated machine as one that programs can be called on: same interface, same Plans as the real one."""
+"""Calling programs on the emulated machine, with the same interface and Plans as on the real one."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class _Held(HeldMemory):
 
 @dataclass(frozen=True)
 class Difference:
-    """How memory after a jump differs from before, as page addresses.
+    """The pages that differ before and after a jump, as physical addresses.
 
-    `kernel`: control page, its tables, swap page, A's stack and page tables (accessed and dirty bits);
-    `state`: source pages, which hold the program's state; `mailbox`; `program`: what the program wrote outside its
-    segments; `unexplained`: the rest, which must be empty.
+    `kernel`: control page, its tables, swap page, A's stack and page tables (accessed and dirty bits); `state`: source
+    pages, which hold the program's state; `mailbox`; `program`: pages that the program wrote outside its segments;
+    `unexplained`: all others, which must be empty.
     """
 
     kernel: list[int]
@@ -68,7 +68,7 @@ class Difference:
 
 
 class EmulatedMachine(Machine):
-    """A machine of its own for each instance; `linux` is its kernel."""
+    """An emulated machine; each instance has its own memory and kernel (`linux`)."""
 
     def __init__(self, setup: Setup | None = None, watch: Watch | None = None) -> None:
         """Set it up; by default x86_64, 64 MiB, a kernel as 6.12."""
@@ -96,7 +96,7 @@ class EmulatedMachine(Machine):
         return self._pinned[-1]
 
     def hold(self, size: int) -> HeldMemory:
-        """Return memory of A in one piece."""
+        """Return physically contiguous memory of A."""
         count = -(-size // PAGE_SIZE)
         address = self.linux.pages.take_run(count, self.linux.ram.usable)
         if address is None:
@@ -104,13 +104,13 @@ class EmulatedMachine(Machine):
         return _Held(self.linux, address, count)
 
     def load_plan(self, plan: Plan) -> None:
-        """What kexec_load does. UsageError when the plan is for another architecture."""
+        """Load `plan` as kexec_load does; UsageError when it is for another architecture."""
         if plan.flags & ~0xFFFF != self.linux.arch.flag:
             raise UsageError(f"the program is not for {self.linux.arch.label}, which this machine emulates")
         self.linux.load(plan)
 
     def jump(self) -> None:
-        """Jump and come back; `difference` tells what became of memory."""
+        """Jump and come back; `difference` returns the changes of memory."""
         self._before = self.linux.ram.snapshot() if self.linux.watch.access else b""
         self.linux.jump()
 
@@ -123,7 +123,7 @@ class EmulatedMachine(Machine):
         self.linux.unload(plan.flags)
 
     def difference(self) -> Difference:
-        """Tell how memory differs from before the last jump (with `Watch(access=True)`)."""
+        """Return the pages that the last jump changed (needs `Watch(access=True)`)."""
         linux, image = self.linux, self.linux.image
         assert self._before and image is not None
         kernel = {*image.control, image.swap, *linux.tables, linux.stack}

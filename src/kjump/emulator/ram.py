@@ -24,7 +24,7 @@ class Ram:
 
     @property
     def pointer(self) -> int:
-        """Where the memory lies in this process."""
+        """The address of the memory in this process."""
         return ctypes.addressof(self._pin)
 
     @property
@@ -34,7 +34,7 @@ class Ram:
 
     @property
     def usable(self) -> RangeSet:
-        """What an operating system may use: not the first page, nor what a PC has below 1 MiB beside RAM."""
+        """The part that an operating system may use: without the first page and the ISA hole below 1 MiB."""
         return RangeSet([Range(PAGE_SIZE, LOW_END), Range(HIGH_START, self.size)])
 
     def read(self, address: int, length: int) -> bytes:

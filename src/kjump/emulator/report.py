@@ -1,4 +1,4 @@
-"""What is said of a program that ran wild: where it was, what it touched, how it came there."""
+"""Reports on a program that did not come back: where it was, the memory it used, its last branches."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from kjump.memory import PAGE_SIZE
 from kjump.ranges import Range
 
 OUT, PROGRAM, BACK = "on the way to the program", "in the program", "on the way back"
-"""Where a machine can be."""
+"""The places at which a machine can stop, as a report names them."""
 
 _LINES = 6
 _ACCESSED_DIRTY = 0x60
 
 
 class Observed(Protocol):
-    """What a report looks at: the emulated machine, `emulator.linux.EmulatedLinux`.
+    """What a report needs of the emulated machine (`emulator.linux.EmulatedLinux`).
 
-    `tables_before` maps the physical address of each page of A's page tables to what it held before the jump; `last` is
-    the image that was jumped to last; `time_limit` is in seconds.
+    `tables_before` maps the physical address of each page of A's page tables to its contents before the jump; `last` is
+    the image that was entered last; `time_limit` is in seconds.
     """
 
     arch: Arch
@@ -44,7 +44,7 @@ class Observed(Protocol):
 
 
 class WildError(JumpError):
-    """The emulated machine is lost: what was called faulted or never came back. `details` are lines to print."""
+    """The emulated machine is lost: the program faulted or did not come back. `details` are lines to print."""
 
     def __init__(self, text: str, details: list[str]) -> None:
         """Take the sentence and the lines."""
@@ -73,7 +73,7 @@ def _what(linux: Observed) -> str:
 
 
 def _tables(linux: Observed) -> str:
-    """Say which page of A's page tables is not as it was, which explains why A cannot go on."""
+    """Describe the page of A's page tables that has changed, because of which A cannot go on; empty if none has."""
     for page, before in linux.tables_before.items():
         now = linux.ram.read(page, PAGE_SIZE)
         if any((a ^ b) & ~_ACCESSED_DIRTY for a, b in zip(_words(now), _words(before), strict=True)):
@@ -102,7 +102,7 @@ def _details(linux: Observed) -> list[str]:
 
 
 def code_at(linux: Observed, address: int) -> bytes:
-    """Return up to a hundred bytes of what lies at a physical address, or at a linear one of A's."""
+    """Return up to a hundred bytes at a physical address, or at a linear address of A's kernel."""
     base = linux.virtual(0)
     physical = address - base if address >= base else address
     try:
@@ -124,7 +124,7 @@ def disassemble(linux: Observed, address: int, code: bytes, count: int) -> list[
 
 
 def memory_map(linux: Observed) -> list[str]:
-    """Return what the last program read and wrote, as ranges of physical pages."""
+    """Return the ranges of physical pages that the last program read and wrote, as lines."""
     access = linux.access
     kinds = {p: f"{'r' if p in access.read else '-'}{'w' if p in access.written else '-'}" for p in access.pages}
     runs: list[tuple[str, Range]] = []

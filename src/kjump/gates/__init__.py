@@ -1,7 +1,7 @@
-"""The programs at both ends of a jump, and the page tables they stand on.
+"""The programs at both ends of a jump (gate and door), and the page tables that they run on.
 
-The gate itself is assembly (gate64.S) with a fixed binary interface (layouts.py); this module fills in its fields
-and reads them back. All addresses are physical and in bytes unless a name says otherwise.
+The gate is assembly (gate64.S, gate32.S) with a fixed binary interface (layouts.py); this module fills in its fields
+and reads them back. Addresses are physical unless a docstring says linear; sizes are in bytes.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class Gate:
     """The gate's fields, in the order of `layouts.GATE`.
 
     `flags` is FLAG_*; `cr3_4level` and `cr3_5level` are the roots of the identity tables; `peer_entry` and
-    `peer_argument` start the peer (a kernel: its 64-bit entry and its boot_params); the `a_*` fields are filled
-    by the gate when A comes in, save `a_gdt_base` (a linear address in A) and `a_gdt_limit`, which A gives;
-    `next_entry` is where A jumps next time; `mailbox` and `cookie` say where reports go. `a_apic` is the local APIC
-    id of the CPU that A came in on (filled by the gate), `low_page` a page of the peer's below 1 MiB, on which a
-    CPU that panicked elsewhere has that one started. `restore` is the address of a page list (`pack_page_list`) that is
-    put in place on the way back, before A is entered.
-    The `b_*` fields are filled when a resident B leaves by its door; `switches` counts how often the peer was entered.
+    `peer_argument` start the peer (a kernel: its 64-bit entry and its boot_params). The gate fills in the `a_*` fields
+    when A enters it, except `a_gdt_base` (a linear address in A) and `a_gdt_limit`, which A gives. `next_entry` is the
+    address that A enters next time; `mailbox` and `cookie` are those of the mailbox for reports. `a_apic` is the local
+    APIC id of the CPU on which A entered (filled in by the gate); `low_page` is a page of the peer below 1 MiB, through
+    which the gate starts that CPU when another one panicked. `restore` is the address of a page list (`pack_page_list`)
+    that the gate copies on the way back, before it enters A. The `b_*` fields are filled in when a resident peer leaves
+    by its door; `switches` counts the entries of the peer.
     """
 
     flags: int = FLAG_INIT_CPUS
@@ -84,7 +84,7 @@ class Gate:
     b_efer: int = 0
 
     def pack(self, code: bytes | None = None) -> bytes:
-        """Return the gate, `GATE_SIZE` bytes: `code` (default: x86_64's as built) with these fields put in."""
+        """Return the gate, `GATE_SIZE` bytes: `code` (default: the x86_64 gate as built) with these fields."""
         binary = bytearray(gate_binary() if code is None else code)
         values = [getattr(self, f.name) for f in fields(self)]
         _FIELDS.pack_into(binary, _MAGIC_OFFSET, GATE_MAGIC, *values)
@@ -92,7 +92,7 @@ class Gate:
 
     @classmethod
     def unpack(cls, binary: bytes) -> Gate:
-        """Read the fields of a gate in memory; FormatError when there is no gate."""
+        """Read the fields of the gate in `binary`; FormatError when that is no gate."""
         if len(binary) < _MAGIC_OFFSET + _FIELDS.size:
             raise FormatError(f"a gate has {GATE_SIZE} bytes, not {len(binary)}")
         magic, *values = _FIELDS.unpack_from(binary, _MAGIC_OFFSET)
@@ -118,8 +118,8 @@ def door_binary() -> bytes:
 class Door:
     """The door's fields, in the order of `layouts.DOOR`.
 
-    `cr3_4level` and `cr3_5level` are the roots of the gate's tables, `gate` the physical address of GATE_SWITCH;
-    `gdt_base` (a linear address in B) and `gdt_limit` are B's.
+    `cr3_4level` and `cr3_5level` are the roots of the gate's tables, `gate` is the physical address of GATE_SWITCH;
+    `gdt_base` (a linear address in the second kernel) and `gdt_limit` are the second kernel's.
     """
 
     cr3_4level: int
@@ -141,7 +141,7 @@ DOOR.check(Door)
 def pack_page_list(runs: Iterable[tuple[int, int, int]]) -> bytes:
     """Return a page list (`layouts.PAGE_LIST`): runs of (address from, address to, pages), all physical.
 
-    A run that goes on where the one before ends, on both sides, is joined to it.
+    A run whose addresses both continue the run before is joined to it.
     """
     joined: list[tuple[int, int, int]] = []
     for source, destination, pages in runs:
@@ -162,17 +162,17 @@ _LARGE_PAGE = 2 << 20
 
 
 def identity_tables_size(limit: int, *, huge: bool) -> int:
-    """Return how many bytes `identity_tables` takes to map the addresses from 0 up to `limit`."""
+    """Return the size in bytes of the `identity_tables` that map the addresses from 0 up to `limit`."""
     gigabytes = align_up(limit, _GIB) // _GIB
     pointer_pages = align_up(gigabytes, _ENTRIES) // _ENTRIES
     return PAGE_SIZE * (2 + pointer_pages + (0 if huge else gigabytes))
 
 
 def identity_tables(base: int, limit: int, *, huge: bool) -> bytes:
-    """Return page tables, to lie at physical `base`, that map every address from 0 up to `limit` to itself.
+    """Return page tables for physical address `base` that map every address from 0 up to `limit` to itself.
 
-    The first page is a PML5, the second the PML4 it points to, so one set serves 4 and 5 levels of paging.
-    With `huge` the leaves are 1 GiB pages (CPUs with pdpe1gb), else 2 MiB pages. ValueError beyond 256 TiB.
+    The first page is a PML5 and the second the PML4 it points to, so one set serves 4 and 5 levels of paging.
+    With `huge` the leaves are 1 GiB pages (CPUs with pdpe1gb), else 2 MiB pages. ValueError for a `limit` over 256 TiB.
     """
     gigabytes = align_up(limit, _GIB) // _GIB
     pointer_pages = align_up(gigabytes, _ENTRIES) // _ENTRIES

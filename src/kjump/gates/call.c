@@ -1,8 +1,8 @@
 /*
- * The shim's C half: copies what A left in the mailbox into the image, calls the function, and reports.
+ * The shim's C half: copies the request from A's mailbox into the image, calls the function, and writes the reply.
  *
- * It runs on the function's stack with the gate's tables in force, so all of physical memory is at its own
- * address. Built position independent and without FPU: what the function may use is set up around it alone.
+ * It runs on the function's stack with the gate's identity tables loaded, which map all of physical memory. It is
+ * built position independent and without FPU instructions; FPU and SSE are enabled for the function's run only.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -12,7 +12,7 @@
 
 #define PAGE_SIZE 4096u
 
-/* call64.S, call32.S: run the function between exceptions and back; tells whether it came to its end. */
+/* call64.S, call32.S: runs the function with exceptions caught; tells whether the function returned. */
 extern int run_function(uint8_t *block, uint64_t *value, size_t count) __attribute__((visibility("hidden")));
 
 static volatile uint64_t *word(uint8_t *base, unsigned offset)
@@ -37,7 +37,7 @@ static uint64_t least(uint64_t a, uint64_t b)
     return a < b ? a : b;
 }
 
-/* Returns A's mailbox, or NULL when there is none or another one. */
+/* Returns A's mailbox, or NULL when there is none or its cookie differs. */
 static uint8_t *find_mailbox(uint8_t *block)
 {
     uint8_t *mailbox = address(block, BLOCK_MAILBOX);

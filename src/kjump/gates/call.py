@@ -1,6 +1,6 @@
-"""The binary interface of calls (layouts.py) as Python sees it: the shim, its block, and the mailbox of a call.
+"""The binary interface of calls (layouts.py): the shim, its block, and the mailbox of a call.
 
-All numbers are little-endian u64, on i386 too; all addresses are physical, in bytes.
+All numbers are little-endian u64, on i386 too; all addresses are physical.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def shim_binary(bits: int) -> bytes:
 
 @dataclass(frozen=True)
 class CallBlock:
-    """What A fills in of the block, in the order of `layouts.BLOCK`.
+    """The fields of the block that A fills in, in the order of `layouts.BLOCK`.
 
     `entry` is the function, `gate` the gate, `stack` the upper end of the function's stack; `mailbox` (0: none) and
-    `cookie` say where requests and replies are; `in_*` and `out_*` are the buffers for bytes.
+    `cookie` are those of the page for requests and replies; `in_*` and `out_*` are the buffers for bytes.
     """
 
     flags: int
@@ -77,7 +77,7 @@ def encode_request(cookie: bytes, args: Sequence[int], pointers: int, in_length:
     """Return the mailbox page of a request.
 
     `args` are taken modulo 2**64; bit i of `pointers` says that argument i is an offset into the `in_length` bytes
-    that lie in `pages` (physical addresses), which also take the output.
+    in `pages` (physical addresses); the output is written to the same pages.
     """
     page = bytearray(PAGE_SIZE)
     _OUTCOME.pack_into(page, 0, cookie, OUTCOME_NONE)
@@ -90,7 +90,7 @@ def encode_request(cookie: bytes, args: Sequence[int], pointers: int, in_length:
 
 @dataclass(frozen=True)
 class Fault:
-    """The exception that ended a function: its number, error code, the instruction's address, and CR2."""
+    """The exception that ended a function: its vector, error code, instruction address, and CR2."""
 
     vector: int
     code: int
@@ -100,10 +100,10 @@ class Fault:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the shim left in the mailbox.
+    """The shim's reply in the mailbox.
 
-    `outcome` is OUTCOME_*; `value` what the function returned; `out_length` how many bytes it wrote; `calls` how
-    many calls there have been since the load; `tsc_*` time stamps: gate entered, function begun, function ended.
+    `outcome` is OUTCOME_*; `value` what the function returned; `out_length` the number of bytes it wrote; `calls` the
+    number of calls since the load; `tsc_*` are time stamp counter values: gate entered, function begun, function ended.
     """
 
     outcome: int

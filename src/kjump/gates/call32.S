@@ -1,8 +1,8 @@
 /*
- * The i386 shim: what call64.S is to gate64.S, this is to gate32.S. layouts.py has its interface (call.h).
+ * The i386 shim: the counterpart of call64.S for gate32.S. layouts.py defines its interface (call.h).
  *
- * Entered by the gate in flat 32-bit protected mode, paging off, ESI = the call block. It calls the function as the
- * i386 System V ABI says: (arguments, their number, the block) on the stack, the result in EDX:EAX.
+ * The gate enters it in flat 32-bit protected mode, paging off, ESI = the call block. It calls the function by the
+ * i386 System V ABI: (arguments, their number, the block) on the stack, the result in EDX:EAX.
  */
 #include "call.h"
 #include "gate.h"
@@ -49,7 +49,7 @@ run_function:
 	jz	.Lcall
 	call	open_fpu
 .Lcall:
-	/* Sixteen bytes aligned at the call, as code that uses SSE expects. */
+	/* The stack is aligned to 16 bytes at the call, which code with SSE requires. */
 	andl	$~15, %esp
 	pushl	$0
 	pushl	%ebx
@@ -68,7 +68,7 @@ run_function:
 	movl	$1, %edx
 	jmp	leave_function
 
-/* EBX = block, EDX = what to return. The stack is the shim's again whatever the function did to it. */
+/* EBX = block, EDX = the value to return. Restores the shim's stack pointer, which the function may have changed. */
 leave_function:
 	cli
 	cld
@@ -78,7 +78,7 @@ leave_function:
 	clts
 	fxrstor	BLOCK_FPU(%ebx)
 .Lfpu_back:
-	/* CR4 first: a function that has set CR4.CET has set CR0.WP before, which cannot be cleared meanwhile. */
+	/* CR4 first: a function may have set CR4.CET, and CR0.WP cannot be cleared while CET is set. */
 	movl	BLOCK_KEPT_CR4(%ebx), %eax
 	movl	%eax, %cr4
 	movl	BLOCK_KEPT_CR0(%ebx), %eax
@@ -90,7 +90,7 @@ leave_function:
 	popl	%ebx
 	ret
 
-/* EBP = where _start is. */
+/* EBP = the address of _start. */
 own_base:
 	call	.Lhere
 .Lhere:
@@ -98,7 +98,7 @@ own_base:
 	subl	$.Lhere - _start, %ebp
 	ret
 
-/* Keep A's FPU and SSE registers and give the function fresh ones. EBX = block, EBP = _start. Spoils EAX. */
+/* Save A's FPU and SSE registers and initialize them for the function. EBX = block, EBP = _start. Spoils EAX. */
 open_fpu:
 	movl	%cr0, %eax
 	andl	$~(CR0_EM | CR0_TS), %eax

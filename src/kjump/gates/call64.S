@@ -1,11 +1,11 @@
 /*
- * The x86_64 shim: the peer that the gate starts when the peer is a function. layouts.py has its interface (call.h).
+ * The x86_64 shim: the peer that the gate starts to call a function. layouts.py defines its interface (call.h).
  *
- * Entered by the gate with RSI = the call block, the gate's tables and GDT in force, interrupts off. It calls the
- * function as the System V ABI says: RDI = arguments, RSI = their number, RDX = the block (a program of ours keeps
- * it for its output). It leaves by the gate's way back.
+ * The gate enters it with RSI = the call block, the gate's tables and GDT loaded, interrupts off. It calls the
+ * function by the System V ABI: RDI = arguments, RSI = their number, RDX = the block (kjump's run-time uses it for the
+ * output). It leaves by the gate's way_back.
  *
- * While the function runs there is an IDT that catches exceptions: they end the function, not the machine.
+ * While the function runs, the shim's IDT catches exceptions, which end the function and are reported.
  */
 #include "call.h"
 #include "gate.h"
@@ -66,7 +66,7 @@ run_function:
 	movl	$1, %edx
 	jmp	leave_function
 
-/* RBX = block, RDX = what to return. The stack is the shim's again whatever the function did to it. */
+/* RBX = block, RDX = the value to return. Restores the shim's stack pointer, which the function may have changed. */
 leave_function:
 	cli
 	cld
@@ -76,7 +76,7 @@ leave_function:
 	clts
 	fxrstorq BLOCK_FPU(%rbx)
 .Lfpu_back:
-	/* CR4 first: a function that has set CR4.CET has set CR0.WP before, which cannot be cleared meanwhile. */
+	/* CR4 first: a function may have set CR4.CET, and CR0.WP cannot be cleared while CET is set. */
 	movq	BLOCK_KEPT_CR4(%rbx), %rax
 	movq	%rax, %cr4
 	movq	BLOCK_KEPT_CR0(%rbx), %rax
@@ -91,7 +91,7 @@ leave_function:
 	popq	%rbx
 	ret
 
-/* Keep A's FPU and SSE registers and give the function fresh ones. RBX = block. Spoils RAX. */
+/* Save A's FPU and SSE registers and initialize them for the function. RBX = block. Spoils RAX. */
 open_fpu:
 	movq	%cr0, %rax
 	andq	$~(CR0_EM | CR0_TS), %rax
@@ -161,8 +161,8 @@ exception:
 
 	.balign 8
 block:
-	.quad	0 /* the block, for code that has no register left to hold it */
+	.quad	0 /* the block's address, for code that has no free register */
 fresh_mxcsr:
-	.long	0x1f80 /* the architecture's own initial value: all exceptions masked, round to nearest */
+	.long	0x1f80 /* MXCSR's value after reset: all exceptions masked, round to nearest */
 
 	.section .note.GNU-stack, "", @progbits

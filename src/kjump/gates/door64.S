@@ -1,10 +1,10 @@
 /*
- * The x86_64 door: through it a resident second kernel leaves. layouts.py has its fields (gate.h), and says why it is a
- * page of its own.
+ * The x86_64 door: the page by which a second kernel enters the gate. layouts.py defines its fields (gate.h), and says
+ * why it is a page of its own.
  *
  * B's kernel calls it as any kexec target with preserved context: on B's identity tables, which map this page and B's
- * RAM, with the return address on a stack of one page. Only the tables are changed here; RSP and [RSP] go on to the
- * gate as they are.
+ * RAM, with the return address on a stack of one page. The door loads the gate's page tables and jumps to the gate; RSP
+ * and [RSP] are passed on unchanged.
  */
 #include "gate.h"
 

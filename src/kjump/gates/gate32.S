@@ -1,17 +1,16 @@
 /*
- * The i386 gate: what gate64.S is on x86_64, with the same fields (layouts.py), of which it uses the low halves.
+ * The i386 gate: the counterpart of gate64.S, with the same fields (layouts.py), of which it uses the low halves.
  *
- * entry     A's kernel calls this in flat 32-bit protected mode, paging off, CR4 = 0. Two kinds of kernel do:
- *           one with jump-back protocol 1.00 (EDI = its real jump-back entry, [ESP] = its helper entry), and
- *           mainline since 2008 ([ESP] = the address to return to). Both are left in the same way: the return
- *           address popped, our next entry pushed in its place, EBX, ESI, EDI and EBP as they were. The helper
- *           of 1.00 takes what it finds on the stack for our entry and hands it on in EDI; mainline takes it
- *           from the stack itself.
- * way_back  The peer leaves for A here, from any flat 32-bit mode.
+ * entry     A's kernel calls this in flat 32-bit protected mode, paging off, CR4 = 0. There are two kinds of kernel:
+ *           those with jump-back protocol 1.00 (EDI = the real jump-back entry, [ESP] = the helper's entry), and
+ *           mainline since 2008 ([ESP] = the return address). The gate returns to both in the same way: the return
+ *           address popped, the gate's next entry pushed in its place, EBX, ESI, EDI and EBP unchanged. The helper
+ *           of 1.00 pops that entry and passes it on in EDI; mainline reads it from the stack.
+ * way_back  The peer jumps here to enter A, from any flat 32-bit mode.
  *
- * Mainline turns paging on before it sets CR4 again: with A's PAE tables that needs CR4.PAE from us
- * (GATE_FLAG_PAE). It loads SS before its own GDT, so GDTR gets A's (GATE_A_GDT_BASE, a linear address). And it never
- * restores EFER: A's PAE tables may need NXE, and with LME set paging would begin in long mode.
+ * Mainline turns paging on before it restores CR4, so the gate sets CR4.PAE if A uses PAE tables (GATE_FLAG_PAE). It
+ * loads SS before its own GDT, so the gate loads GDTR with A's (GATE_A_GDT_BASE, a linear address). It does not restore
+ * EFER, so the gate does: A's PAE tables may need NXE, and with LME set paging would start in long mode.
  */
 #include "gate.h"
 
@@ -59,7 +58,7 @@ a_gdt_pointer:
 no_idt:
 	.word	0
 	.long	0
-	/* What A's kernel expects to find again. */
+	/* A's registers, which its kernel expects unchanged. */
 	.balign 8
 kept_registers:
 	.long	0, 0, 0, 0 /* EBX, ESI, EDI, EBP */
@@ -121,7 +120,7 @@ entry:
 	xorl	%ebx, %ebx
 	jmp	*%eax
 
-/* A jumped again although the peer has left for good: say so in the mailbox and go straight back. */
+/* A has jumped again although the peer cannot be re-entered: writes GONE to the mailbox and returns to A. */
 nobody_there:
 	call	find_mailbox
 	jnz	.Lnobody_told
@@ -130,7 +129,7 @@ nobody_there:
 	call	note_return
 	jmp	return_to_a
 
-/* Note where A is to be re-entered, and with which stack. Called with A's stack as the entry found it. */
+/* Record A's re-entry address and stack; called with A's stack as it was at the entry. */
 note_return:
 	leal	4(%esp), %eax
 	movl	%eax, GATE_A_STACK(%ebx)
@@ -159,7 +158,7 @@ return_to_a:
 	movl	GATE_A_EFER + 4(%ebx), %edx
 	wrmsr
 .Lefer_given:
-	/* As on x86_64: nothing that the kernel does next may find WP clear. Paging is off, so it changes nothing yet. */
+	/* Set CR0.WP as gate64.S does: CR4.CET cannot be set while WP is clear. No effect yet, since paging is off. */
 	movl	%cr0, %eax
 	orl	$CR0_WP, %eax
 	movl	%eax, %cr0
@@ -203,7 +202,7 @@ has_efer:
 	testl	$CPUID_EDX_EFER, %edx
 	ret
 
-/* Our GDT, no IDT, flat segments. Spoils EAX. */
+/* Load the gate's GDT, an empty IDT, flat segments. Spoils EAX. */
 own_tables:
 	leal	AT(gdt), %eax
 	movl	%eax, (gdt_pointer - _start + 2)(%ebx)
@@ -232,7 +231,7 @@ keep_descriptors:
 .Ldescriptors_kept:
 	ret
 
-/* Selectors while our GDT, which has A's flat segments at A's selectors, is in force; then the tables. */
+/* Restore A's selectors with the gate's GDT, which has A's flat segments at A's selectors, then A's tables. */
 give_descriptors_back:
 	testl	$GATE_FLAG_DESCRIPTORS, GATE_FLAGS(%ebx)
 	jz	.Ldescriptors_given
@@ -252,7 +251,7 @@ give_descriptors_back:
 .Ldescriptors_given:
 	ret
 
-/* EDI = the mailbox and ZF set when it is there and begins with the cookie; else ZF clear. Spoils EAX, ECX, ESI. */
+/* EDI = the mailbox, and ZF set if there is one that begins with the cookie; else ZF clear. Spoils EAX, ECX, ESI. */
 find_mailbox:
 	movl	GATE_MAILBOX(%ebx), %edi
 	testl	%edi, %edi

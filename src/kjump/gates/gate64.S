@@ -1,26 +1,27 @@
 /*
- * The x86_64 gate: the small program at both ends of every jump. layouts.py has its interface (gate.h).
+ * The x86_64 gate: the program at both ends of every jump. layouts.py defines its interface (gate.h).
  *
  * entry     A's kernel calls this with the return address on a stack of one page (the kernel's swap page).
- *           We note how A wants to be re-entered, quiet A's other CPUs, put our own tables under the CPU
- *           and start the peer. RSP, [RSP] and the control registers are A's; all else is ours to spoil.
- * way_back  B's (or C's) kernel calls this by an ordinary kexec. Its identity map covers its own RAM only,
- *           so before A's control page can be touched our own tables must be loaded: they map all of RAM.
- *           Then A is entered exactly as its kernel expects a callee to return: the return address
- *           popped, our next entry pushed in its place. (A plain `ret` would leave RSP one word above the
- *           page on kernels before 6.14, and they then read the next entry from a foreign page.)
- *           With GATE_RESTORE it is a boot kernel that calls this: what it has read of A lies aside, and is put in
- *           place first.
- * crash     B's kernel calls this when it panics, through a door that is loaded in its crash slot. Nothing has been
- *           quieted then, and it may be any of B's CPUs. A goes on on the CPU it left, with B's devices silenced.
+ *           The gate records A's re-entry address and stack, sends INIT to A's other CPUs, loads its own page
+ *           tables and starts the peer. RSP, [RSP] and the control registers are A's; all others may be changed.
+ * way_back  The kernel of B (or C) jumps here by an ordinary kexec. That kernel's identity map covers only its own
+ *           RAM; the gate loads its own tables, which map all of RAM, before it accesses A's control page.
+ *           It then enters A as A's kernel expects a callee to return: the return address popped, the gate's
+ *           entry pushed in its place. (A plain `ret` would leave RSP at the end of the page on kernels before
+ *           6.14, which would then read the next entry from the page behind it.)
+ *           With GATE_RESTORE a boot kernel jumps here: the gate first copies the pages of A that this kernel has
+ *           read to where they belong.
+ * crash     B's kernel jumps here when it panics, through a door in its crash slot. Devices and other CPUs have not
+ *           been stopped then, and the CPU may be any of B's. The gate stops the devices' DMA, and continues A on the
+ *           CPU on which A left.
  * switch    B's kernel calls this, through the door, as A's kernel calls entry: with the return address on a
- *           stack of one page. We note how B wants to be re-entered and go to A; entry then goes back to B.
+ *           stack of one page. The gate records B's re-entry address and stack, and enters A; entry then re-enters B.
  *
- * A kernel restores most of its CPU itself; docs/protocol.md has the list. What it takes for granted until then is given
- * to it here: levels of paging, EFER, CR0.WP, GDTR, and CET switched off.
+ * A kernel restores most of its CPU state itself; docs/protocol.md has the list. The gate sets what the kernel relies
+ * on before that: the levels of paging, EFER, CR0.WP, GDTR, and CET switched off.
  *
- * Several peers have a gate each in one loaded image. A always enters the first, which passes on to the one
- * that the mailbox names.
+ * With several peers one loaded image contains a gate for each. A always enters the first gate, which jumps to the
+ * one that the mailbox names.
  */
 #include "gate.h"
 
@@ -99,7 +100,7 @@ gdt_end:
 	.word	0, 0, 0
 gdt_pointer:
 	.word	gdt_end - gdt - 1
-	.quad	0 /* filled in when it is known where we are */
+	.quad	0 /* the table's address, filled in by own_tables */
 	.balign 8
 	.word	0, 0, 0
 kernel_gdt_pointer:
@@ -110,7 +111,7 @@ kernel_gdt_pointer:
 no_idt:
 	.word	0
 	.quad	0
-	/* What GATE_FLAG_DESCRIPTORS keeps of A. */
+	/* A's descriptor state, which GATE_FLAG_DESCRIPTORS saves. */
 	.balign 8
 kept_bases:
 	.quad	0, 0, 0 /* FS, GS, KERNEL_GS */
@@ -140,7 +141,7 @@ entry:
 	jz	.Lby_state
 	cmpq	%rbx, %rax
 	je	.Lthis_gate
-	jmp	*%rax /* GATE_ENTRY of the gate that is wanted; all is as A left it */
+	jmp	*%rax /* GATE_ENTRY of the wanted gate; registers and stack are as A left them */
 .Lthis_gate:
 	movq	MAILBOX_RESTART(%rdi), %r13
 	movl	$GATE_STATE_FRESH, %r12d
@@ -187,7 +188,7 @@ entry:
 	jz	.Lentry_in_place
 	call	copy_pages
 .Lentry_in_place:
-	/* The peer gets what the Linux 64-bit boot protocol promises: selectors 0x10/0x18, RSI, IF clear. */
+	/* The state at entry of the Linux 64-bit boot protocol (boot.rst): selectors 0x10/0x18, RSI, IF clear. */
 	movq	GATE_PEER_ENTRY(%rbx), %rdi
 	movq	GATE_PEER_ARGUMENT(%rbx), %rsi
 	pushq	$BOOT_CS
@@ -201,8 +202,8 @@ entry:
 	lretq
 
 /*
- * A jumped again although the peer has left for good (its memory is no longer a kernel). Say so in the
- * mailbox and go straight back. A's tables and stack are in force: nothing of the CPU has been changed.
+ * A has jumped again although the peer cannot be re-entered (it left by way_back or crash). Writes GONE to the
+ * mailbox and returns to A. A's tables and stack are still in use: no CPU state has been changed.
  */
 nobody_there:
 	call	find_mailbox
@@ -214,7 +215,7 @@ nobody_there:
 	movq	%rax, GATE_A_ENTRY(%rbx)
 	jmp	return_to_a
 
-/* By the door: our tables are in force already, R8 and R9 are B's GDT, R10 is the door. RSP and [RSP] are B's. */
+/* Entered from the door, which has loaded the gate's tables: R8, R9 = B's GDT, R10 = the door; RSP, [RSP] are B's. */
 switch:
 	leaq	_start(%rip), %rbx
 	movq	%rsp, GATE_B_STACK(%rbx)
@@ -291,15 +292,15 @@ return_to_b:
 	movq	GATE_B_ENTRY(%rbx), %rdx
 
 /*
- * Enter a kernel at RDX as if what it called returned, RSI being its stack then, with RDI as its next entry.
+ * Enter a kernel at RDX as a callee returns to it: RSI = the stack it called with, RDI = its next entry.
  *
- * Kernels before 6.13 load SS while the GDT is still the invalid one: #GP, and nobody to take it. GDTR (RAX, limit
- * RCX) takes a linear address that means something only under the kernel's own page tables, which is when it is
- * used. Harmless on kernels that load their own GDT first, so it is always done.
+ * Kernels before 6.13 load SS while GDTR is invalid, which is a #GP without a handler. GDTR is therefore loaded with
+ * the kernel's own table (RAX = linear address, RCX = limit); the address is valid under the kernel's page tables,
+ * which are in use when SS is loaded. Kernels that load their own GDT first are not affected, so it is always done.
  *
- * The kernel restores CR4 before CR0, and CR4.CET cannot be set while CR0.WP is clear, as the kernel left it (6.1 and
- * 6.12, read). All that is written until CR0 is restored, the swapped pages above all, is mapped writable by the
- * kernel's identity tables and by ours.
+ * CR0.WP is set because the kernel restores CR4 before CR0, and leaves with WP clear (6.1 and 6.12, read): CR4.CET
+ * cannot be set while WP is clear. All pages that are written before CR0 is restored, such as the swapped pages, are
+ * mapped writable by the kernel's identity tables and by the gate's.
  */
 return_to_kernel:
 	testq	%rax, %rax
@@ -315,7 +316,7 @@ return_to_kernel:
 	pushq	%rdi
 	jmp	*%rdx
 
-/* Load our page tables (as many levels as the CPU is using), GDT, no IDT, flat data segments. Spoils RAX, RCX. */
+/* Load the gate's page tables (with the levels in use), GDT, an empty IDT, flat data segments. Spoils RAX, RCX. */
 own_tables:
 	leaq	gdt(%rip), %rax
 	movq	%rax, gdt_pointer + 2(%rip)
@@ -334,7 +335,7 @@ own_tables:
 	jnc	.Lown_levels
 	movq	GATE_CR3_5LEVEL(%rbx), %rcx
 .Lown_levels:
-	popq	%rax /* the stack may be mapped by the old tables only */
+	popq	%rax /* before CR3 is loaded: the new tables need not map the stack */
 	movq	%rcx, %cr3
 	jmp	*%rax
 
@@ -347,8 +348,8 @@ read_efer:
 	ret
 
 /*
- * Make EFER what RDI says, unless nothing was noted there. A kernel writes its EFER some time after it has gone back to
- * its own page tables, in which the no-execute bit is a reserved one unless EFER.NXE is set. Spoils RAX, RCX, RDX.
+ * Set EFER to RDI unless that is 0 (not recorded). A kernel restores EFER after it has loaded its own page tables, in
+ * which the no-execute bit is reserved, and faults, unless EFER.NXE is set. Spoils RAX, RCX, RDX.
  */
 give_efer_back:
 	testq	%rdi, %rdi
@@ -364,9 +365,9 @@ give_efer_back:
 	ret
 
 /*
- * Leave nothing of CET to a kernel that sets CR4.CET: Linux (6.1 and 6.12, read) clears both registers when it leaves by
- * kexec, and does not set them again. A peer's kernel clears them too, but not on the other CPUs when it panics, one of
- * which may be A's. Spoils RAX, RCX, RDX, RSI.
+ * Clear the CET registers for a kernel that sets CR4.CET: Linux (6.1 and 6.12, read) clears both when it leaves by
+ * kexec, and expects them clear. A peer's kernel clears them too, but after a panic not on its other CPUs, one of
+ * which may be the CPU that A continues on. Spoils RAX, RCX, RDX, RSI.
  */
 cet_off:
 	movq	%rbx, %rsi
@@ -391,7 +392,7 @@ cet_off:
 	movq	%rsi, %rbx
 	ret
 
-/* Keep A's descriptor state when the flags ask for it. Spoils RAX, RCX, RDX. */
+/* Save A's descriptor state if GATE_FLAG_DESCRIPTORS is set. Spoils RAX, RCX, RDX. */
 keep_descriptors:
 	testq	$GATE_FLAG_DESCRIPTORS, GATE_FLAGS(%rbx)
 	jz	.Ldescriptors_kept
@@ -414,8 +415,8 @@ keep_descriptors:
 	ret
 
 /*
- * Selectors first (our GDT has the same flat segments at the same selectors), then the bases, which loading a
- * selector clears; the tables last. GDTR is given its cure after this, if A asked for it. Spoils RAX, RCX, RDX.
+ * Restore the selectors first (the gate's GDT has the same flat segments at the same selectors), then the bases, which
+ * loading a selector clears, and the tables last. return_to_kernel may replace GDTR after that. Spoils RAX, RCX, RDX.
  */
 give_descriptors_back:
 	testq	$GATE_FLAG_DESCRIPTORS, GATE_FLAGS(%rbx)
@@ -446,8 +447,8 @@ give_descriptors_back:
 	ret
 
 /*
- * Give paging the levels that A had: they can be changed only with paging off, so by way of 32-bit code. The
- * gate lies below 4 GiB. Spoils RAX, RCX, RDX, RBP.
+ * Set the levels of paging that A used. They can be changed only with paging off, which takes 32-bit code; the gate
+ * lies below 4 GiB. Spoils RAX, RCX, RDX, RBP.
  */
 levels_of_a:
 	movq	%cr4, %rax
@@ -467,7 +468,7 @@ paging_off:
 	movl	%cr0, %eax
 	andl	$~CR0_PG, %eax
 	movl	%eax, %cr0
-/* Flat 32-bit mode without paging, EBX = the gate: into 64-bit mode as A had it, to go on at EBP. Spoils EAX, ECX, EDX. */
+/* From flat 32-bit mode, paging off, EBX = the gate, to 64-bit mode with A's levels, at EBP. Spoils EAX, ECX, EDX. */
 long_mode:
 	movl	$MSR_EFER, %ecx
 	movl	GATE_A_EFER(%ebx), %eax
@@ -499,9 +500,10 @@ long_mode:
 	jmp	*%rbp
 
 /*
- * A panic on another CPU than A's: have that one started, and wait to be stopped by it. An INIT makes a boot CPU
- * begin where a reset does, in the firmware, which goes on at WARM_RESET when the CMOS says so; any other CPU
- * waits for a start-up message, which the boot CPU ignores. A machine that knows neither is reset in the end.
+ * A panic on another CPU than the one on which A left: start that CPU, which then stops this one by INIT. If it is the
+ * boot CPU, INIT makes it run the firmware from the reset vector, which jumps to the far pointer in WARM_RESET when the
+ * CMOS shutdown byte says so. Any other CPU waits for a start-up IPI, which the boot CPU ignores. If neither works the
+ * machine is reset.
  */
 hand_over:
 	movq	GATE_LOW_PAGE(%rbx), %rdi
@@ -529,7 +531,7 @@ hand_over:
 	movl	$ICR_INIT, %eax
 	movl	GATE_A_APIC(%rbx), %edx
 	call	send_message
-	movl	$20000, %ecx /* writing to port 0x80 takes about a microsecond */
+	movl	$20000, %ecx /* a delay: a write to port 0x80 takes about a microsecond */
 .Lwait_after_init:
 	outb	%al, $0x80
 	loop	.Lwait_after_init
@@ -582,8 +584,9 @@ flat_start:
 
 	.code64
 /*
- * Take away every PCI device's right to write to memory, which is about to be A's again, and stop the watchdog
- * that may have brought us here. A's drivers find their devices as after a plain kexec. Spoils RAX, RCX, RDX, RSI, RDI.
+ * Clear bus mastering of every PCI device, so that none writes to memory that will be A's again, and stop the watchdog,
+ * whose NMI may have caused the panic. A's drivers find their devices as after an ordinary kexec. Spoils RAX, RCX, RDX,
+ * RSI, RDI.
  */
 silence_devices:
 	xorl	%esi, %esi /* bus, device and function as in PCI_ADDRESS */
@@ -599,7 +602,7 @@ silence_devices:
 	inl	%dx, %eax
 	testl	$PCI_COMMAND_MASTER, %eax
 	jz	.Lmaster_cleared
-	andl	$(0xffff & ~PCI_COMMAND_MASTER), %eax /* ones written to the status half would clear bits */
+	andl	$(0xffff & ~PCI_COMMAND_MASTER), %eax /* zeros in the upper half: ones would clear bits of the status register */
 	outl	%eax, %dx
 .Lmaster_cleared:
 	cmpl	$I6300ESB_ID, %edi
@@ -617,7 +620,7 @@ silence_devices:
 .Labsent:
 	testl	$0x700, %esi
 	jnz	.Lto_next_function
-	addl	$0x700, %esi /* function 0 is absent or alone: no need to ask for the others */
+	addl	$0x700, %esi /* function 0 is absent or the only one: skip functions 1 to 7 */
 .Lto_next_function:
 	addl	$0x100, %esi
 	cmpl	$0x1000000, %esi
@@ -634,7 +637,7 @@ pci_select:
 	movw	$PCI_DATA, %dx
 	ret
 
-/* RAX = this CPU's local APIC id: 32 bits of it where the CPU has leaf 11. Spoils RCX, RDX, RSI. */
+/* RAX = this CPU's local APIC id: 32 bits if the CPU has CPUID leaf 11, else 8. Spoils RCX, RDX, RSI. */
 apic_id:
 	movq	%rbx, %rsi
 	xorl	%eax, %eax
@@ -658,20 +661,20 @@ apic_id:
 	ret
 
 /*
- * INIT to every CPU but this one. A CPU parked in MWAIT wakes when the line it watches is written, and then
- * runs whatever now lies where its code was; one that waits for SIPI does not. The kernel that
- * is entered next starts its other CPUs by INIT and SIPI in any case. Spoils RAX, RCX, RDX.
+ * Send INIT to every CPU but this one. A CPU parked in MWAIT wakes when the cache line that it monitors is written, and
+ * would execute the new contents of its code's memory; a CPU that waits for SIPI does not wake. The kernel that is
+ * entered next starts its other CPUs by INIT and SIPI in any case. Spoils RAX, RCX, RDX.
  */
 init_other_cpus:
 	movl	$ICR_INIT_OTHERS, %eax
 	xorl	%edx, %edx
-/* Send what EAX says (the low half of ICR) to the local APIC with id EDX. Spoils RAX, RCX, RDX. */
+/* Send the interrupt in EAX (the low half of ICR) to the local APIC with id EDX. Spoils RAX, RCX, RDX. */
 send_message:
 	pushq	%rax
 	pushq	%rdx
 	movl	$MSR_APIC_BASE, %ecx
 	rdmsr
-	btl	$11, %eax /* the local APIC is off: no way to send, and nobody to send to */
+	btl	$11, %eax /* the enable bit: with the local APIC off nothing can be sent */
 	jnc	.Lmessage_sent
 	btl	$10, %eax
 	jc	.Lmessage_x2apic
@@ -700,7 +703,7 @@ send_message:
 	addq	$16, %rsp
 	ret
 
-/* Put the pages of the list at R13 where they belong. Spoils RCX, RSI, RDI, R13. */
+/* Copy the pages of the page list at R13 to their destinations. Spoils RCX, RSI, RDI, R13. */
 copy_pages:
 	movq	PAGE_LIST_PAGES(%r13), %rcx
 	shlq	$9, %rcx
@@ -713,7 +716,7 @@ copy_pages:
 .Lpages_copied:
 	ret
 
-/* RDI = the mailbox and ZF set when it is there and begins with the cookie; else ZF clear. Spoils RAX. */
+/* RDI = the mailbox, and ZF set if there is one that begins with the cookie; else ZF clear. Spoils RAX. */
 find_mailbox:
 	movq	GATE_MAILBOX(%rbx), %rdi
 	testq	%rdi, %rdi

@@ -1,7 +1,7 @@
-"""What the programs on the far side share with Python: the one place where it is said.
+"""The binary layouts that Python shares with the gates and programs; this file is their only definition.
 
-The build makes gate.h, call.h and bios.h of it (build-aux/headers.py), under the names that stand here with the prefix
-of their table. Addresses are physical; a field is a little-endian u64 if nothing is said, on i386 too.
+The build makes gate.h, call.h and bios.h of it (build-aux/headers.py); a name there is the name here with its table's
+prefix. Addresses are physical; a field is a little-endian u64 unless its entry says otherwise, on i386 too.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ GATE_FLAGS = Numbers(
 )
 GATE_STATES = Numbers(
     "GATE_STATE",
-    ("FRESH", 0, "nobody has come in yet: the peer is to be started"),
-    ("ENTERED", 1, "the peer runs or has run; a further entry finds nobody"),
-    ("PARKED", 2, "the peer has left by its door and is to be re-entered where it left"),
+    ("FRESH", 0, "not entered yet: the next entry starts the peer"),
+    ("ENTERED", 1, "the peer runs, or has left for good: a further entry returns GONE"),
+    ("PARKED", 2, "the peer has left by its door: the next entry re-enters it"),
 )
 GATE = Layout(
     "GATE",
@@ -37,8 +37,8 @@ GATE = Layout(
     Field("flags", "GATE_FLAG_*"),
     Field("cr3_4level", "root of our page tables: the PML4"),
     Field("cr3_5level", "the PML5"),
-    Field("peer_entry", "where the peer begins"),
-    Field("peer_argument", "what the peer finds in RSI (a kernel: its boot_params)"),
+    Field("peer_entry", "address at which the peer is started"),
+    Field("peer_argument", "the peer's RSI at its start (a kernel: its boot_params)"),
     Field("state", "GATE_STATE_*"),
     Field("a_entry", "address at which A wants to be re-entered"),
     Field("a_stack", "RSP as A's kernel gave it; it points at A_ENTRY"),
@@ -48,19 +48,19 @@ GATE = Layout(
     Field("a_efer"),
     Field("a_gdt_base", "linear address, in A, of CPU 0's GDT"),
     Field("a_gdt_limit", "its limit"),
-    Field("next_entry", "what A finds on its stack: where it jumps next time"),
+    Field("next_entry", "pushed on A's stack: the address that A enters next time"),
     Field("mailbox", "the mailbox, a page of A; 0: none"),
     Field("cookie", "what the mailbox must begin with", "16s"),
-    Field("tsc_in", "time stamp when A came in"),
-    Field("tsc_out", "time stamp when the way back was taken"),
-    Field("a_apic", "local APIC id of the CPU that A came in on, and must go on on"),
-    Field("low_page", "a page below 1 MiB that is the peer's: a CPU starts there in real mode"),
-    Field("restore", "a page list: put in place before A is entered; 0: none"),
+    Field("tsc_in", "time stamp counter when A entered the gate"),
+    Field("tsc_out", "time stamp counter when the gate was left for A"),
+    Field("a_apic", "local APIC id of the CPU on which A entered, and must continue"),
+    Field("low_page", "a page of the peer below 1 MiB, in which a CPU starts in real mode"),
+    Field("restore", "a page list to copy before A is entered; 0: none"),
     Field("b_entry", "address at which a parked B wants to be re-entered"),
     Field("b_stack", "RSP as B's kernel gave it; it points at B_ENTRY"),
     Field("b_gdt_base", "linear address, in B, of B's CPU 0's GDT"),
     Field("b_gdt_limit", "its limit"),
-    Field("b_next_entry", "what B finds on its stack: its door"),
+    Field("b_next_entry", "pushed on B's stack: the address of its door"),
     Field("switches", "how often the peer has been entered"),
     Field("b_efer", "EFER as B's kernel left it"),
     start=0x40,
@@ -73,13 +73,13 @@ MAILBOX = Layout(
     Field("head", "of the kernel's indirection list for the loaded image (a list entry, with flags)"),
     Field("report_length", "bytes of the report that follows, UTF-8 JSON", "I"),
     Field("restart", "a page list: start the peer anew from it; 0: do not", at=0xFF0),
-    Field("wanted", "the gate A wants to go through; 0: the first"),
+    Field("wanted", "address of the gate that A wants to enter; 0: the first"),
 )
 OUTCOMES = Numbers(
     "MAILBOX_OUTCOME",
-    ("NONE", 0, "as A left it"),
-    ("GONE", 1, "A came in, but the peer is not there any more"),
-    ("RESUMED", 2, "from here to 5 the peer's programs speak: A has been restored"),
+    ("NONE", 0, "as A posted it"),
+    ("GONE", 1, "A entered the gate, but the peer cannot be entered any more"),
+    ("RESUMED", 2, "2 to 5 are written by programs of the peer; 2: A has been restored"),
     ("FAILED", 3, ""),
     ("CANCELLED", 4, ""),
     ("DONE", 5, ""),
@@ -177,7 +177,7 @@ BIOS_REGISTERS = Layout("BIOS", *(Field(name, kind="I") for name in _REGISTERS))
 
 
 def headers() -> dict[str, str]:
-    """Return the text of each header, and of the linker script's symbols, by the name of its file."""
+    """Return the text of each header, and of the linker script's symbols, by file name."""
     files = {"gate.h": _gate_header(), "call.h": _call_header(), "bios.h": _bios_header()}
     return files | {"bios-symbols.ld": BIOS_NUMBERS.symbols()}
 
@@ -187,7 +187,7 @@ def _gate_header() -> str:
         the part that no kernel owns, and is entered by a kernel's kexec code in 64-bit mode, interrupts off, with the
         CPU's own idea of GDT and IDT invalid."""
     mailbox = "The first bytes of the mailbox, a page of A. A report follows, written by B or C (kexec/mailbox.py)."
-    page_list = "A page list: for each run of pages where it lies and where it belongs; no pages end it."
+    page_list = "A page list: source address, destination address and number of pages of each run; 0 pages end it."
     door = """The door: a page of its own through which a resident B leaves. B's kernel swaps that page with one of B's
         whenever B leaves and comes back, so nothing may change in it; what changes is in the gate, which B's kernel
         does not touch. B's identity map has the door, but need not have the gate."""

@@ -1,14 +1,16 @@
-"""What A must mend when it is back: its random numbers and its wall clock. The kernel does neither at a jump.
+"""After a jump: reseed the first kernel's random number generator, and set its wall clock.
 
-Random numbers: the generator's state is in the image, so whoever reads the image could foretell what it gives, and
-two runs of one image (a snapshot that was rolled back to) would be given the same numbers. The other side leaves
-32 bytes of its own generator in the mailbox; they are credited to the pool (RNDADDENTROPY), and the generator takes a
-new key from it at once (RNDRESEEDCRNG), with the CPU's RDSEED where there is one. Programs with a generator of their
-own are not told.
+The kernel does not reseed the generator at a jump, and sets its clock to whole seconds only.
 
-The wall clock: after a jump the kernel adds the seconds that the RTC counted, whole ones. We know better: the reading
-taken before the jump and the time stamp counter, which ran on; or, when this system was brought back from an image,
-the clock of the system that started its restoration.
+Random numbers: the generator's state is in the image. A reader of the image could predict the generator's output, and
+two runs of one image (a snapshot that was rolled back to) would get the same numbers. The other kernel therefore leaves
+32 bytes from its own generator in the mailbox. They are credited to the entropy pool (RNDADDENTROPY), from which the
+generator takes a new key at once (RNDRESEEDCRNG), with the CPU's RDSEED where there is one. Programs that have a
+generator of their own are not notified.
+
+The wall clock: after a jump the kernel advances it by the RTC's difference, in whole seconds. More accurate are the
+reading taken before the jump plus the time stamp counter's difference or, when this system was restored from an image,
+the clock of the system that started the restoration.
 """
 
 from __future__ import annotations
@@ -30,17 +32,16 @@ _RNDRESEEDCRNG = 0x5207
 
 
 def fresh_seed(other: bytes = b"") -> bytes:
-    """Return 32 bytes of this kernel's generator, mixed with the seed `other`."""
+    """Return 32 bytes of this kernel's random number generator, mixed with the seed `other`."""
     import hashlib  # not needed before the jump, and slow to load
 
     return hashlib.sha256(other + os.getrandom(SEED_SIZE)).digest()
 
 
 def mend(report: Report, left: Moment, pace: Pace) -> float:
-    """Mend generator and clock, with what the other side left in `report`.
+    """Reseed the generator and set the wall clock with what the other kernel left in `report`.
 
-    `left` is the moment of the jump. Returns by how many seconds the wall clock was set forward. What this system
-    refuses is left as it is.
+    `left` is the moment of the jump. Returns the step of the wall clock in seconds. Errors of either step are ignored.
     """
     with contextlib.suppress(OSError, ValueError):
         reseed(report.seed)
@@ -62,7 +63,7 @@ def reseed(seed: bytes) -> None:
 
 
 def set_clock(known: Moment, pace: Pace) -> float:
-    """Set the wall clock to what `known` says of now, if it is off by more than that is accurate; return the step."""
+    """Set the wall clock by `known` if it differs by more than `known.accuracy`; return the step in seconds."""
     now = known.wall + pace.seconds(known.stamp, _core.time_stamp())
     step = now - time.time()
     if abs(step) <= known.accuracy or now < known.wall:

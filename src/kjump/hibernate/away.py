@@ -1,16 +1,16 @@
 """The jump that leaves this system for a second kernel, and what must be done first when this system is back.
 
-While this system is away the second kernel may have written a complete image of it. If this system goes on, its
-file systems change, and a boot that resumed that image would destroy them. So the image is made unusable before
-anything else is done, whatever the other side says of it, through the target that was claimed before the jump.
+While this system is parked, the second kernel may write a complete image of it. If this system then goes on, its
+file systems change, and a boot that resumed that image would destroy them. The image is therefore made unusable before
+anything else is done, whatever the second kernel reports, through the target that was claimed before the jump.
 
-An image may stay in two cases only. The system was resumed from it: who restored it marked it as consumed, durably,
-before saying RESUMED in the mailbox. Or it is a snapshot or a dump, and the other side says that it is DONE. A mailbox
-that is damaged says neither. The outcome NONE that is posted before the jump says neither, too.
+The image is kept in two cases only. Either this system was resumed from it: the restoring kernel marked it as consumed,
+durably, before it wrote the outcome RESUMED to the mailbox. Or the image is a snapshot or a dump, and the outcome is
+DONE. A damaged mailbox, and the outcome NONE that is posted before the jump, are neither case.
 
-Signals wait meanwhile. Python raises KeyboardInterrupt wherever the main thread happens to be, and a terminal that was
-closed or a service manager that stops us would end the process by SIGHUP or SIGTERM, just when all processes thaw.
-SIGKILL cannot wait.
+Signals are blocked meanwhile. Otherwise Python would raise KeyboardInterrupt at any point of the main thread, and
+SIGHUP (from a closed terminal) or SIGTERM (from a service manager) could end the process as soon as the kernel thaws
+all processes. SIGKILL cannot be blocked.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from kjump.target.device import Target
 Tell = Callable[[str], None]
 _WENT_ON = "the saved system went on"
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGSYS}
-"""What the process does to itself: blocked, such a signal would end it without a word."""
+"""Signals that the process itself causes; a blocked one would end it without a traceback."""
 
 
 class Away:
-    """One absence: a context manager around the jump and the look at what the other side left.
+    """A context manager around the jump and the reading of the mailbox.
 
-    Within it `came_back` is called as soon as the outcome is known. At its end, however that is reached, the image on
-    `target` is unusable unless it may stay; then signals are let in. Without a target there is no image. `left` and
-    `back` are the clocks just before, and the time stamp counter just after the jump.
+    Within the context `came_back` is called as soon as the outcome can be read. At the end of the context, also by an
+    exception, the image on `target` is made unusable unless it may be kept; then signals are unblocked. Without a
+    target there is no image. `left` has the clocks just before the jump, `back` the time stamp counter just after it.
     """
 
     def __init__(
         self, target: Target | None = None, kind: Kind = Kind.HIBERNATION, tell: Tell = lambda _: None
     ) -> None:
-        """Prepare to leave; `target` is armed by then. `tell` gets what a user must know before all else."""
+        """Prepare for the jump; `target` must be armed when it begins. `tell` gets errors that must not be lost."""
         self._target = target
         self._kind = kind
         self._tell = tell
@@ -56,10 +56,10 @@ class Away:
         self.report = Report()
 
     def __enter__(self) -> Away:
-        """Block signals, and note when this system is left."""
+        """Block signals, and note the time of the jump."""
         self._signals = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
-            # Handlers of what came before run within this call, and may raise.
+            # Python handlers of signals that arrived earlier run within this call, and may raise.
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
         except BaseException:
             signal.pthread_sigmask(signal.SIG_SETMASK, self._signals)
@@ -69,19 +69,20 @@ class Away:
         return self
 
     def landed(self) -> None:
-        """Note the moment: the jump has returned."""
+        """Note the time at which the jump returned."""
         self.back = _core.time_stamp()
 
     def came_back(self, read: Callable[[], tuple[Outcome, JsonObject]]) -> None:
-        """Note what the mailbox says, as `read` finds it: an outcome, and the report."""
+        """Note the outcome and the report that `read` finds in the mailbox."""
         self.outcome, self.report = received(read)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Make the image unusable if it must not stay, then let signals in.
+        """Make the image unusable unless it may be kept, then unblock signals.
 
-        TargetError when it cannot be made so; it says what to do, and comes before whatever a signal raises.
+        TargetError, which says what to do, when that fails; it is raised before any exception that a waiting signal
+        causes.
         """
         failure = None
         try:
@@ -98,7 +99,7 @@ class Away:
         return wanted or self.outcome == Outcome.RESUMED
 
     def _give_up_image(self, raised: BaseException | None) -> TargetError | None:
-        """Return what must be said of an image that is still there, or None when there is none."""
+        """Make the image unusable; return the error to raise when that fails, else None."""
         if self._target is None or self._may_stay():
             return None
         try:
@@ -107,13 +108,13 @@ class Away:
             why = post_mortem.reason(self.outcome, self.report) if raised is None else str(raised)
             sentence = _warning(self._target.path, error, why)
             with contextlib.suppress(Exception):
-                self._tell(sentence)  # now: a signal that waits may end this process before anybody hears the error
+                self._tell(sentence)  # now: a waiting signal may end this process before the error is printed
             return TargetError(sentence)
         return None
 
 
 def _warning(path: str, error: Exception, why: str) -> str:
-    """Return what to say when `error` kept the image on `path`; `why` is the reason why this system goes on."""
+    """Return the message for an image on `path` that `error` kept usable; `why` is why this system goes on."""
     went_on = f"this system went on ({why})" if why else "this system went on"
     return (
         f"{went_on}, but the image of it on {path} could not be made unusable ({error}): resuming it would destroy "

@@ -1,7 +1,7 @@
-"""One clock for all kernels that take turns on a machine: the CPU's time stamp counter.
+"""One clock for all kernels that take turns on a machine: the CPU's time stamp counter (TSC).
 
-A kernel's own clocks stand still while it is parked, and each kernel has its own. The counter runs on through every
-jump, so differences of its values measure what happens on both sides. Only a loss of power, or firmware, sets it back.
+A kernel's own clocks stand still while it is parked, and each kernel has its own. The TSC runs on through every jump,
+so differences of its values measure time across both kernels. Only a loss of power, or firmware, resets it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from kjump import _core
 from kjump.formats.record import JsonObject, Record
 
 _LAST_MOMENT = 1e12
-"""Seconds since 1970, after which no clock stands."""
+"""The latest wall clock reading, in seconds since 1970, that is accepted as valid."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A wall clock reading (`wall`, seconds since 1970) taken when the counter stood at `stamp`.
+    """A wall clock reading (`wall`, seconds since 1970) taken when the time stamp counter was at `stamp`.
 
-    `accuracy` is how far the reading may be off, in seconds: a clock that was set from the RTC knows whole seconds.
+    `accuracy` is the largest error of the reading, in seconds; it is 1 for a clock that was set from the RTC.
     """
 
     wall: float
@@ -33,7 +33,7 @@ class Moment:
         return cls(time.time(), _core.time_stamp(), accuracy)
 
     def to_json(self) -> JsonObject:
-        """Return it for a job or a report."""
+        """Return it as JSON for a job or a report."""
         return {"wall": self.wall, "stamp": self.stamp, "accuracy": self.accuracy}
 
     @classmethod
@@ -47,7 +47,7 @@ class Moment:
 
 
 class Pace:
-    """How fast the counter runs, measured against the kernel's monotonic clock since this was made."""
+    """The rate of the time stamp counter, measured against the kernel's monotonic clock since this object was made."""
 
     def __init__(self) -> None:
         """Begin to measure."""
@@ -55,7 +55,7 @@ class Pace:
         self._rate = 0.0
 
     def measure(self) -> None:
-        """Measure now, a good while after the beginning and before a jump: from then on seconds can be told."""
+        """End the measurement; call it before a jump, well after the beginning. Only then can `seconds` be called."""
         self._rate = (_core.time_stamp() - self._stamp) / (time.monotonic() - self._time)
 
     def seconds(self, earlier: int, later: int) -> float:

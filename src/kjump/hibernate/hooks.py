@@ -1,9 +1,9 @@
-"""Hooks: a program that puts A's file systems aside while A is saved, and back before a snapshot comes back.
+"""Hooks: a program that saves the state of A's file systems with a snapshot, and restores it before a roll-back.
 
-One program for both, called with `save` in B and with `restore` in C. It travels with the snapshot, in the image's
-facts; so do the names and digests of the tools it needs, but not the tools themselves. In the initramfs of B and C it
-is /kjump/hook, and its tools are in /kjump/tools, which is first on its PATH. With a tool called busybox there is a
-/bin/sh.
+The same program is called with `save` in the second kernel and with `restore` in the restoring kernel. It is stored in
+the image's facts, with the names and digests of the tools it needs, but not the tools themselves. In the initramfs of
+both kernels the hook is /kjump/hook, and its tools are in /kjump/tools, which is first on its PATH. With a tool called
+busybox there is a /bin/sh.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from kjump.initramfs.contents import TOOLS, tool_entries
 
 HOOK = Path("/kjump/hook")
 TIMEOUT = 600.0
-"""Seconds that a hook may take, if nothing else was said: A waits for it."""
+"""The default time limit of a hook, in seconds; the parked system waits for it."""
 
 
 def read_hook(path: Path, tools: Iterable[Path], timeout: float = TIMEOUT) -> Hook:
-    """Read a hook that may take `timeout` seconds; UsageError when it cannot be one."""
+    """Read the hook at `path`, with its `tools` and its time limit in seconds; UsageError when it cannot be one."""
     program = path.read_bytes()
     if len(program) > HOOK_LIMIT:
         raise UsageError(f"the hook {path} has {len(program)} bytes, at most {HOOK_LIMIT} can be kept in an image")
@@ -33,9 +33,9 @@ def read_hook(path: Path, tools: Iterable[Path], timeout: float = TIMEOUT) -> Ho
 
 
 def archive(hook: Hook) -> bytes:
-    """Return the archive that goes behind an initramfs; ImageError when a tool is not what it was.
+    """Return a cpio archive of the hook, to be appended to an initramfs; ImageError when a tool has changed.
 
-    A tool that this system does not have at its place may be in the initramfs already (see `tool_entries`).
+    A tool that this system does not have at its path may be in the initramfs already (see `tool_entries`).
     """
     entries = [cpio.regular(str(HOOK), hook.program, 0o755)]
     for tool in hook.tools:
@@ -56,5 +56,5 @@ def _digest(path: Path) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of a hook."""
+    """Return the environment variables of a hook."""
     return {"PATH": f"{TOOLS}:/usr/bin:/bin", "HOME": "/", "LC_ALL": os.environ.get("LC_ALL", "C")}

@@ -1,7 +1,7 @@
-"""What a kernel that is jumped to is given to do: one type for each job, and the assignment that carries it.
+"""The jobs of a kernel that is jumped to: one type for each job, and the assignment that carries it.
 
-An assignment travels as JSON: in the initramfs of a kernel that is booted for it, in the channel to one that stays.
-`do` names the job; the job's own fields stand beside it.
+An assignment travels as JSON: in the initramfs of a kernel that is booted for it, in the channel to a resident one.
+`do` names the job; the job's own fields are in the same object.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kjump.target.device import Place
 from kjump.target.states import Departure, Mounted
 
 WHAT = "the job"
-"""What messages call it."""
+"""The name of an assignment in messages."""
 _COOKIE = 16
 _LONGEST = 1e9
 _MOST_RANGES = 1 << 16
@@ -34,7 +34,7 @@ _FAULT = 256
 
 
 class Then(StrEnum):
-    """What a second kernel does when it has saved."""
+    """What a second kernel does after it has saved."""
 
     POWER_OFF = "power-off"
     BACK = "back"
@@ -44,9 +44,9 @@ class Then(StrEnum):
 class SaveJob:
     """Save the parked system to the target with this `cookie`.
 
-    `ram` is its RAM (physical ranges), `free_pages` what it trusts free pages to hold, `level` a zstd level,
-    `dump_level` what `kjump dump --level` takes. `departure` is there when it can be told with the job; else it comes
-    in the mailbox. `fault` provokes a failure, for tests.
+    `ram` is the system's RAM (physical ranges, bytes), `free_pages` what it expects free pages to contain, `level` a
+    zstd level, `dump_level` as for `kjump dump --level`. `departure` may come with the job, or later in the mailbox.
+    `fault` provokes a failure, for tests.
     """
 
     NAME: ClassVar[str] = "save"
@@ -106,7 +106,7 @@ class SaveJob:
 
 @dataclass(frozen=True)
 class LookJob:
-    """Look at the parked system as `kjump peer` does with the words `argv`."""
+    """Run `kjump peer` with the arguments `argv` on the parked system's memory."""
 
     NAME: ClassVar[str] = "peer"
     argv: tuple[str, ...]
@@ -123,7 +123,7 @@ class LookJob:
 
 @dataclass(frozen=True)
 class CommandJob:
-    """Run the command `argv`; with `background` it is started and left alone."""
+    """Run the command `argv`; with `background` do not wait for its end."""
 
     NAME: ClassVar[str] = "command"
     argv: tuple[str, ...]
@@ -173,7 +173,7 @@ class NoJob:
 
 @dataclass(frozen=True)
 class RestoreJob:
-    """Restore the image of this `kind` on the target with this `cookie`; `report` travels on to the restored system."""
+    """Restore the image of this `kind` on the target with this `cookie`; `report` is for the restored system."""
 
     NAME: ClassVar[str] = "restore"
     kind: Kind
@@ -216,11 +216,11 @@ class _Name(StrEnum):
 
 @dataclass(frozen=True)
 class Assignment:
-    """A job, and how it is to be done.
+    """A job, with its limits and what the kernel that does it must know.
 
     `gate` is the physical address of the gate, 0 where that is known otherwise. The job may take `time_limit` seconds
-    (0: any), the machine's watchdog strikes after `watchdog` seconds (0: none). `seed` is entropy for the generator of
-    the kernel that does it.
+    (0: no limit); the machine's watchdog is set to `watchdog` seconds (0: not used). `seed` is entropy for the random
+    number generator of the kernel that does the job.
     """
 
     job: Job = NoJob()
@@ -254,23 +254,23 @@ class Assignment:
         )
 
     def checked(self) -> JsonObject:
-        """Return it as JSON that will be read; FormatError when it would not be: better here than after the jump."""
+        """Return it as JSON, after reading that back; FormatError when the other side would refuse it."""
         found = self.to_json()
         Assignment.from_json(Record(found, WHAT))
         return found
 
     def encode(self) -> bytes:
-        """Return it as it stands in an initramfs; FormatError when the other side would refuse it."""
+        """Return the contents of its file in an initramfs; FormatError when the other side would refuse it."""
         return json.dumps(self.checked()).encode()
 
     @classmethod
     def decode(cls, text: bytes, what: str = WHAT) -> Assignment:
-        """Read what `encode` gave; FormatError, which calls it `what`."""
+        """Read what `encode` gave; FormatError, in which the assignment is named `what`."""
         return cls.from_json(Record.parse(text, what))
 
 
 def job_called(name: str, argv: tuple[str, ...], *, background: bool = False) -> Job:
-    """Return the job that a user calls by its `name`; UsageError when there is none such."""
+    """Return the job that users call `name`, with its arguments `argv`; UsageError when there is no such job."""
     plain: dict[str, Job] = {
         NoJob.NAME: NoJob(),
         ShellJob.NAME: ShellJob(),

@@ -1,7 +1,8 @@
-"""Why B panicked, read by A out of what B left in its window.
+"""Why a second kernel panicked: its log, read by the first kernel after the jump.
 
-When A is back, its own pages are in the window again, and B's stand where A's had been kept: in the source pages
-of the loaded image, until that is unloaded. B's log is found there by B's VMCOREINFO, of which B tells the place.
+When the first kernel is back, its own pages are in the window again, and the second kernel's pages are in the source
+pages of the loaded image until that is unloaded. The log is found there by the second kernel's VMCOREINFO, whose
+address is in the report.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ _PANIC_BY_NMI = "NMI: Not continuing"
 
 
 def peer_memory(kcore: kernel_memory.Kcore) -> ParkedMemory:
-    """Return the second kernel's physical memory as it left it; valid while its image is loaded in A."""
+    """Return the second kernel's physical memory as it was at the jump back; valid while its image is loaded."""
     return ParkedMemory(kcore.physical(), peer_shadow(kcore))
 
 
 def peer_shadow(kcore: kernel_memory.Kcore) -> Shadow:
-    """Return where a loaded second kernel's pages are while A runs."""
+    """Return where a loaded second kernel's pages are while the first kernel runs."""
     return Shadow(walk(kcore.physical().read, loader.current().image_list_head(kcore)))
 
 
 def log_of_peer(kcore: kernel_memory.Kcore, vmcoreinfo_address: int, vmcoreinfo_size: int) -> list[dmesg.Record]:
-    """Return the second kernel's log; its VMCOREINFO note lies at physical `vmcoreinfo_address` (bytes).
+    """Return the second kernel's log; its VMCOREINFO note lies at physical `vmcoreinfo_address` (size in bytes).
 
-    FormatError when what is found there is not a kernel's.
+    FormatError when no kernel's VMCOREINFO or log is found there.
     """
     from kjump.dump import dmesg
     from kjump.dump.kernel import KernelLayout
@@ -50,9 +51,9 @@ def log_of_peer(kcore: kernel_memory.Kcore, vmcoreinfo_address: int, vmcoreinfo_
 
 
 def with_log(kcore: kernel_memory.Kcore, report: Report) -> Report:
-    """Return what a second kernel that panicked noted when its job began, with what its log says.
+    """Return `report`, which a second kernel wrote before it panicked, with what its log says.
 
-    That is the `panic` message and the last lines (`log`).
+    That is the message of the panic (`panic`) and the log's last lines (`log`).
     """
     try:
         lines = log_of_peer(kcore, *(report.vmcoreinfo or (0, 0)))
@@ -66,14 +67,14 @@ def with_log(kcore: kernel_memory.Kcore, report: Report) -> Report:
 
 
 def why_it_panicked(message: str) -> str:
-    """Return the reason to give for a panic whose message is `message` (empty: not known)."""
+    """Return the reason, for messages, of a panic with the kernel's `message` (empty: not known)."""
     if _PANIC_BY_NMI in message:
         return f"the second kernel hung, and was ended by the watchdog ({message})"
     return f"the second kernel panicked: {message or 'its log could not be read'}"
 
 
 def reason(outcome: Outcome, report: Report) -> str:
-    """Return in words why the second kernel failed, nothing when it did not."""
+    """Return a phrase that says why the second kernel failed; empty when it did not."""
     if outcome in (Outcome.RESUMED, Outcome.DONE):
         return ""
     if outcome == Outcome.GONE:

@@ -1,4 +1,4 @@
-"""Preflight: refuse before the jump, not after, and say what to do."""
+"""Preflight: check before the jump whether a hibernation can work, say what to do if not, and make room for it."""
 
 from __future__ import annotations
 
@@ -35,36 +35,39 @@ _NEEDED = (
 )
 MIB = 1 << 20
 _SLACK = 32 * MIB
-"""Memory that a load takes beside the window: kernel and initramfs as read and as joined, low memory, lists."""
+"""Bytes that a load takes in addition to the window: kernel and initramfs, also joined, low memory, page lists."""
 _DRIFT = 8 * MIB
-"""What checking takes itself: so much more must be there when a window is chosen, or it may be refused then."""
+"""Bytes that the checks themselves may take between the choice of a window and its check."""
 
 _USUAL_LISTS = 16 * MIB
-"""What the usual windows have for lists: of 128 MiB 70 are free in the lab at the end of a save."""
+"""Bytes for lists of pages that a window of a usual size has room for: at the end of a save in the lab, 70 MiB of
+128 MiB were free."""
 _USUAL_CPUS = 8
 _CPU = 1 * MIB
-"""What a further CPU takes of B, reckoned: its area (380 KiB seen with two), the kernel's threads, their stacks."""
+"""Bytes that each further CPU takes in the second kernel, an estimate: per-CPU area (380 KiB seen with two CPUs),
+kernel threads and their stacks."""
 _SHADOW = 12
-"""A window's own page list takes up to a twelfth of it: 337 bytes for a page while it is read, measured."""
+"""The fraction of a window that its own page list takes in the second kernel is at most 1 / this: 337 bytes for a page
+while the list is read, measured."""
 
 _LISTS_LIMIT = Path("/proc/sys/vm/percpu_pagelist_high_fraction")
 _LEAST_LISTS = 1_000_000
-"""The fraction of memory for the lists of all CPUs: a millionth."""
+"""The value of percpu_pagelist_high_fraction: the free-page lists of all CPUs take at most a millionth of memory."""
 _STATISTICS = Path("/proc/sys/vm/stat_refresh")
 _ZONES = Path("/proc/zoneinfo")
 _REFRESHES = 8
 _SHORT = 512
-"""Pages on a list: a list no longer than that is let be."""
+"""A CPU's list of free pages with no more pages than this is not shortened."""
 
 _AS_ROOT = "run as root"
 _FILE_SYSTEMS = "file systems"
 _LEAST_TARGET = 4 << 20
-"""No image of a Linux is as small as this."""
+"""The least capacity of a target in bytes; every image of a Linux system is larger."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at: its `name`, whether it is `ok`, what was found, and what to do when it is not."""
+    """The result of one check: its `name`, whether it is `ok`, what was found (`detail`), and the `remedy`."""
 
     name: str
     ok: bool
@@ -73,11 +76,11 @@ class Check:
 
 
 def checks(*, target: str | None, window_size: int | None, accept_unseen: Collection[str] | None = ()) -> list[Check]:
-    """Look at everything that a hibernation needs; never raises for what it finds.
+    """Check everything that a hibernation needs; a failed check is returned, not raised.
 
-    `window_size` in bytes; None when the second kernel is there already, so that no place for it need be found. Types
-    of file systems in `accept_unseen` are taken although a change of them would not be noticed; with None, for what
-    is not resumed, file systems are of no matter.
+    `window_size` is in bytes; None when the second kernel is resident already and needs no window. Without `target` no
+    target is checked. Types of file systems in `accept_unseen` are accepted although a change of them would not be
+    noticed; with None (for what is not resumed) mounted file systems are not checked.
     """
     found = [
         _privileges(),
@@ -124,11 +127,11 @@ def _guard(name: str, look: Callable[[], str], remedy: str) -> Check:
 
 
 class _NotRootError(HostError):
-    """What was to be looked at shows itself to root only."""
+    """The check needs root."""
 
 
 def _only_root(look: Callable[[], str]) -> Callable[[], str]:
-    """Return `look` for root, and for others something that raises _NotRootError."""
+    """Return `look` if this process runs as root, else a function that raises _NotRootError."""
 
     def refuse() -> str:
         raise _NotRootError("not checked: only root can")
@@ -150,7 +153,7 @@ def _kernel_config() -> Check:
     config = procfs.kernel_config()
     remedy = "use a kernel with these options (Debian's own kernels lack KEXEC_JUMP; Ubuntu's and Fedora's have it)"
     if config is None:
-        # Not a failure: what matters is asked for directly by the other checks and by the load itself.
+        # Not a failure: the other checks and the load itself find out what matters.
         return Check("kernel config", True, "not readable (/proc/config.gz, /boot/config-*): not checked", remedy)
     missing = [f"CONFIG_{name}" for name in _NEEDED if config.get(name) != "y"]
     detail = f"missing {', '.join(missing)}" if missing else "all options are set"
@@ -183,9 +186,9 @@ def _symbols() -> str:
 
 
 def _memory_of_drivers() -> str:
-    """Refuse RAM that a driver added: the kernel that restores has no such RAM until a driver adds it again.
+    """Raise HostError for RAM that a driver added: a restoring kernel does not have it until its driver adds it again.
 
-    virtio_mem's is unplugged when the machine is reset; kmem's (CXL, persistent memory) may be decoded elsewhere.
+    virtio_mem unplugs its RAM when the machine is reset; kmem's RAM (CXL, persistent memory) may get other addresses.
     """
     found = procfs.ram_of_drivers()
     if found:
@@ -204,10 +207,10 @@ def _window(size: int) -> str:
 
 
 def window_size_that_fits() -> int:
-    """Return the largest of the usual sizes (bytes) for which A has memory, after making room if it must be made.
+    """Return the largest window size in bytes for which this system has memory, after making room if necessary.
 
-    Each is larger where B needs more (`more_than_usual`). The smallest when there is no room even for that: `checks`
-    then says what is missing.
+    The sizes are the usual ones (`kexec.window.SIZES`), each with `more_than_usual` added. If none fits the smallest is
+    returned, for which `checks` then says what is missing.
     """
     more = more_than_usual()
     sizes = [size + more for size in SIZES]
@@ -218,8 +221,8 @@ def window_size_that_fits() -> int:
 
 
 def more_than_usual() -> int:
-    """Return by how many bytes a window must be larger than usual, for much memory, in many pieces, or many CPUs."""
-    memory_end = procfs.meminfo()["MemTotal"] + HIGHEST  # no less: what is not RAM lies below 4 GiB
+    """Return the bytes by which a window must be larger than usual, for much or fragmented RAM, or many CPUs."""
+    memory_end = procfs.meminfo()["MemTotal"] + HIGHEST  # an upper bound: the holes in RAM lie below 4 GiB
     lists = memory_to_save(memory_end, procfs.free_blocks())
     cpus = max(0, min(os.cpu_count() or 1, MOST_CPUS) - _USUAL_CPUS)
     more = max(0, lists - _USUAL_LISTS) + cpus * _CPU
@@ -227,7 +230,7 @@ def more_than_usual() -> int:
 
 
 def has_room(size: int) -> bool:
-    """Tell whether A has memory for a window of `size` bytes, after making room if it must be made."""
+    """Tell whether this system has memory for a window of `size` bytes, after making room if necessary."""
     needed = size + _SLACK + _DRIFT
     if procfs.meminfo()["MemAvailable"] < needed:
         make_room(needed)
@@ -235,9 +238,9 @@ def has_room(size: int) -> bool:
 
 
 def make_room(needed: int) -> None:
-    """Let the kernel give up its caches, and swap out if it can, until `needed` bytes are available, or no more.
+    """Let the kernel drop its caches, and swap out if that helps, so that `needed` bytes become available.
 
-    Single pages are all that a load takes, so memory need not be compacted.
+    Memory need not be compacted, because a load allocates single pages.
     """
     os.sync()
     with contextlib.suppress(OSError):
@@ -248,11 +251,11 @@ def make_room(needed: int) -> None:
 
 
 def _press(size: int) -> None:
-    """Take `size` bytes in a process of their own and give them back: the kernel swaps out what they need."""
+    """Allocate `size` bytes in a child process that then exits, so that the kernel swaps out as much as is missing."""
     pid = os.fork()
     if pid == 0:
         try:
-            Path("/proc/self/oom_score_adj").write_text("1000")  # should it come to that, nobody else is killed
+            Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, this process is killed
             with mmap.mmap(-1, size) as memory:
                 for at in range(0, size, PAGE_SIZE):
                     memory[at] = 1
@@ -262,23 +265,23 @@ def _press(size: int) -> None:
 
 
 def give_back_free_memory() -> None:
-    """Let go of memory that is free, but that nothing says of: it would be saved.
+    """Return memory to the kernel's allocator that is unused but not marked as free, and so would be saved.
 
-    The C library keeps what this process has freed: megabytes, where an initramfs was. CPUs keep lists of free pages,
-    up to an eighth of memory in all.
+    The C library keeps megabytes that this process has freed, where an initramfs was. The CPUs' lists of free pages
+    hold up to an eighth of memory in all.
     """
-    with contextlib.suppress(AttributeError):  # not every C library has that
+    with contextlib.suppress(AttributeError):  # only glibc has malloc_trim
         libc().malloc_trim(0)
-    # An older kernel does not take that value; its lists are short.
+    # A kernel that refuses this value has short lists.
     with syscalls.setting(root.at(_LISTS_LIMIT), f"{_LEAST_LISTS}\n") as taken, contextlib.suppress(OSError):
         if taken:
             _shorten_lists_of_cpus()
 
 
 def _shorten_lists_of_cpus() -> None:
-    """Let the kernel see to its statistics, which shortens lists that are longer than their limit.
+    """Let the kernel refresh its memory statistics, by which it shortens CPUs' lists that are longer than their limit.
 
-    By some thousand pages each time, in each zone of memory. Source: Documentation/admin-guide/sysctl/vm.rst
+    Each refresh takes some thousand pages off the lists of each zone. Source: Documentation/admin-guide/sysctl/vm.rst
     (percpu_pagelist_high_fraction, stat_refresh); mm/vmstat.c, from 6.7 on.
     """
     before, listed = sys.maxsize, _pages_on_lists()
@@ -289,7 +292,7 @@ def _shorten_lists_of_cpus() -> None:
 
 
 def _pages_on_lists() -> int:
-    """Return the pages on the lists of all CPUs, in lists so long that they matter."""
+    """Return the number of pages on the CPUs' lists of free pages that have more than _SHORT pages."""
     lines = root.at(_ZONES).read_text().splitlines()
     counts = (line.split()[1] for line in lines if line.lstrip().startswith("count:"))
     return sum(count for count in map(int, counts) if count > _SHORT)

@@ -1,6 +1,6 @@
-"""What a kernel that was jumped to reports: one type for second kernels, restorers and the boot role.
+"""The report of a kernel that was jumped to: one type for second kernels, restoring kernels and the boot role.
 
-It travels as JSON, in the mailbox or in the channel's answer. What says nothing is left out.
+It travels as JSON, in the mailbox or in the channel's answer. Fields with their default value are left out.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _NAME = 1024
 _LINES = 1024
 _SEED_SIZE = 32
 _LONGEST = 1e9
-"""Seconds that anything takes at most."""
+"""The largest duration, in seconds, that is accepted as valid."""
 _MOST_STATUS = 1 << 32
 
 
 @dataclass(frozen=True)
 class Stamps:
-    """Values of the time stamp counter in a second kernel that saves: A came in, it began, its hook ended, it saved."""
+    """Time stamp counter values of a save: the gate was entered, the job began, its hook ended, the save ended."""
 
     entered: int
     begun: int
@@ -34,7 +34,7 @@ class Stamps:
     saved: int
 
     def to_json(self) -> JsonObject:
-        """Return it for a report."""
+        """Return it as JSON for a report."""
         return {"entered": self.entered, "begun": self.begun, "hooked": self.hooked, "saved": self.saved}
 
     @classmethod
@@ -45,14 +45,15 @@ class Stamps:
 
 @dataclass(frozen=True)
 class Report:
-    """What was reported; sizes in bytes, times in seconds.
+    """The contents of a report; sizes in bytes, times in seconds.
 
     `reason` and `traceback` say why a job failed; `panic` and `log` are a panic's message and the log's last lines.
-    `boot_seconds` is from the reporter's start to its role, `boot_seconds_cold` that of the boot kernel before it.
-    `vmcoreinfo` is physical address and size of the reporter's VMCOREINFO note. `saved` and `stamps` are a save's,
-    `restored_bytes` to `restore_memory` and `hook_seconds` a restoration's, `rolled_back` counts those of a snapshot.
-    `seed` and `clock` are for this system's own generator and clock. `status`, `pid`, `output` and `cut` (characters
-    that did not fit) are what a program came to. `resident` and `release` are of a kernel that stays.
+    `boot_seconds` is the time from the reporting kernel's start to its role, `boot_seconds_cold` the same of the boot
+    kernel before it. `vmcoreinfo` is the physical address and size of the reporting kernel's VMCOREINFO note. A save
+    sets `saved` and `stamps`; a restoration sets `restored_bytes` to `restore_memory` and `hook_seconds`, and counts
+    the roll-backs to a snapshot in `rolled_back`. `seed` and `clock` are for the random number generator and the wall
+    clock of the system that reads the report. `status`, `pid`, `output` and `cut` (characters that did not fit) are the
+    result of a program. A resident kernel sets `resident` and `release`.
     """
 
     reason: str = ""
@@ -79,7 +80,7 @@ class Report:
     release: str = ""
 
     def to_json(self) -> JsonObject:
-        """Return it as JSON, without what says nothing."""
+        """Return it as JSON, without the fields that have their default value."""
         found: JsonObject = {
             "reason": self.reason,
             "traceback": self.traceback,
@@ -150,9 +151,10 @@ def _note(record: Record) -> tuple[int, int]:
 
 
 def received(read: Callable[[], tuple[Outcome, JsonObject]]) -> tuple[Outcome, Report]:
-    """Return the outcome and the report that `read` finds; a damaged one is no report.
+    """Return the outcome and the report that `read` finds.
 
-    The outcome is NONE then, for nothing that a damaged mailbox says can be relied on, and `reason` says what is wrong.
+    If `read` or the report's contents are damaged, the outcome is NONE, since nothing in a damaged mailbox can be
+    relied on, and the report's `reason` says what is wrong.
     """
     try:
         outcome, found = read()

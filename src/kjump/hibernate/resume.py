@@ -1,4 +1,4 @@
-"""From a cold boot, or from a system that is to be replaced, to C: check image and machine, load C, jump."""
+"""Resume and roll-back: check image and machine, load the restoring kernel (C), and jump to it."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class OtherMachineError(ImageError):
 
 @dataclass(frozen=True)
 class PreparedResume:
-    """A resume or roll-back of which everything has been checked that can be checked before the jump.
+    """A resume or roll-back that has passed every check that is possible before the jump.
 
-    `clock_accuracy` is how far this system's wall clock may be off, in seconds: the one that comes back takes it over.
+    `clock_accuracy` is the largest error of this system's wall clock, in seconds: the restored system is set by it.
     """
 
     target: Target
@@ -44,7 +44,7 @@ class PreparedResume:
     _initrd: bytes
 
     def plan(self, report: Report) -> Plan:
-        """Return the Plan that starts C, confined to B's window; `report` travels on to A."""
+        """Return the Plan that starts C, confined to the image's window; `report` is for the restored system."""
         facts = self.opened.contents.facts
         around, layout = window_of(self.opened)
         job = RestoreJob(
@@ -57,9 +57,9 @@ class PreparedResume:
         return LinuxPeer(self._kernel, initrd, line, layout).plan(around, preserve=False)
 
     def go(self, report: Report, *, boot: str = "") -> None:
-        """Mark the image as attempted, and jump; a snapshot is marked with the identity of the `boot` that begins.
+        """Mark the image as attempted, and jump; a snapshot is marked with the identity of the `boot` that restores it.
 
-        Returns only by an error, and then the image is still whole.
+        Returns only by an exception; the image is still complete then.
         """
         plan = self.plan(report)
         loader.current().load(plan)
@@ -76,7 +76,7 @@ class PreparedResume:
 
 
 def open_for_resume(target: Target) -> OpenImage:
-    """Check the image on `target` against this machine; ImageError says in one sentence why it cannot be run."""
+    """Open the image on `target` and check it against this machine; ImageError when it cannot be run here."""
     opened = open_image(target, states=(State.COMPLETE,))
     _check_this_machine(opened)
     filesystems.check(opened.contents.facts.file_systems)
@@ -86,12 +86,12 @@ def open_for_resume(target: Target) -> OpenImage:
 def prepare_resume(
     target: Target, opened: OpenImage, kernel: bytes, initrd: bytes, *, clock_accuracy: float = 0.001
 ) -> PreparedResume:
-    """Take the image that `open_for_resume` has found good; C is to be of `kernel` and `initrd`."""
+    """Prepare to resume the image that `open_for_resume` returned; C is made of `kernel` and `initrd`."""
     return PreparedResume(target, opened, clock_accuracy, bzimage.parse(kernel), initrd)
 
 
 def window_of(opened: OpenImage) -> tuple[Surroundings, WindowLayout]:
-    """Return this machine, and B's window in it as it was laid out; ImageError when it would be otherwise today."""
+    """Return this machine and the window as it was laid out for the save; ImageError when it would differ here."""
     system = opened.contents.facts.system
     around = second_kernel.describe_machine(Gate(), vmcoreinfo_note=b"", low=system.low)
     layout = lay_out(
@@ -106,14 +106,14 @@ def window_of(opened: OpenImage) -> tuple[Surroundings, WindowLayout]:
 
 
 def with_clock(report: Report, clock_accuracy: float) -> Report:
-    """Return `report` with what time it is here, to `clock_accuracy` seconds, and some entropy, for who is restored."""
+    """Return `report` with entropy and this system's clock, accurate to `clock_accuracy` seconds."""
     return replace(report, clock=Moment.now(clock_accuracy), seed=fresh_seed())
 
 
 def _check_this_machine(opened: OpenImage) -> None:
     model, flags = procfs.cpu_facts()
     if "no5lvl" in cmdline.parse(procfs.command_line()):
-        flags |= {"la57"}  # hidden by this kernel's own choice; that the CPU has it cannot be told from here
+        flags |= {"la57"}  # booted with no5lvl: /proc/cpuinfo does not tell whether the CPU has it
     try:
         check_machine(opened.contents, procfs.firmware_memory_map(), model, flags)
     except ImageError as error:
@@ -123,10 +123,10 @@ def _check_this_machine(opened: OpenImage) -> None:
 def prepare_rollback(
     target: Target, kernel: bytes, initrd: bytes, *, cold: bool = False, clock_accuracy: float = 0.001
 ) -> PreparedResume:
-    """Check the snapshot on `target` against this machine; ImageError says why it cannot be rolled back to.
+    """Check the snapshot on `target` against this machine; ImageError, with the reason, when it cannot be restored.
 
-    `cold` tells that the system it was taken of does not run any more. Without a hook nothing may have been written to
-    the snapshot's file systems since (which `check_disks` can look at once more); with one, C checks what it made.
+    `cold` tells that the system that was saved does not run any more. Without a hook the snapshot's file systems must
+    be unchanged since the save (`check_disks` checks that again later); with one, C checks what the hook has restored.
     """
     opened = open_image(target, states=(State.SNAPSHOT,))
     if cold:
@@ -141,7 +141,7 @@ def prepare_rollback(
 
 
 def _refuse_if_it_failed_before(opened: OpenImage) -> None:
-    """Refuse (ImageError) what an earlier boot began and did not end: it would fail again, and again at each boot."""
+    """Raise ImageError if an earlier boot attempted this image and failed: it would fail again at each boot."""
     details = opened.superblock.details
     if details.rollback_boot:
         why = details.reason or "it did not come to its end"
@@ -152,14 +152,14 @@ def _refuse_if_it_failed_before(opened: OpenImage) -> None:
 
 
 def check_disks(opened: OpenImage, *, cold: bool) -> None:
-    """Raise ImageError unless the file systems are as the snapshot knows them."""
+    """Raise ImageError unless the file systems are as the snapshot recorded them."""
     facts = opened.contents.facts
     filesystems.check_unwritten(facts.file_systems, facts.departure, opened.superblock.cookie.hex(), cold=cold)
     filesystems.check(facts.file_systems)
 
 
 def refuse_if_mounted() -> None:
-    """Refuse (HostError) while a block device is mounted read-write: its file system would be torn away."""
+    """Raise HostError while a block device is mounted read-write: its file system would lose what is not written."""
     for line in root.at("/proc/self/mounts").read_text().splitlines():
         device, where, _, options = line.split()[:4]
         if device.startswith("/dev/") and "rw" in options.split(","):

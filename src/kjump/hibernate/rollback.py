@@ -1,7 +1,7 @@
-"""Roll back: this running system is replaced by a snapshot. Nothing of it comes back.
+"""Roll-back: a snapshot replaces the running system, of which nothing is kept.
 
-Without a hook the disks must be as the snapshot left them until the very jump. So everyone else is stopped, what they
-had written is flushed, and the disks are looked at again; when they have changed, everyone goes on.
+Without a hook the disks must be unchanged since the snapshot, up to the jump. All other processes are therefore
+stopped, their writes are flushed, and the disks are checked again; if they have changed, the processes continue.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def rollback(
 ) -> None:
     """Replace this system by the snapshot on `target`; returns only for a `dry_run`, for which it may be read only.
 
-    ImageError says why the snapshot cannot be gone back to, HostError and PlanError why C cannot be started: nothing
-    is lost then. `tell` gets one line for each step.
+    ImageError when the snapshot cannot be restored, HostError or PlanError when the restoring kernel cannot be started;
+    this system is unchanged then. `tell` gets one line for each step.
     """
     disks.current().write_out()
     prepared = prepare_rollback(target, kernel, initrd)
@@ -46,13 +46,13 @@ def rollback(
 
 @contextlib.contextmanager
 def everyone_stopped() -> Iterator[None]:
-    """Stop all processes but init and this one; at the end let those go on that went before.
+    """Stop all processes but init and this one; at the end continue those that were not stopped before.
 
-    A process stops when it leaves the kernel, so this waits until all have; for a second at most, for one whose disk
-    hangs, or that waits for a stopped child (vfork), cannot stop before that.
+    A process stops when it returns from the kernel to user space; this waits for that, for at most one second: a
+    process cannot stop while its disk hangs, or while it waits for a stopped child (vfork).
     """
     stopped_before = {pid for pid in _processes() if _is_stopped(pid)}
-    with contextlib.suppress(ProcessLookupError):  # there is nobody else
+    with contextlib.suppress(ProcessLookupError):  # there is no other process
         os.kill(-1, signal.SIGSTOP)
     try:
         deadline = time.monotonic() + _TIME_TO_STOP
@@ -60,7 +60,7 @@ def everyone_stopped() -> Iterator[None]:
             time.sleep(0.01)
         yield
     finally:
-        # Those that are there now, not those that were there before: a process may have been born in between.
+        # The processes of now, not those listed before: a new process may have been stopped too.
         for pid in set(_processes()) - stopped_before - {1, os.getpid()}:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGCONT)
@@ -75,13 +75,13 @@ def _is_stopped(pid: int) -> bool:
 
 
 def _is_at_rest(pid: int) -> bool:
-    """Whether a process is stopped, dead or gone, or one of the kernel's own."""
+    """Tell whether a process is stopped, dead or gone, or is a kernel thread."""
     state, flags = _status(pid)
     return state in "TtZX" or bool(flags & _PF_KTHREAD)
 
 
 def _status(pid: int) -> tuple[str, int]:
-    """Return a process's state ("T": stopped) and flags as /proc/PID/stat has them; "X" (dead) when it is gone."""
+    """Return a process's state ("T": stopped) and flags from /proc/PID/stat (proc(5)); "X" (dead) when it is gone."""
     try:
         fields = root.at(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return fields[0], int(fields[6])

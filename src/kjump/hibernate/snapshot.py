@@ -1,4 +1,7 @@
-"""Snapshots: A is saved from B and goes on. Its command returns once when that is done, and again at each roll-back."""
+"""Snapshots: the second kernel saves this system, which then goes on.
+
+The function `snapshot` returns once when that is done, and again, in the restored system, at each roll-back.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +26,18 @@ from kjump.target.file import create
 _NUMBERED = re.compile(r"snapshot-(\d+)\.img")
 _HEADROOM = 32 << 20
 PAUSE = ("freeze", "boot", "hook", "save", "back")
-"""The phases of a pause: A freezes and jumps, B boots, the hook runs, B saves, B leaves and A thaws."""
+"""The phases of a pause: this system freezes and jumps, the second kernel boots, its hook runs, it saves, it jumps
+back and this system thaws."""
 
 
 @dataclass
 class Snapshot:
-    """What came of a snapshot, for people and as JSON: sizes in bytes, times in seconds.
+    """The result of a snapshot, for messages and as JSON: sizes in bytes, times in seconds.
 
-    `rolled_back` tells that this system has just been brought back from it, `count` how many times that was done so
-    far. `pause` in `phases` is from just before to just after the jump: for so long processes stand still, but for the
-    few milliseconds that one may wait for a CPU. The phases after it add up to it. `stamps` are the values of the time
-    stamp counter at those borders.
+    `rolled_back` tells that this system has just been restored from the snapshot, `count` how often that has been done.
+    `pause` in `phases` is the time from just before to just after the jump, during which processes do not run (a
+    process may wait a few milliseconds more for a CPU); the phases after it add up to it. `stamps` are the time stamp
+    counter's values at the borders of the phases.
     """
 
     taken: bool
@@ -56,10 +60,10 @@ class Snapshot:
 def snapshot(
     request: TripRequest, *, tell: Tell = lambda _: None, go: Callable[[TripRequest, Tell], Trip] = travel
 ) -> Snapshot:
-    """Save this system to `request.target` and go on; returns again, with `rolled_back`, when it was rolled back to.
+    """Save this system to `request.target` and go on; returns again, with `rolled_back` set, after a roll-back to it.
 
-    `tell` gets one line for each step; `go` goes to B and comes back. HostError, PlanError, TargetError or UsageError
-    before the jump, nothing lost then; JumpError when B could not save. This system goes on unharmed in any case.
+    `tell` gets one line for each step; `go` makes the trip to the second kernel. HostError, PlanError, TargetError or
+    UsageError before the jump; JumpError when the second kernel could not save. This system goes on in any case.
     """
     kind = Kind.SNAPSHOT if request.dump_level is None else Kind.DUMP
     trip = go(replace(request, kind=kind), tell)
@@ -84,7 +88,7 @@ def snapshot(
 
 
 def numbered_file(folder: Path) -> Path:
-    """Make the next target file (`snapshot-N.img`) in `folder`, large enough for what is in use of memory now.
+    """Make the next target file (`snapshot-N.img`) in `folder`, large enough for the memory now in use.
 
     TargetError when it cannot be made there.
     """
@@ -95,14 +99,14 @@ def numbered_file(folder: Path) -> Path:
 
 
 def used_memory() -> int:
-    """Return the bytes of RAM that are not free: no image is much larger."""
+    """Return the bytes of RAM that are not free, which is about the largest size of an image."""
     lines = (line.partition(":") for line in root.at("/proc/meminfo").read_text().splitlines())
     values = {name: int(rest.split()[0]) << 10 for name, _, rest in lines}
     return values["MemTotal"] - values["MemFree"]
 
 
 def _phases(trip: Trip, stamps: dict[str, int]) -> dict[str, float]:
-    """Return seconds by phase; `stamps` are in the order of time, and those of a roll-back lack what B did."""
+    """Return seconds by phase; `stamps` are in chronological order, after a roll-back without those of the save."""
     prepare = {"prepare": round(trip.prepare_seconds, 3)}
     if len(stamps) < len(PAUSE) + 1:
         return prepare | {"away": round(trip.away, 3)}
@@ -112,6 +116,6 @@ def _phases(trip: Trip, stamps: dict[str, int]) -> dict[str, float]:
 
 
 def raise_unless_taken(result: Snapshot) -> None:
-    """Raise JumpError with the reason when B could not save."""
+    """Raise JumpError with the reason when the second kernel could not save."""
     if not result.taken:
         raise JumpError(f"no snapshot taken: {result.reason}; this system went on unharmed")

@@ -1,4 +1,4 @@
-"""A's side of a hibernation or a snapshot: prepare, jump to B, and say what came of it when A is back."""
+"""The first kernel's side of a hibernation or snapshot: prepare, jump to the second kernel, return the result."""
 
 from __future__ import annotations
 
@@ -36,22 +36,24 @@ from kjump.target.states import Departure, Mounted
 
 _LEAST_TIME = 300
 _SLOWEST = 20_000_000
-"""Bytes of RAM that B should save in a second, however slow the target: what is slower hangs."""
+"""The least rate of a save, in bytes of RAM per second: a save that takes longer is considered hung."""
 
 
 @dataclass(frozen=True)
 class TripRequest:
-    """What to hibernate to, and with what: the target (a device or a file), the second kernel and its initramfs.
+    """A request for a trip to a second kernel: the target (a device or a file), the second kernel and its initramfs.
 
-    `window` is found when None; `window_size` and `level` are bytes and a zstd level (0: found by measuring, see
-    `image.compression`). `force` overwrites what a device carries, by its signature; a file must be a target in any
-    case. `append` is added to the second kernel's command line. `time_limit` is how long B may take, in seconds (0:
-    by the size of RAM); `watchdog` the timeout, in seconds, of the machine's watchdog while B works. `kind` says what
-    the image is for; for all but a hibernation B comes back. With `dump_level` it is a dump that leaves out what
-    `kjump dump --dump-level` does. `hook` runs in B first. With `look` nothing is saved, and the target is none: B
-    looks at A as `kjump peer` with these words does. `accept_unseen` names types of file systems that are taken
-    although another system's change to them would not be noticed, and a resume or roll-back would then destroy them.
-    `fault` provokes a failure in B, for tests (see `init.jobs.faults`).
+    `window` is chosen when None; `window_size` is in bytes, `level` a zstd level (0: chosen by measuring, see
+    `image.compression`). `force` overwrites a device that carries a file system or another signature; a file must have
+    been made as a target in any case. `append` is added to the second kernel's command line. `time_limit` is how long
+    the job may take, in seconds (0: computed from the size of RAM); `watchdog` the timeout of the machine's watchdog
+    meanwhile, in seconds. `kind` says what the image is for; after anything but a hibernation the second kernel jumps
+    back. With `dump_level` the image is a dump without the pages that `kjump dump --dump-level` leaves out. `hook` runs
+    in the second kernel before the save. With `look` nothing is saved and there is no target: the second kernel runs
+    `kjump peer` with these arguments on the first kernel's memory. `accept_unseen` names types
+    of file systems that are accepted although another system's change to them would not be noticed; a resume or
+    roll-back would then destroy them. `fault` provokes a failure in the second kernel, for tests (see
+    `init.jobs.faults`).
     """
 
     target: str
@@ -74,7 +76,7 @@ class TripRequest:
 
 @dataclass
 class Hibernation:
-    """What came of a hibernation, for people and as JSON: sizes in bytes, times in seconds."""
+    """The result of a hibernation, for messages and as JSON: sizes in bytes, times in seconds."""
 
     resumed: bool
     window_bytes: int
@@ -114,11 +116,11 @@ class _Prepared:
 
 @dataclass(frozen=True)
 class Trip:
-    """A way to B and back: the outcome and report, the target's cookie, and the times.
+    """The result of a jump to a second kernel and back: outcome and report, the target's cookie, and the times.
 
-    `prepare_seconds` is what came before the jump; `left` and `back` are the time stamp counter just before and just
-    after it, in units of `pace`; `away` is by the wall clock. `clock_step` is how far that clock had to be set,
-    `again_seconds` how long it took until a second kernel stood by again.
+    `prepare_seconds` is the time before the jump. `left` has the clocks just before the jump, `back` the time stamp
+    counter just after it; `pace` converts its values to seconds. `away` is the duration by the wall clock in seconds,
+    `clock_step` the seconds by which that clock was set, `again_seconds` the time until a second kernel stood by again.
     """
 
     outcome: Outcome
@@ -137,10 +139,10 @@ class Trip:
 def hibernate(
     request: TripRequest, *, tell: Tell = lambda _: None, go: Callable[[TripRequest, Tell], Trip] | None = None
 ) -> Hibernation:
-    """Save this system to `request.target` and switch off; returns when it has been resumed, or when B failed.
+    """Save this system to `request.target` and switch off; returns when it is resumed, or the second kernel has failed.
 
-    `tell` gets one line for each step; `go` goes to B and comes back (default: `travel`, which boots one). HostError,
-    PlanError or TargetError before the jump, nothing lost then.
+    `tell` gets one line for each step; `go` makes the trip (default: `travel`, which boots a second kernel). HostError,
+    PlanError or TargetError before the jump; this system is unchanged then.
     """
     trip = (go or travel)(request, tell)
     return Hibernation(
@@ -157,7 +159,7 @@ def hibernate(
 
 
 def travel(request: TripRequest, tell: Tell) -> Trip:
-    """Go to B with `request`, and return when A is back: from B, or from an image that B made."""
+    """Boot a second kernel for `request` and jump to it; returns when it jumps back, or its image was restored."""
     journey = Journey()
     claimed = contextlib.nullcontext() if request.look else claim(request)
     with kernel_memory.Kcore() as kcore, claimed as target:
@@ -165,7 +167,7 @@ def travel(request: TripRequest, tell: Tell) -> Trip:
         box, window_bytes = prepared.box, prepared.layout.window.size
         cookie, file_systems = prepared.cookie, prepared.file_systems
         loader.current().load(prepared.plan)
-        del prepared  # the kernel has its copy of B; what is still here would be saved with the rest of A
+        del prepared  # the kernel has its own copy; this one would only make the image larger
         try:
             head = loader.current().image_list_head(kcore)
             tell("jumping")
@@ -178,7 +180,7 @@ def travel(request: TripRequest, tell: Tell) -> Trip:
             if away.outcome == Outcome.PANIC:
                 away.report = post_mortem.with_log(kcore, away.report)
         finally:
-            # What is loaded is worthless now: its pages hold what the other side left behind.
+            # The loaded image is useless after the jump: its source pages hold what the other kernel left there.
             loader.current().unload(ARCH_X86_64)
     box.wipe()
     trip = journey.arrive(away, window_bytes=window_bytes, cookie=cookie)
@@ -187,21 +189,21 @@ def travel(request: TripRequest, tell: Tell) -> Trip:
 
 
 class Journey:
-    """One way to a second kernel and back: what is the same whoever that is and however it was started."""
+    """One trip to a second kernel and back: the steps that a booted and a resident second kernel have in common."""
 
     def __init__(self) -> None:
-        """Begin: the clocks run."""
+        """Begin to measure time."""
         self._begun, self._pace = time.monotonic(), Pace()
         self._ready = self._begun
 
     def depart(self, items: Iterable[Mounted]) -> Departure:
-        """Do what this system does last before it is left; return what it says of its file systems `items`."""
+        """Take the last steps before the jump (`take_leave`); return the state of the file systems `items`."""
         departure = take_leave(items, self._pace)
         self._ready = time.monotonic()
         return departure
 
     def arrive(self, away: Away, *, window_bytes: int, cookie: bytes) -> Trip:
-        """Set what this system must set when it is back (see `after_jump`), and return what came of the trip."""
+        """Reseed the generator and set the wall clock (see `after_jump`), and return the result of the trip."""
         step = after_jump.mend(away.report, away.left, self._pace)
         return Trip(
             outcome=away.outcome,
@@ -218,7 +220,7 @@ class Journey:
 
 
 def take_leave(items: Iterable[Mounted], pace: Pace) -> Departure:
-    """Do what A does last before it is left; return what can be said of its file systems `items` only then."""
+    """Free memory, write out all file systems, and return the state of the file systems `items` after that."""
     preflight.give_back_free_memory()
     disks.current().write_out()
     pace.measure()
@@ -226,7 +228,7 @@ def take_leave(items: Iterable[Mounted], pace: Pace) -> Departure:
 
 
 def _prepare(request: TripRequest, kcore: kernel_memory.Kcore, target: Target | None, tell: Tell) -> _Prepared:
-    """Decide everything about B, arm the target, and return the Plan with B's job in its initrd."""
+    """Lay out the second kernel, arm the target, and return the Plan with the job in the initrd."""
     note = kcore.vmcoreinfo_note()
     window = request.window or window_here(request.window_size)
     around, box = _surroundings(kcore, note, window)
@@ -241,7 +243,7 @@ def _prepare(request: TripRequest, kcore: kernel_memory.Kcore, target: Target | 
     line = cmdline.join([machine, layout.way_back.option, request.append])
     job = LookJob(request.look) if target is None else save_job(request, kcore, around, layout, target, tell)
     assignment = Assignment(job, layout.gate, time_limit(request, around), request.watchdog)
-    initrd = with_job(initrd, assignment.encode())  # and the other is gone: it is large
+    initrd = with_job(initrd, assignment.encode())  # the same name: frees the other copy, which is large
     second = LinuxPeer(kernel, initrd, line, layout)
     cookie, file_systems = (job.cookie, job.file_systems) if isinstance(job, SaveJob) else (b"", ())
     return _Prepared(box, second.plan(around, preserve=True), layout, cookie, file_systems)
@@ -289,7 +291,7 @@ def save_job(
 
 
 def _surroundings(kcore: kernel_memory.Kcore, note: bytes, window: Range) -> tuple[Surroundings, mailbox.Mailbox]:
-    """Return what B is told of the machine and of the way back, and the mailbox, outside what is swapped out."""
+    """Return what the second kernel is told of the machine, and a mailbox in memory that stays in place."""
     around = second_kernel.describe_machine(Gate(), vmcoreinfo_note=note)
     box = mailbox.Mailbox(avoid=RangeSet([window, around.low]))
     gdt, limit = kernel_memory.boot_cpu_gdt(kcore)
@@ -298,7 +300,7 @@ def _surroundings(kcore: kernel_memory.Kcore, note: bytes, window: Range) -> tup
 
 
 def _system_facts(kcore: kernel_memory.Kcore, around: Surroundings, layout: WindowLayout) -> SystemFacts:
-    """Return what the image must say of A and its machine, for those who restore it (docs/image-format.md)."""
+    """Return the facts of this system and its machine that a restoring kernel needs (see docs/image-format.md)."""
     model, flags = procfs.cpu_facts()
     return SystemFacts(
         release=procfs.release(),
@@ -315,7 +317,7 @@ def _system_facts(kcore: kernel_memory.Kcore, around: Surroundings, layout: Wind
 
 
 def claim(request: TripRequest) -> Target:
-    """Open the target so that nobody else gets at it before the jump; TargetError when it must not be overwritten."""
+    """Open the target for exclusive use; TargetError when it must not be overwritten."""
     target = open_for_image(request.target)
     try:
         target.hold()
@@ -328,6 +330,6 @@ def claim(request: TripRequest) -> Target:
 
 
 def raise_unless_resumed(result: Hibernation) -> None:
-    """Raise JumpError with the reason when B came back instead of the resume."""
+    """Raise JumpError with the reason unless the system was resumed from the image."""
     if not result.resumed:
         raise JumpError(f"not hibernated: {result.reason}; this system went on unharmed")

@@ -1,1 +1,1 @@
-"""The running kernel as the first kernel's user space sees it: procfs, sysfs, kcore, locked memory, hugetlbfs, libc."""
+"""Interfaces to the running kernel: procfs, sysfs, kcore, locked memory, hugetlbfs, libc."""

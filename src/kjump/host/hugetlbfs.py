@@ -1,8 +1,8 @@
-"""Memory that stands still and belongs to no process: one huge page in a file of hugetlbfs.
+"""Memory with a fixed physical address that belongs to no process: one huge page in a file of hugetlbfs.
 
-A resident peer must find the channel where its gate says, whichever process of A switches, and for as long as the peer
-lives. Locked memory would not do: it goes with its process, and the kernel may move it when it compacts memory. A huge
-page in a file does neither, and is found again by the file's name; no process has to stay for it.
+A resident peer must find the channel at the address in its gate, whichever process of A switches, for as long as the
+peer is resident. Locked memory is freed with its process, and the kernel may move it when it compacts memory. A huge
+page in a file is neither freed nor moved; any process can open it by the file's name.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ class StandingPage:
             raise HostError(f"no huge page of 2 MiB could be had: {error.strerror}; free some memory") from None
         finally:
             os.close(fd)
-        self.memory[0:1] = bytes(self.memory[0:1])  # a page exists only when it has been written
+        self.memory[0:1] = bytes(self.memory[0:1])  # the kernel allocates a page only when it is written
         self.address = physical_addresses(self.memory)[0]
 
     def close(self) -> None:
-        """Leave the page where it is."""
+        """Unmap the page; it stays allocated, at its address."""
         self.memory.close()
 
 
 def create(path: Path, avoid: RangeSet) -> StandingPage:
-    """Make a page at `path` outside the physical ranges `avoid`, zeroed; `path` has a folder of its own.
+    """Make a zeroed page at `path`, outside the physical ranges `avoid`; `path` must have a folder of its own.
 
-    The folder becomes a mount point of hugetlbfs. HostError when the kernel has no huge pages to give.
+    The folder becomes a mount point of hugetlbfs. HostError when the kernel has no huge page to give.
     """
     _mount(path.parent)
     taken = []

@@ -1,7 +1,7 @@
 """The running kernel's memory and symbols: /proc/kcore and /proc/kallsyms.
 
-Addresses of kernel symbols do not change while a kernel runs; they are kept between calls, nothing else is.
-`forget_symbols` is for tests, in which one process sees more than one kernel.
+Addresses of kernel symbols, which do not change while a kernel runs, are cached; nothing else is. `forget_symbols` is
+for tests, in which one process sees more than one kernel.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ _SYMBOLS = (
     "loops_per_jiffy",
     "tsc_khz",
 )
-"""All that is ever asked for."""
+"""The names of all kernel symbols that kjump uses."""
 _known: dict[str, int] = {}
 _GDT_LIMIT = 0x7F
-"""Sixteen descriptors of eight bytes (GDT_ENTRIES in arch/x86/include/asm/segment.h)."""
+"""The limit of a GDT with sixteen descriptors of eight bytes (GDT_ENTRIES in arch/x86/include/asm/segment.h)."""
 
 _NO_ADDRESS = 1 << 63
-"""Segments of /proc/kcore that are no RAM have the highest of all physical addresses."""
+"""Segments of /proc/kcore that are not RAM have a physical address above this (-1)."""
 _KERNEL_TEXT = 0xFFFF_FFFF_8000_0000
-"""From here on lies the kernel's image, which the direct map has too (Documentation/arch/x86/x86_64/mm.rst)."""
+"""The linear address from which the kernel's image is mapped, in addition to the direct map
+(Documentation/arch/x86/x86_64/mm.rst)."""
 
 
 def symbols(names: Iterable[str]) -> dict[str, int]:
-    """Return the addresses of kernel symbols (of _SYMBOLS) from /proc/kallsyms; absent ones are left out.
+    """Return the linear addresses of kernel symbols (of _SYMBOLS) from /proc/kallsyms; absent ones are left out.
 
     HostError when addresses are hidden (kernel.kptr_restrict).
     """
@@ -50,9 +51,9 @@ def symbols(names: Iterable[str]) -> dict[str, int]:
 
 
 def known_symbols() -> dict[str, int]:
-    """Return the addresses of all symbols that are ever asked for; looked up at once, for that takes the kernel long.
+    """Return the linear addresses of all symbols of _SYMBOLS, found in one pass: /proc/kallsyms is slow to read.
 
-    They are zeros when addresses are hidden.
+    The addresses are 0 when the kernel hides them.
     """
     if not _known:
         text = root.at("/proc/kallsyms").read_bytes()
@@ -65,20 +66,20 @@ def known_symbols() -> dict[str, int]:
 
 
 def know_symbols(known: Mapping[str, int]) -> None:
-    """Take `known`, what `known_symbols` said earlier in this boot, so that nothing need be looked up."""
+    """Use `known`, which `known_symbols` returned earlier in this boot, instead of reading /proc/kallsyms."""
     _known.update(known)
 
 
 def forget_symbols() -> None:
-    """Look symbols up again from now on."""
+    """Clear the cache of symbols."""
     _known.clear()
 
 
 class Kcore:
-    """The running kernel's virtual memory, through /proc/kcore (an ELF core that is never finished)."""
+    """The running kernel's virtual memory, through /proc/kcore (an ELF core file of the live kernel)."""
 
     def __init__(self, path: str = "/proc/kcore") -> None:
-        """Open it and read its headers; HostError when that is refused, FormatError when it is no ELF core."""
+        """Open the file and read its headers; HostError when that is refused, FormatError when it is no ELF core."""
         try:
             self._fd = os.open(root.at(path), os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -110,7 +111,7 @@ class Kcore:
         return int(struct.unpack("<Q", self.read(linear, 8))[0])
 
     def physical(self) -> FileMemory:
-        """Return the running kernel's RAM by physical address: its direct map."""
+        """Return the running kernel's RAM by physical address, read through its direct map."""
         loads = [p for p in self.program_headers if p.type == elf.PT_LOAD]
         ram = [p for p in loads if p.paddr < _NO_ADDRESS and p.vaddr < _KERNEL_TEXT]
         return FileMemory(self._fd, [FilePiece(p.paddr, p.memsz, p.offset) for p in ram])
@@ -128,8 +129,8 @@ class Kcore:
 def boot_cpu_gdt(kcore: Kcore) -> tuple[int, int]:
     """Return (linear address, limit) of CPU 0's global descriptor table.
 
-    The table itself (`gdt_page`, a per-CPU variable): unlike its alias in the CPU entry area its place does
-    not change with KASLR, and unlike the `sgdt` instruction it is not veiled by UMIP.
+    It is the address of the table itself (`gdt_page`, a per-CPU variable). The alias in the CPU entry area has another
+    address with each KASLR offset, and the `sgdt` instruction gives a dummy value where UMIP is on.
     """
     found = symbols(("gdt_page", "__per_cpu_offset"))
     if "gdt_page" not in found:
@@ -150,19 +151,19 @@ def image_list_head(kcore: Kcore) -> int:
 
 
 def loops_per_jiffy(kcore: Kcore) -> int:
-    """Return what this kernel found out about the speed of its delay loop; 0 when it does not say."""
+    """Return this kernel's `loops_per_jiffy` (the speed of its delay loop); 0 when it cannot be read."""
     found = symbols(("loops_per_jiffy",))
     return kcore.read_u64(found["loops_per_jiffy"]) if found else 0
 
 
 def tsc_khz(kcore: Kcore) -> int:
-    """Return the rate of the time stamp counter that this kernel found out, in kHz; 0 when it does not say."""
+    """Return the rate of the time stamp counter as this kernel measured it, in kHz; 0 when it cannot be read."""
     found = symbols(("tsc_khz",))
     return int.from_bytes(kcore.read(found["tsc_khz"], 4), "little") if found else 0
 
 
 class FreePages(StrEnum):
-    """What a kernel trusts its free pages to hold: any contents, zeros, or a poison that it checks."""
+    """What a kernel expects its free pages to contain: anything, zeros, or a poison pattern that it checks."""
 
     ANY = "any"
     ZERO = "zero"
@@ -170,10 +171,10 @@ class FreePages(StrEnum):
 
 
 def free_page_policy(kcore: Kcore) -> FreePages:
-    """Return what this kernel trusts its free pages to hold.
+    """Return what this kernel expects its free pages to contain.
 
-    Told by the static keys of init_on_free and page poisoning (mm/page_alloc.c, mm/page_poison.c), whose first
-    field is how often they were enabled.
+    It is read from the static keys of init_on_free and page poisoning (mm/page_alloc.c, mm/page_poison.c), whose first
+    field is the count of times they were enabled.
     """
     found = symbols(("init_on_free", "_page_poisoning_enabled"))
 

@@ -1,4 +1,4 @@
-"""The C library, for the system calls that Python does not have."""
+"""The C library, for system calls that Python has no function for."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import ctypes
 import functools
 
 _M_ARENA_MAX = -8
-"""Source: mallopt(3), and malloc.h of glibc for the number."""
+"""M_ARENA_MAX of mallopt(3); the number is from glibc's malloc.h."""
 
 
 @functools.cache
 def libc() -> ctypes.CDLL:
     """Return the C library, with errno kept for `ctypes.get_errno`.
 
-    Opened once: every CDLL makes a class of its own, and what many jumps in one process leave behind adds up.
+    It is opened once, because every CDLL object makes a new class, which a process with many jumps would accumulate.
     """
     return ctypes.CDLL(None, use_errno=True)
 
 
 def share_one_heap() -> None:
-    """Let the threads that start from now on allocate where the first one does.
+    """Let threads that start after this call allocate from the main heap (arena).
 
-    Each would have a heap of its own, and what is free at the end of such a one malloc_trim(3) does not give back.
+    Otherwise each thread gets an arena of its own, at whose end malloc_trim(3) does not return free memory.
     """
-    with contextlib.suppress(AttributeError):  # only glibc has it, and only there is it needed
+    with contextlib.suppress(AttributeError):  # only glibc has mallopt, and only glibc needs this
         libc().mallopt(_M_ARENA_MAX, 1)

@@ -1,7 +1,7 @@
-"""Pinned pages: ordinary memory of this process that stays where it is, known by its physical addresses.
+"""Pinned pages: memory of this process that is not moved, with known physical addresses.
 
-What both sides of a jump must reach lies there. `PinnedPages` says what any machine offers; `HostPages` are those
-of the machine we run on.
+Memory that both sides of a jump use is of this kind. `PinnedPages` is the interface; `HostPages` implements it on the
+running machine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MADV_POPULATE_WRITE = 23
 
 
 class PinnedPages(Protocol):
-    """Some pages of the machine that loads and jumps; they are never swapped out by a jump."""
+    """Pages of the machine that loads and jumps, which the jump does not swap out."""
 
     @property
     def addresses(self) -> tuple[int, ...]:
@@ -48,11 +48,11 @@ class PinnedPages(Protocol):
         ...
 
     def check(self) -> None:
-        """Raise HostError when a page is no longer where it was."""
+        """Raise HostError when the physical address of a page has changed."""
         ...
 
     def release(self) -> None:
-        """Give the pages back; they are not used again."""
+        """Free the pages; they must not be used afterwards."""
         ...
 
 
@@ -60,7 +60,7 @@ class HostPages:
     """Locked pages of this process."""
 
     def __init__(self, count: int, avoid: RangeSet) -> None:
-        """Take `count` pages outside `avoid` (physical ranges): what a jump swaps out cannot be shared.
+        """Take `count` pages outside `avoid`, the physical ranges that the jump swaps out.
 
         HostError when they are not found, or physical addresses are hidden (CAP_SYS_ADMIN is needed).
         """
@@ -81,24 +81,24 @@ class HostPages:
         return chunk[offset : offset + length]
 
     def check(self) -> None:
-        """Raise HostError when the kernel has moved a page (locked memory may be compacted)."""
+        """Raise HostError when the kernel has moved a page (it may compact locked memory)."""
         if tuple(self._find()) != self.addresses:
             raise HostError("the kernel moved the mailbox's page: try again (vm.compact_unevictable_allowed=0)")
 
     def release(self) -> None:
-        """Give the pages back."""
+        """Free the pages."""
         for chunk, _ in self._pages:
             chunk.close()
         self._pages = []
 
 
 class HugePage:
-    """One 2 MiB page of this process: physical memory without gaps, for code that shall lie in A itself."""
+    """One 2 MiB page of this process: physically contiguous, for code that is entered where it lies."""
 
     size = HUGE_PAGE
 
     def __init__(self) -> None:
-        """Take one, asking the kernel to set one aside; HostError when it has none."""
+        """Take one, from the kernel's pool of huge pages enlarged by one; HostError when the kernel has none."""
         self._file = HugeFile("kjump-code", 1)
         try:
             (self.address,) = self._file.addresses
@@ -111,19 +111,19 @@ class HugePage:
         self._file.memory[offset : offset + len(data)] = data
 
     def release(self) -> None:
-        """Give the page back to the kernel, and out of the pool of huge pages."""
+        """Free the page, and shrink the pool of huge pages by it."""
         self._file.release()
 
 
 class HugeFile:
-    """Huge pages as one file of memory: `fd`, `memory` (all of it, mapped), `count` pages and where each of them lies.
+    """Huge pages as one file in memory: `fd`, `memory` (the whole file, mapped), `count` pages and their addresses.
 
-    The kernel zeroes them before it gives them. CPUs that have nothing else to do begin with that at once, and whoever
-    asks for `addresses` helps, and waits until it is done.
+    The kernel zeroes each page when it is first used. Threads on idle CPUs begin with that at once; a caller of
+    `addresses` helps, and waits until all pages are done.
     """
 
     def __init__(self, name: str, count: int) -> None:
-        """Take `count` zeroed pages, set aside by the kernel for this; HostError when it has not so many together."""
+        """Take `count` zeroed pages, by which the kernel's pool is enlarged; HostError when it cannot supply them."""
         self.count = count
         got = change_pool(count)
         if got < count:
@@ -147,9 +147,9 @@ class HugeFile:
             thread.start()
 
     def _populate(self) -> None:
-        """Have the kernel zero pages until none is left.
+        """Let the kernel zero pages until none is left.
 
-        One at a time, for as long as it takes nobody else in this process may map or unmap anything.
+        Each call covers one page only, because no thread of this process can map or unmap memory meanwhile.
         """
         while True:
             try:
@@ -158,7 +158,7 @@ class HugeFile:
                 return
             page = ctypes.c_void_p(self._base + offset)
             if libc().madvise(page, ctypes.c_size_t(HUGE_PAGE), _MADV_POPULATE_WRITE):
-                self.memory[offset] = 0  # a kernel before 5.14
+                self.memory[offset] = 0  # kernels before 5.14 have no MADV_POPULATE_WRITE
 
     @functools.cached_property
     def addresses(self) -> list[int]:
@@ -169,7 +169,7 @@ class HugeFile:
         return physical_addresses(self.memory, HUGE_PAGE)
 
     def release(self) -> None:
-        """Give the pages back to the kernel, and out of the pool of huge pages; nothing the second time."""
+        """Free the pages, and shrink the pool of huge pages by them; a second call does nothing."""
         if self.memory.closed:
             return
         self._left.clear()
@@ -181,9 +181,9 @@ class HugeFile:
 
 
 def change_pool(count: int) -> int:
-    """Let the kernel's pool of huge pages grow by `count`; return by how much it did, which may be less.
+    """Change the size of the kernel's pool of huge pages by `count` (pages); return the change, which may be smaller.
 
-    HostError when it has none.
+    HostError when the kernel has no such pool.
     """
     try:
         before = int(_POOL.read_text())
@@ -194,9 +194,9 @@ def change_pool(count: int) -> int:
 
 
 def _pages_outside(count: int, avoid: RangeSet) -> list[tuple[mmap.mmap, int]]:
-    """Return memory of ours and offsets in it: `count` locked pages outside `avoid`.
+    """Return (mapping, offset) of `count` locked pages outside `avoid` (physical ranges).
 
-    The kernel hands out what it likes, and may have little free outside: so take more until it must.
+    The kernel chooses the physical pages; memory is therefore allocated until enough pages lie outside.
     """
     found: list[tuple[mmap.mmap, int]] = []
     kept_away: list[mmap.mmap] = []
@@ -204,7 +204,7 @@ def _pages_outside(count: int, avoid: RangeSet) -> list[tuple[mmap.mmap, int]]:
         chunk = mmap.mmap(-1, _CHUNK_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         kept_away.append(chunk)
         for offset in range(0, _CHUNK_SIZE, PAGE_SIZE):
-            chunk[offset] = 1  # a page exists only when it has been written
+            chunk[offset] = 1  # the kernel allocates a page only when it is written
         for index, address in enumerate(physical_addresses(chunk)):
             if address not in avoid and len(found) < count:
                 _lock(chunk, index * PAGE_SIZE, PAGE_SIZE)
@@ -226,7 +226,7 @@ def _lock(memory: mmap.mmap, offset: int, length: int) -> None:
 def physical_addresses(memory: mmap.mmap, page_size: int = PAGE_SIZE) -> list[int]:
     """Return the physical address of each page of `memory`, from /proc/self/pagemap; HostError when hidden.
 
-    With a larger `page_size` (bytes) `memory` is made of such pages, and only their first addresses are returned.
+    With a larger `page_size` (bytes) `memory` must consist of such pages; one address is returned for each.
     """
     first, step = _linear(memory) // PAGE_SIZE, page_size // PAGE_SIZE
     with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:  # noqa: PTH123

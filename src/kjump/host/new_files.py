@@ -1,8 +1,8 @@
-"""Files that are written whole, also into folders that belong to others, such as /tmp.
+"""Files that are written atomically, also in folders that other users may write to, such as /tmp.
 
-Whoever may write to such a folder can put a link, or a file that is open elsewhere, where one of ours is about to be.
-So a file is made under a name that nobody has yet (O_EXCL, O_NOFOLLOW), written through that one descriptor, and given
-its name when it is whole: what had the name before, a link too, is replaced and never written to.
+In such a folder another user can put a link, or a file that is open elsewhere, at the name of a new file. A file is
+therefore created under a new name (O_EXCL, O_NOFOLLOW), written through that descriptor, and renamed when it is
+complete: a file or link that had the name before is replaced, and never written to.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def write_whole(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Let the file `path` have the contents `data`, with `mode` less the umask; HostError when that cannot be done.
+    """Write `data` to the file `path`, with `mode` less the umask; HostError when that fails.
 
-    What is no file (a pipe, a terminal, /dev/stdout) is written to, if it is ours or root's. A failure leaves what was
-    there before.
+    A pipe, a terminal or /dev/stdout is written to directly, if it belongs to this user or root. A failure leaves the
+    old file unchanged.
     """
     try:
         if _is_stream(path):
@@ -33,7 +33,7 @@ def write_whole(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 
 def read_own(path: Path) -> bytes | None:
-    """Return the contents of a file that only we can have written; None when there is none, or others could."""
+    """Return the contents of a file that only this user can have written; None when there is no such file."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -46,7 +46,7 @@ def read_own(path: Path) -> bytes | None:
 
 
 def is_private(fd: int) -> bool:
-    """Tell whether what is open as `fd` belongs to us, and nobody else may write to it."""
+    """Tell whether the open file `fd` belongs to this user, and no other user may write to it."""
     found = os.fstat(fd)
     return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
@@ -61,7 +61,7 @@ def _is_stream(path: Path) -> bool:
 
 def _write_to_stream(path: Path, data: bytes) -> None:
     if path.lstat().st_uid not in (0, os.geteuid()):
-        raise HostError(f"{path} is no file, and belongs to somebody else: name another")
+        raise HostError(f"{path} is no regular file, and belongs to another user: name another path")
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     with open(fd, "wb") as file:  # noqa: PTH123
         file.write(data)

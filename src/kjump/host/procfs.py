@@ -1,6 +1,6 @@
-"""What the running kernel says of itself and of the machine in /proc and /sys.
+"""What /proc and /sys say about the running kernel and the machine.
 
-Nothing is kept between calls: a caller that needs one view of the machine takes it once.
+Nothing is cached: a caller that needs a consistent value reads it once and keeps it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _read_text(path: str, errors: str = "replace") -> str:
 
 
 def command_line() -> str:
-    """Return the command line the running kernel was started with, for `formats.cmdline` to read."""
+    """Return the running kernel's command line (/proc/cmdline), for `formats.cmdline` to parse."""
     return _read_text("/proc/cmdline", errors="surrogateescape").removesuffix("\n")
 
 
@@ -36,7 +36,7 @@ def release() -> str:
 
 
 def firmware_memory_map() -> tuple[E820Entry, ...]:
-    """Return the firmware's memory map, sorted; HostError when the kernel does not show it."""
+    """Return the firmware's memory map, by address; HostError when the kernel does not export it."""
     folder = root.at("/sys/firmware/memmap")
     try:
         found = [_three_texts(entry) for entry in folder.iterdir()]
@@ -56,12 +56,12 @@ def iomem() -> list[IomemResource]:
 
 
 def ram() -> RangeSet:
-    """Return the physical ranges (bytes) that the running kernel uses as RAM, whoever added them."""
+    """Return the physical ranges (bytes) that the running kernel uses as RAM, those added by drivers included."""
     return RangeSet(r.range for r in iomem() if r.is_ram)
 
 
 def ram_of_drivers() -> list[IomemResource]:
-    """Return the RAM that drivers added after the boot: a kernel that has just booted does not have it."""
+    """Return the RAM that drivers added after the boot, which a kernel that has just booted does not have."""
     return [r for r in iomem() if r.ram_driver]
 
 
@@ -72,7 +72,7 @@ def meminfo() -> dict[str, int]:
 
 
 def free_blocks() -> int:
-    """Return how many blocks of pages, of whatever size, the running kernel's allocator has free; 0 when not told."""
+    """Return the number of free blocks, of all orders, in the kernel's page allocator; 0 when it is not exported."""
     try:
         lines = root.at("/proc/buddyinfo").read_text().splitlines()
     except OSError:
@@ -81,7 +81,7 @@ def free_blocks() -> int:
 
 
 def memory_use() -> MemoryUse:
-    """Return how close to its limit this kernel's memory is, and this process came."""
+    """Return how much memory this kernel has left, and the largest memory use of this process."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     return MemoryUse(peak, meminfo()["MemAvailable"])
 
@@ -110,7 +110,7 @@ def cpu_facts() -> tuple[str, frozenset[str]]:
 
 
 def acpi_rsdp() -> int:
-    """Return the physical address of the ACPI root pointer that this kernel was given, or 0 if it looked itself."""
+    """Return the physical address of the ACPI root pointer that this kernel was given, or 0 if it was given none."""
     try:
         data = root.at("/sys/kernel/boot_params/data").read_bytes()
         rsdp = int(struct.unpack_from("<Q", data, 0x70)[0])
@@ -126,7 +126,7 @@ def acpi_rsdp() -> int:
 
 
 def screen_info() -> bytes:
-    """Return the screen_info (64 bytes) that this kernel was started with; empty when it does not show it."""
+    """Return the screen_info (64 bytes) that this kernel was started with; empty when it is not exported."""
     try:
         return Path("/sys/kernel/boot_params/data").read_bytes()[:SCREEN_INFO_SIZE]
     except OSError:
@@ -134,7 +134,7 @@ def screen_info() -> bytes:
 
 
 def kernel_config() -> dict[str, str] | None:
-    """Return the running kernel's configuration (option without CONFIG_ -> value), or None when not to be had."""
+    """Return the running kernel's configuration (option without CONFIG_ -> value), or None when it is not found."""
     import gzip
 
     for path in (root.at("/proc/config.gz"), root.at(f"/boot/config-{release()}")):

@@ -1,7 +1,7 @@
-"""Where the running kernel's files are: below `/`, or below a folder with a made-up machine's.
+"""Where the running kernel's files are: below `/`, or below a folder with those of a simulated machine.
 
-Whoever reads /proc, /sys or /dev/mem asks `at` for the path. A test gives a folder that holds such files, and suspend,
-preflight and resume then run on that machine. Block devices are another matter: see `kjump.target.disks`.
+Code that reads /proc, /sys or /dev/mem gets the path from `at`. A test supplies a folder with such files, so that
+suspend, preflight and resume run on a simulated machine. Block devices are simulated by `kjump.target.disks`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ _root = _HERE
 
 
 def at(path: str | Path) -> Path:
-    """Return where the file lies that the running kernel calls `path`, which is absolute."""
+    """Return the path of the kernel's file `path`, which must be absolute (/proc/..., /sys/..., /dev/...)."""
     return Path(path) if _root is _HERE else _root / str(path).lstrip("/")
 
 
 @contextlib.contextmanager
 def below(folder: Path) -> Iterator[None]:
-    """Find the kernel's files below `folder` while the context lasts; for all threads."""
+    """Use the kernel's files below `folder`, in all threads, while the context lasts."""
     global _root
     before, _root = _root, folder
     try:

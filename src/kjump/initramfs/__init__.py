@@ -1,1 +1,1 @@
-"""The small root file system that boot kernel, B and C run: what is in it, and how it is built."""
+"""The initramfs of the boot kernel, the second kernel and the restoring kernel: its contents and how it is built."""

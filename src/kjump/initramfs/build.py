@@ -1,7 +1,7 @@
 """Builds the initramfs: this Python, the modules that the roles import, kjump, and the shared libraries.
 
-What goes in is found by importing the roles in a fresh interpreter and asking it which modules it holds, so
-nothing is there that no role imports. Modules are compiled; their sources stay out.
+The modules are found by importing the roles in a new interpreter and listing its sys.modules, so no others are
+included. Modules are compiled, and their sources left out.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _EXTRA_MODULES = (
     *("kjump.precompiled", "kjump.init.peer_command", "kjump.init.jobs.look"),
     *("encodings.ascii", "encodings.latin_1", "encodings.utf_8", "encodings.utf_16_le", "traceback", "os", "hashlib"),
 )
-"""What is imported only when it is needed, so that the roles alone do not bring it."""
+"""Modules that the roles import inside functions, and that importing the roles does not find."""
 _DUMP_MODULES = ("kjump.dump.create",)
-"""What `kjump peer dump` needs beside that."""
-# hashlib prefers OpenSSL, five megabytes for one digest; without it it falls back to its own code.
+"""Further modules for `kjump peer dump`."""
+# hashlib prefers OpenSSL (_hashlib), which takes five megabytes; without it hashlib uses its own code.
 _LEFT_OUT = ("_hashlib", "_ssl", "_bz2", "_lzma", "_decimal")
 
 _LIST_MODULES = """
@@ -93,7 +93,7 @@ def modules(python: str = sys.executable, more: Sequence[str] = ()) -> list[Modu
 
 
 def _wanted(name: str) -> bool:
-    # An editable or namespaced installation leaves finders of its own among the modules.
+    # An editable or namespaced installation adds import finders of its own to the modules.
     return not name.startswith(("__editable__", "_distutils_hack", "sitecustomize", "_virtualenv", "site"))
 
 
@@ -133,15 +133,15 @@ def _compiled(source: Path) -> bytes:
 
 
 def _stripped(file: Path) -> bytes:
-    """Return a shared library or program without symbols, as it lies when it is stripped already."""
+    """Return a shared library or program without its symbols."""
     done = subprocess.run(["strip", "-o", "/dev/stdout", str(file)], capture_output=True, check=False)
     return done.stdout if done.returncode == 0 and done.stdout else file.read_bytes()
 
 
 def entries(kernel: Path | None, *, tools: Sequence[Path] = (), with_dump: bool = False) -> list[cpio.Entry]:
-    """Return all that goes into the initramfs; `kernel` is the bzImage that a boot role starts as C.
+    """Return the entries of the initramfs; `kernel` is the bzImage that the boot role starts as C.
 
-    `tools` are static programs for hooks (see `tool_entries`); `with_dump` lets `kjump peer dump` work in it.
+    `tools` are static programs for hooks (see `tool_entries`); `with_dump` includes what `kjump peer dump` needs.
     """
     python = Path(sys.executable).resolve()
     found = modules(more=_DUMP_MODULES if with_dump else ())
@@ -155,7 +155,7 @@ def entries(kernel: Path | None, *, tools: Sequence[Path] = (), with_dump: bool 
         *(_library_entry(path) for path in libraries),
         *_package_data(),
         *(cpio.directory(name) for name in ("proc", "sys", "dev", "newroot", "tmp")),
-        # Python looks for this folder to know where it is installed, and complains when it is not there.
+        # Python searches for this folder to find its installation, and prints a warning when it is missing.
         cpio.directory(f"{_library()}/lib-dynload"),
         cpio.char_device("dev/console", 5, 1),
         *tool_entries(tools),
@@ -164,19 +164,19 @@ def entries(kernel: Path | None, *, tools: Sequence[Path] = (), with_dump: bool 
     made.append(cpio.regular(str(FILE_LIST).lstrip("/"), names.encode()))
     if kernel is not None:
         data = kernel.read_bytes()
-        bzimage.parse_file(data, kernel)  # else nobody would find out before the machine is switched on again
+        bzimage.parse_file(data, kernel)  # else the error would show only at a resume
         made.append(cpio.regular(str(KERNEL).lstrip("/"), data))
     return made
 
 
 def _library_entry(path: Path) -> cpio.Entry:
-    # The loader is named by absolute path in every program; the rest is found by name.
+    # Programs name the dynamic loader by absolute path; it finds the other libraries by name.
     name = str(path).lstrip("/") if path.name.startswith("ld-") else f"{_SHARED}/{path.name}"
     return cpio.regular(name, _stripped(path), 0o755)
 
 
 def overlay(names: Sequence[str]) -> bytes:
-    """Return a cpio archive with what the modules `names` need beyond `build`'s, to be loaded behind it."""
+    """Return a cpio archive, to be appended to `build`'s, with the files that the modules `names` need in addition."""
     there = {m.name for m in modules()}
     return cpio.write([_module_entry(m) for m in modules(more=names) if m.name not in there])
 
@@ -193,8 +193,8 @@ def _package_data() -> list[cpio.Entry]:
 def build(kernel: Path | None, *, level: int = 0, tools: Sequence[Path] = (), with_dump: bool = False) -> bytes:
     """Return the initramfs as one cpio archive; see `entries`.
 
-    `level` is zstd's; at 0 it is not compressed, so that no kernel need unpack it. HostError when a tool is missing or
-    a role cannot be imported.
+    `level` is the zstd level; 0 does not compress, which saves the kernel the time to decompress. HostError when a tool
+    is missing or a role cannot be imported.
     """
     archive = cpio.write(entries(kernel, tools=tools, with_dump=with_dump))
     return _core.compress_bytes(archive, level) if level else archive

@@ -1,7 +1,7 @@
-"""What the initramfs holds, as seen from inside it.
+"""The contents of the initramfs, as seen from inside it.
 
-The same files serve all three roles. A boot kernel has no file to hand to C any more (the kernel frees the
-initrd it unpacked), so it packs its own files again, uncompressed: that costs C nothing to unpack.
+The same files serve all roles. The kernel frees an initrd that it has unpacked, so a boot kernel makes the initrd for
+the restoring kernel (C) from its own files. That archive is uncompressed, which saves C the time to decompress it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ KERNEL = Path("/boot/vmlinuz")
 FILE_LIST = Path("/kjump/files")
 JOB_NAME = "kjump/job.json"
 TOOLS = Path("/kjump/tools")
-"""Programs for hooks, first on their PATH."""
+"""The folder of programs for hooks; it is first on their PATH."""
 
 
 def tool_entries(paths: Iterable[Path]) -> list[cpio.Entry]:
-    """Return the entries for the programs at `paths`, which must be static; one called busybox is /bin/sh too."""
+    """Return the entries for the static programs at `paths`; one called busybox becomes /bin/sh too."""
     entries = []
     for path in paths:
         inside = TOOLS / path.name
@@ -35,12 +35,12 @@ def tool_entries(paths: Iterable[Path]) -> list[cpio.Entry]:
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _CPIO_MAGIC = b"07070"
 _OTHER_MAGICS = (b"\x1f\x8b", b"\x1f\x9e", b"BZh", b"\x5d\x00", b"\xfd7zXZ\x00", b"\x89LZO", b"\x02!L\x18")
-"""Of gzip (both), bzip2, LZMA, XZ, LZO and LZ4, as lib/decompress.c of Linux 6.12 knows them."""
+"""First bytes of gzip (two), bzip2, LZMA, XZ, LZO and LZ4 data; source: lib/decompress.c of Linux 6.12."""
 _USUAL_RATIO = 3
 
 
 def own_initrd() -> bytes:
-    """Return an uncompressed initrd with this initramfs' own files, less the kernel; HostError outside one."""
+    """Return an uncompressed initrd of this initramfs' files without the kernel; HostError outside an initramfs."""
     try:
         names = FILE_LIST.read_text().splitlines()
     except OSError:
@@ -62,14 +62,14 @@ def _entry(name: str) -> cpio.Entry:
 
 
 def with_job(initrd: bytes, job: bytes) -> bytes:
-    """Return `initrd` with the file `job` in one more archive behind it; the kernel unpacks one after the other."""
+    """Return `initrd` with one more archive appended, which holds the file `job`; the kernel unpacks all archives."""
     return cpio.join([initrd, cpio.write([cpio.regular(JOB_NAME, job)])])
 
 
 def without_kernel(initrd: bytes) -> bytes:
-    """Return `initrd` less the kernel that a boot role starts as C, of no use in B.
+    """Return `initrd` without the bzImage that the boot role starts as C, which a second kernel does not need.
 
-    As it is when it, or an archive behind its first, is compressed.
+    An `initrd` that is compressed, or has a compressed archive behind the first, is returned unchanged.
     """
     try:
         return cpio.without(initrd, str(KERNEL).lstrip("/"))
@@ -78,14 +78,14 @@ def without_kernel(initrd: bytes) -> bytes:
 
 
 def is_initramfs(head: bytes) -> bool:
-    """Tell by its first bytes whether a file can be an initramfs: a cpio archive, as it is or compressed."""
+    """Tell by a file's first bytes whether it can be an initramfs: a cpio archive, compressed or not."""
     return head.startswith((_CPIO_MAGIC, _ZSTD_MAGIC, *_OTHER_MAGICS))
 
 
 def unpacked_size(initrd: bytes) -> int:
-    """Return how many bytes the kernel makes of `initrd`: as the header of a zstd frame says, else a guess.
+    """Return the size in bytes of `initrd` unpacked: from the header of a zstd frame, else an estimate.
 
-    Source: RFC 8878, section 3.1.1.1 (frame header). Archives behind the first are counted as they are.
+    Source: RFC 8878, section 3.1.1.1 (frame header). Archives behind the first are counted with their stored size.
     """
     if not initrd.startswith(_ZSTD_MAGIC):
         return len(initrd) if initrd.startswith(_CPIO_MAGIC) else len(initrd) * _USUAL_RATIO

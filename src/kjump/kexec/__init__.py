@@ -1,1 +1,1 @@
-"""From a kernel or a program to a Plan, loaded, jumped to, and an Outcome."""
+"""Loading and jumping: windows, Plans, the loader, the mailbox, and the Outcome of a jump."""

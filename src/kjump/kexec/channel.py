@@ -1,10 +1,10 @@
-"""The channel between A and its resident peers: the mailbox's page, and a parcel each way behind it.
+"""The channel between the first kernel (A) and its resident peers: the mailbox page and a parcel in each direction.
 
 Layout of its 2 MiB (little endian; offsets in bytes):
 
     0x000000  4 KiB             the mailbox (see mailbox.py)
-    0x001000  1 MiB less 4 KiB  the parcel from A to the peer: what to do
-    0x100000  1 MiB less 4 KiB  the parcel from the peer to A: what came of it
+    0x001000  1 MiB less 4 KiB  the parcel from A to the peer: an order
+    0x100000  1 MiB less 4 KiB  the parcel from the peer to A: the report
 
 A parcel:
 
@@ -47,7 +47,7 @@ class Parcel:
     message: bytes = b""
 
     def pack(self) -> bytes:
-        """Return it as bytes; UsageError when it is more than the channel carries."""
+        """Return it as bytes; UsageError when it is larger than the channel's space for a parcel."""
         text = json.dumps(self.content, separators=(",", ":")).encode()
         room = _ROOM - _HEADER.size - len(text)
         if len(self.message) > room:
@@ -56,7 +56,7 @@ class Parcel:
 
     @classmethod
     def unpack(cls, data: bytes) -> Parcel:
-        """Read what `pack` wrote, from the beginning of `data`; FormatError when it is damaged."""
+        """Decode what `pack` returned, from the beginning of `data`; FormatError when it is damaged."""
         if len(data) < _HEADER.size:
             raise FormatError(f"a parcel has at least {_HEADER.size} bytes, not {len(data)}")
         magic, sequence, text_length, length = _HEADER.unpack_from(data)
@@ -69,16 +69,16 @@ class Parcel:
 
 @dataclass(frozen=True)
 class PageList:
-    """Pages for the gate to put in place: (address where a page lies, address where it belongs), physical.
+    """Pages that the gate copies: (physical address of the source, physical address of the destination).
 
-    `channel_address` is the channel's, in which the list travels.
+    `channel_address` is the physical address of the channel, in which the list travels.
     """
 
     channel_address: int
     pages: tuple[tuple[int, int], ...]
 
     def pack(self) -> bytes:
-        """Return the list as the gate reads it (gate.h); UsageError when the channel cannot hold it."""
+        """Return it in the gate's format (`gates.layouts.PAGE_LIST`); UsageError when the channel is too small."""
         packed = pack_page_list((source, destination, 1) for source, destination in self.pages)
         if len(packed) > _ROOM:
             raise UsageError(
@@ -89,30 +89,30 @@ class PageList:
 
 
 class Channel:
-    """Either end of the channel, on memory that both reach."""
+    """Either end of the channel, in memory that both kernels map."""
 
     def __init__(self, memory: mmap.mmap | bytearray, cookie: bytes) -> None:
-        """Use `memory`, SIZE bytes; `cookie` is what its mailbox begins with once it has been posted."""
+        """Use `memory`, SIZE bytes; its mailbox begins with `cookie` once an order has been posted."""
         self._memory = memory
         self.cookie = cookie
 
     @classmethod
     def at_physical(cls, address: int, cookie: bytes) -> Channel:
-        """Reach A's channel from a peer, through /dev/mem; FormatError unless it begins with `cookie`.
+        """Map A's channel, at physical `address`, from a peer, through /dev/mem; FormatError unless `cookie` is there.
 
         HostError when the kernel refuses.
         """
         memory = map_physical(address, SIZE, writable=True)
         if memory[: mailbox.COOKIE_SIZE] != cookie:
-            raise FormatError(f"there is no channel of ours at physical address {address:#x}")
+            raise FormatError(f"there is no channel with the expected cookie at physical address {address:#x}")
         return cls(memory, cookie)
 
     # --- A's end ---
 
     def post(self, order: Parcel, *, head: int, wanted: int, restart: PageList | None = None) -> None:
-        """Leave `order` for the peer whose gate is at physical `wanted`; `head` is the indirection list's.
+        """Write `order` for the peer whose gate is at physical `wanted`; `head` is the indirection list's.
 
-        With `restart` the gate starts the peer anew from these pages; the list lies where the answer will.
+        With `restart` the gate starts the peer anew from these pages; the list takes the space of the answer's parcel.
         """
         packed = order.pack()
         self._put(_ORDER_AT, packed)
@@ -121,9 +121,9 @@ class Channel:
         self._put(0, mailbox.encode(self.cookie, Outcome.NONE, head, {}, wanted, list_at))
 
     def answer(self, sequence: int) -> tuple[Outcome, Parcel]:
-        """Return (outcome, parcel) as the peer left them for order `sequence`.
+        """Return (outcome, parcel) that the peer wrote for order `sequence`.
 
-        A peer that could not speak for itself has left no parcel: then there is what its mailbox says, and no message.
+        A peer that failed may have written no parcel; the report of the mailbox is returned then, with no message.
         FormatError when the mailbox is damaged.
         """
         found = mailbox.decode(self._take(0, PAGE_SIZE))
@@ -141,19 +141,19 @@ class Channel:
 
     @property
     def head(self) -> int:
-        """The head of the indirection list that A left."""
+        """The head of the indirection list, as the first kernel wrote it."""
         return mailbox.head_of(self._take(0, PAGE_SIZE))
 
     def order(self) -> Parcel:
-        """Return what A wants; FormatError when there is no order."""
+        """Return the first kernel's order; FormatError when there is none."""
         return Parcel.unpack(self._take(_ORDER_AT, _ROOM))
 
     def note(self, report: JsonObject, outcome: Outcome = Outcome.NONE) -> None:
-        """Leave a `report` (at most mailbox.REPORT_LIMIT bytes of JSON) in the mailbox, where it outlives a panic."""
+        """Write `report` (at most mailbox.REPORT_LIMIT bytes of JSON) in the mailbox, to be read after a panic."""
         self._put(0, mailbox.encode(self.cookie, outcome, self.head, report))
 
     def report(self, outcome: Outcome, answer: Parcel) -> None:
-        """Leave `outcome` and `answer` for A; UsageError when the answer is too long."""
+        """Write `outcome` and `answer` for the first kernel; UsageError when the answer is too long."""
         self._put(_ANSWER_AT, answer.pack())
         self.note({}, outcome)
 

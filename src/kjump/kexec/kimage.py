@@ -1,8 +1,8 @@
-"""The shadow: where A's pages are while another kernel sits in their place.
+"""The shadow: the pages that hold the first kernel's contents while another kernel occupies their place.
 
 For each page a load takes (destination) the kernel keeps a page elsewhere (source); the jump swaps the two.
-The list of pairs is the kernel's indirection list (`kimage_entry_t` in include/linux/kexec.h): words that are
-physical addresses with flags in their low bits.
+The list of pairs is the kernel's indirection list (`kimage_entry_t` in include/linux/kexec.h): 64-bit entries, each
+a physical address with flags in its low bits.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _WORDS = PAGE_SIZE // 8
 
 
 class ShadowRun(NamedTuple):
-    """`pages` pages from frame `destination` on, whose contents are kept from frame `source` on.
+    """`pages` consecutive pages from frame `destination` on, whose contents are kept from frame `source` on.
 
-    A load has up to one for each page: hence a tuple, and loops over plain numbers below.
+    A load can have as many runs as pages. The type is therefore a tuple, and the loops below use plain numbers.
     """
 
     destination: int
@@ -41,8 +41,8 @@ class ShadowRun(NamedTuple):
 def walk(read: Callable[[int, int], bytes], head: int) -> list[ShadowRun]:
     """Follow the indirection list that begins with the entry `head`; `read(address, length)` reads A's memory.
 
-    Pages that are their own source (the kernel had put them in place already) are runs with equal frames.
-    FormatError when the list is not one: an entry without a flag, or no end after 32 GiB of list.
+    A page that is its own source (the kernel had allocated the destination page itself) is in a run with equal frames.
+    FormatError when an entry has no flag, or the list has no end within 32 GiB.
     """
     try:
         return [*map(ShadowRun._make, RUN.iter_unpack(_core.shadow_runs(read, head)))]
@@ -51,10 +51,11 @@ def walk(read: Callable[[int, int], bytes], head: int) -> list[ShadowRun]:
 
 
 def kept_head(read: Callable[[int, int], bytes], control: int, head: int) -> int:
-    """Return the physical address at which A's kernel keeps `head` for the way back, or 0 when that is not clear.
+    """Return the physical address at which the first kernel keeps `head` for its way back, or 0 if it is ambiguous.
 
-    `control` is any address in the control page of the jump that A is parked in, where the kernel puts it (x86_64:
-    CP_PA_BACKUP_PAGES_MAP in arch/x86/kernel/relocate_kernel_64.S); `read(address, length)` reads A's memory.
+    The kernel keeps it in the control page of the jump (x86_64: CP_PA_BACKUP_PAGES_MAP in
+    arch/x86/kernel/relocate_kernel_64.S). `control` is any physical address in that page; `read(address, length)` reads
+    the first kernel's memory.
     """
     page = control & -PAGE_SIZE
     words = struct.unpack(f"<{_WORDS}Q", read(page, PAGE_SIZE))
@@ -62,10 +63,10 @@ def kept_head(read: Callable[[int, int], bytes], control: int, head: int) -> int
 
 
 class Shadow:
-    """The pairs of a load, both ways; frames are page frame numbers."""
+    """The pairs of destination and source pages of a load; frames are page frame numbers."""
 
     def __init__(self, runs: Iterable[ShadowRun]) -> None:
-        """Take the runs of `walk` or of an image's note."""
+        """Use the runs that `walk` returned or an image's note holds."""
         self.runs = tuple(sorted(runs))
         self._starts = [destination for destination, _, _ in self.runs]
         self.destinations = RangeSet.joined((d, n) for d, _, n in self.runs)
@@ -73,7 +74,7 @@ class Shadow:
         self.in_place = RangeSet.joined((s, n) for d, s, n in self.runs if s == d)
 
     def place(self, frames: Range) -> list[tuple[int, int, int]]:
-        """Return where A's `frames` are: (frame, frame that holds its contents, count), in order."""
+        """Return where the contents of A's `frames` are: (frame, frame that holds them, count), by ascending frame."""
         placed: list[tuple[int, int, int]] = []
         at, end = frames.start, frames.end
         first = max(bisect_right(self._starts, at) - 1, 0)
@@ -96,9 +97,9 @@ class Shadow:
         return Shadow(ShadowRun(frame, holder, count) for frame, holder, count in pairs if frame != holder)
 
     def indirection_list(self, frames: Iterable[Range]) -> tuple[int, dict[int, bytes]]:
-        """Return the list that lets a kernel swap these pairs: its head entry, and contents by physical address.
+        """Return an indirection list for these pairs: its head entry, and its pages' contents by physical address.
 
-        Its pages are the first of `frames`; HostError when those are too few.
+        The list takes the first pages of `frames`; HostError when those are too few.
         """
         words: list[int] = []
         for destination, source, count in self.runs:
@@ -129,13 +130,13 @@ class Shadow:
 
 
 class ParkedMemory:
-    """A's physical memory as A sees it, read while another kernel sits in its window.
+    """The first kernel's physical memory as that kernel sees it, read while another kernel occupies the window.
 
-    `memory` is the machine's memory as it is now; addresses that were swapped out are looked up in the shadow.
+    `memory` is the machine's memory as it is now; pages that were swapped out are read from the shadow.
     """
 
     def __init__(self, memory: PhysicalMemory, shadow: Shadow) -> None:
-        """Look at `memory` through `shadow`."""
+        """Read `memory`, and the pages swapped out of it where `shadow` says they are."""
         self._memory = memory
         self._shadow = shadow
         self._ranges = memory.ranges | RangeSet(

@@ -1,6 +1,6 @@
-"""A Linux kernel as the peer: bzImage, initrd and command line in a window become a Plan.
+"""Plans for a second Linux kernel: bzImage, initrd and command line, laid out in a window.
 
-The kernel is entered by the 64-bit boot protocol (Documentation/arch/x86/boot.rst), through a gate.
+The gate enters the kernel by the 64-bit boot protocol (Documentation/arch/x86/boot.rst).
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _ISA_END = 1 << 20
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a second kernel is told of the machine, and what the way back needs to know of the first.
+    """What a second kernel is told of the machine, and what the way back needs to know of the first kernel.
 
-    `memory_map` is the firmware's; `ram` what the first kernel uses of it (physical ranges, bytes);
+    `memory_map` is the firmware's; `ram` the part that the first kernel uses as RAM (physical ranges, bytes);
     `low` the low memory lent to the second kernel; `vmcoreinfo_note` the first kernel's VMCOREINFO as a
-    complete ELF note, empty when /proc/vmcore is not wanted; `rsdp` the ACPI root pointer or 0; `huge` whether
-    the CPU has 1 GiB pages; `gate` the gate's fields that the first kernel knows (its GDT, the mailbox);
-    `lent` all memory lent to second kernels, this one and those beside it; `screen_info` what the first kernel was
-    told of the screen (64 bytes, or empty), without which the second has no console but a serial one.
+    complete ELF note, empty when /proc/vmcore is not wanted; `rsdp` the physical address of the ACPI root pointer or 0;
+    `huge` whether the CPU has 1 GiB pages; `gate` the gate's fields that the first kernel knows (its GDT, the mailbox);
+    `lent` all memory lent to second kernels, this one and others; `screen_info` the first kernel's structure of that
+    name (64 bytes, or empty), without which the second kernel has a serial console only.
     """
 
     memory_map: tuple[E820Entry, ...]
@@ -57,12 +57,12 @@ class Surroundings:
 
     @property
     def memory_end(self) -> int:
-        """The end of what the identity tables must reach: all RAM, and the APICs below 4 GiB."""
+        """The end of the addresses that the identity tables must map: all RAM, and the APICs below 4 GiB."""
         return max(4 << 30, *(r.end for r in self.ram))
 
 
 def read_once(path: Path) -> bytes:
-    """Return the contents of a kernel or initramfs, which need not stay in the page cache: it would be saved too."""
+    """Return the contents of the file at `path`, and drop it from the page cache, so that no image contains it."""
     with path.open("rb") as file:
         data = file.read()
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -70,14 +70,14 @@ def read_once(path: Path) -> bytes:
 
 
 def read_kernel(path: Path) -> BzImage:
-    """Return the kernel in a file; FormatError, which names the file, when it is no bzImage, OSError as `read_once`."""
+    """Return the kernel in the file `path`; FormatError, with the path, for no bzImage, OSError if unreadable."""
     return bzimage.parse_file(read_once(path), path)
 
 
 def elf_headers_size(ram: RangeSet, note: bytes, lent: int = 2) -> int:
     """Return an upper bound in bytes for the headers that describe `ram` to the second kernel's /proc/vmcore.
 
-    `lent` is how many ranges (a window, low memory) are taken out of it; each can split one more.
+    `lent` is how many ranges (a window, low memory) are taken out of `ram`; each can split one range in two.
     """
     return elf.kdump_headers_size(len(ram) + lent, note) if note else 0
 
@@ -85,10 +85,11 @@ def elf_headers_size(ram: RangeSet, note: bytes, lent: int = 2) -> int:
 def second_kernel_map(memory_map: Sequence[E820Entry], layout: WindowLayout, low: Range) -> tuple[E820Entry, ...]:
     """Return the memory map to give the second kernel.
 
-    Low memory and the usable part of the window are RAM; all other RAM of the machine is reserved, so that
-    no device is placed there; what the firmware reserves stays as it is. Neighbours of one type are joined, as there is
-    room for a limited number. The first page above 1 MiB is left out: the kernel joins neighbours too, and what is
-    reserved from below 1 MiB on is busy (e820__reserve_resources), which IO_STRICT_DEVMEM keeps us out of.
+    Low memory and the usable part of the window are RAM. All other RAM of the machine is reserved, so that the kernel
+    places no device there. The firmware's other entries are unchanged. Adjacent entries of one type are joined, since
+    boot_params hold a limited number. The first page above 1 MiB is left out: the kernel joins adjacent entries too,
+    and marks a reserved range that begins below 1 MiB as busy (e820__reserve_resources); with IO_STRICT_DEVMEM /dev/mem
+    then refuses it.
     """
     own = RangeSet([low, layout.usable])
     entries = [E820Entry(r, RAM) for r in own]
@@ -102,10 +103,10 @@ def second_kernel_map(memory_map: Sequence[E820Entry], layout: WindowLayout, low
 
 
 def where_it_runs(kernel: BzImage, layout: WindowLayout) -> Range:
-    """Return what memory `kernel`, loaded at the window's start, takes until it reads its memory map.
+    """Return the physical range that `kernel`, loaded at the window's start, uses before it reads its memory map.
 
-    It moves itself up to its preferred address, and to a multiple of its alignment, before it looks at any map:
-    PlanError when that leads out of the window. Source: Documentation/arch/x86/boot.rst (pref_address, init_size).
+    The kernel's decompressor moves it up to its preferred address and alignment without regard to the memory map.
+    PlanError when that moves it out of the window. Source: Documentation/arch/x86/boot.rst (pref_address, init_size).
     """
     takes = kernel.runtime_range(layout.window.start)
     if takes.start > layout.window.start and not layout.usable.covers(takes):
@@ -117,13 +118,13 @@ def where_it_runs(kernel: BzImage, layout: WindowLayout) -> Range:
 
 
 def low_memory_segment(low: Range) -> Segment:
-    """Return the segment that lends `low` to a second kernel: it has no data, and is swapped out and back."""
+    """Return the segment that lends `low` to a second kernel: it has no data; the jump swaps its pages out and back."""
     return Segment(low.start, low.size, b"", "low memory")
 
 
 @dataclass(frozen=True)
 class LinuxPeer:
-    """A second Linux: `kernel` (a bzImage), `initrd` and `command_line`, to live in the window of `layout`."""
+    """A second Linux: `kernel` (a bzImage), `initrd` and `command_line`, to be loaded in the window of `layout`."""
 
     kernel: BzImage
     initrd: bytes
@@ -131,7 +132,7 @@ class LinuxPeer:
     layout: WindowLayout
 
     def plan(self, around: Surroundings, *, preserve: bool) -> Plan:
-        """Return the Plan that starts this kernel; with `preserve`, one that can come back.
+        """Return the Plan that starts this kernel; with `preserve` the jump keeps the first kernel, to come back to.
 
         PlanError when the window is too small for kernel and initrd together, or the command line too long.
         """
@@ -143,7 +144,7 @@ class LinuxPeer:
         return make_plan(self.layout.gate + GATE_ENTRY, segments, flags)
 
     def segments(self, around: Surroundings, first_gate: int) -> list[Segment]:
-        """Return what goes into the window; `first_gate` is the gate that A enters the next time.
+        """Return the segments of the window; `first_gate` is the physical address of the gate that A enters next time.
 
         PlanError as `plan`.
         """
@@ -181,7 +182,7 @@ class LinuxPeer:
         return at
 
     def _reserved(self, around: Surroundings, headers: bytes, command_line: str, initrd_at: int) -> bytes:
-        """Return the contents of the reserved part: gate, boot_params, command line, ELF headers, tables."""
+        """Return the contents of the window's reserved part: gate, boot_params, command line, ELF headers, tables."""
         layout = self.layout
         encoded = cmdline.encode(command_line) + b"\0"
         limit = min(self.kernel.cmdline_size, layout.elf_headers - layout.command_line - 1)
@@ -190,9 +191,9 @@ class LinuxPeer:
         if len(headers) > layout.elf_headers_size:
             raise PlanError(f"{len(headers)} bytes of ELF headers for {layout.elf_headers_size} of room in the window")
         memory_map = second_kernel_map(around.memory_map, layout, around.low)
-        # Not told are efi_info, because the firmware's run-time services are the first kernel's, which has given them
-        # their only virtual map (a kernel without it takes itself for started by a BIOS: `noefi` need not be said, and
-        # acpi_rsdp_addr leads to the ACPI tables), and alt_mem_k, which says how large all RAM is.
+        # efi_info is left out: the first kernel has given the firmware's run-time services the only virtual map that
+        # they accept. A kernel without efi_info behaves as if a BIOS had started it, so `noefi` is not needed, and it
+        # finds the ACPI tables by acpi_rsdp_addr. alt_mem_k is left out because it gives the size of all RAM.
         more_at, more = self._more_memory_map(memory_map, layout.command_line + len(encoded))
         boot_params = bootparams.BootParams(
             setup_header=self.kernel.header,
@@ -223,7 +224,10 @@ class LinuxPeer:
         return _filled(layout.reserved, pieces)
 
     def _more_memory_map(self, memory_map: Sequence[E820Entry], after: int) -> tuple[int, bytes]:
-        """Return the entries that boot_params have no room for: where they lie, behind the command line, and what."""
+        """Return (address, setup_data node) for the entries that do not fit in boot_params; (0, b"") if all fit.
+
+        The address is physical, the first multiple of 8 from `after` on, behind the command line.
+        """
         more = memory_map[bootparams.E820_MAX :]
         if not more:
             return 0, b""
@@ -237,7 +241,7 @@ class LinuxPeer:
 
 
 def _filled(where: Range, pieces: dict[int, bytes]) -> bytes:
-    """Return the contents of the physical range `where`: `pieces` at their addresses, zeros between."""
+    """Return the contents of the physical range `where`: `pieces` at their physical addresses, zeros elsewhere."""
     content = bytearray(where.size)
     for address, piece in pieces.items():
         start = address - where.start
@@ -246,21 +250,21 @@ def _filled(where: Range, pieces: dict[int, bytes]) -> bytes:
 
 
 def way_back_plan(gate_at: int, gate: Gate) -> Plan:
-    """Return the Plan by which C leaves for the first kernel: the gate itself, loaded where it lies.
+    """Return the Plan by which a restoring kernel (C) enters the first one: the gate at its own address `gate_at`.
 
-    It is a segment so that the kernel's identity map covers it; `gate` is what the gate's fields shall be. (A second
-    kernel, whose gate is as A left it, goes back by `kexec.way_back`.)
+    The gate is a segment so that the kernel's identity map covers it; `gate` has the values of its fields. (A second
+    kernel finds its gate as the first kernel left it, and uses `kexec.way_back` instead.)
     """
     segment = Segment(gate_at, GATE_SIZE, gate.pack(), "gate")
     return make_plan(gate_at + GATE_WAY_BACK, [segment], ARCH_X86_64)
 
 
 def restore_plan(layout: WindowLayout, gate: Gate, memory_end: int, huge: bool, page_list: bytes) -> Plan:
-    """Return the Plan by which a boot kernel leaves for A, whose pages lie aside and are put in place on the way.
+    """Return the Plan by which a boot kernel enters A; the gate first moves A's pages to where they belong.
 
-    What stands in the reserved part of the window `layout` is what C would find there: the gate with `gate` as its
-    fields, and identity tables up to `memory_end`. `page_list` (`gates.pack_page_list`) lies at the window's start;
-    PlanError when it reaches into the reserved part.
+    The reserved part of the window `layout` gets what a restoring kernel would find there: the gate with the fields of
+    `gate`, and identity tables up to `memory_end`. `page_list` (`gates.pack_page_list`), which says what the gate
+    moves, is loaded at the window's start; PlanError when it reaches into the reserved part.
     """
     gate = dataclasses.replace(gate, restore=layout.window.start)
     tables = identity_tables(layout.tables, memory_end, huge=huge)
@@ -273,10 +277,10 @@ def restore_plan(layout: WindowLayout, gate: Gate, memory_end: int, huge: bool, 
 
 
 def door_plan(gate_at: int, gate: Gate, gdt: tuple[int, int]) -> Plan:
-    """Return the Plan by which a resident second kernel leaves for the first and is re-entered later.
+    """Return the Plan by which a resident second kernel jumps to the first one, to be re-entered later.
 
-    Its one segment is the door, behind the gate at physical `gate_at`; `gdt` is (linear address, limit) of the second
-    kernel's CPU 0.
+    Its one segment is the door, which lies behind the gate at physical `gate_at`; `gdt` is (linear address, limit) of
+    the GDT of the second kernel's CPU 0.
     """
     door_at = gate_at + GATE_SIZE
     door = Door(gate.cr3_4level, gate.cr3_5level, gate_at + GATE_SWITCH, *gdt)

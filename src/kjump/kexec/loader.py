@@ -1,8 +1,7 @@
-"""Who loads Plans and jumps: the one interface behind which the kernel's system calls stand.
+"""The interface for loading Plans and jumping, which hides the kernel's system calls.
 
-Everything above asks for the loader in use by `current()` and calls its methods; it does not know which one it is.
-What differs between loaders is a property of the loader. `used` puts another one in place for a while: a simulated
-machine in tests.
+Callers take the loader in use from `current()`. Differences between loaders are properties of the loader. `used`
+replaces the loader for the time of a context; tests put a simulated machine there.
 """
 
 from __future__ import annotations
@@ -19,53 +18,53 @@ if TYPE_CHECKING:
 
 
 class Loader(Protocol):
-    """Loads a Plan into the running kernel, and leaves this kernel. The methods raise HostError when refused."""
+    """Loads a Plan into the running kernel and jumps to it. The methods raise HostError when the kernel refuses."""
 
     @property
     def max_segments(self) -> int:
-        """How many segments a Plan may have."""
+        """The largest number of segments in a Plan."""
         ...
 
     @property
     def share_of_ram(self) -> float:
-        """How much of RAM all segments of a Plan may take together, as a share of it."""
+        """The fraction of RAM that all segments of a Plan may take together."""
         ...
 
     @property
     def gate_restores_gdt(self) -> bool:
-        """Whether the gate must load this kernel's own descriptor table before it returns (kernels before 6.13)."""
+        """Whether the gate must load GDTR with this kernel's own table before it returns (kernels before 6.13)."""
         ...
 
     def load(self, plan: Plan) -> None:
-        """Load `plan`; with ON_CRASH in its flags into the crash slot."""
+        """Load `plan`, into the crash slot if its flags have ON_CRASH."""
         ...
 
     def unload(self, flags: int) -> None:
-        """Drop what is loaded for `flags` (the architecture, and ON_CRASH for the crash slot)."""
+        """Unload the image for `flags` (the architecture, and ON_CRASH for the crash slot)."""
         ...
 
     def is_loaded(self, *, on_crash: bool = False) -> bool:
-        """Tell whether something is loaded (in the crash slot with `on_crash`)."""
+        """Tell whether an image is loaded (in the crash slot with `on_crash`)."""
         ...
 
     def image_list_head(self, kcore: Kcore) -> int:
-        """Return the head of the list of pages of what is loaded: an entry as `kexec.kimage` reads it."""
+        """Return the head of the loaded image's indirection list: an entry as `kexec.kimage` reads it."""
         ...
 
     def jump(self) -> None:
-        """Execute what is loaded; with preserved context this returns when the other side comes back."""
+        """Enter the loaded image; with preserved context this returns when the other kernel or program comes back."""
         ...
 
     def power_off(self) -> None:
-        """Switch the machine off at once; raises when it stays on."""
+        """Switch the machine off at once; HostError when it stays on."""
         ...
 
     def restart(self) -> None:
-        """Restart the machine at once, through its firmware; raises when nothing happens."""
+        """Restart the machine at once, through its firmware; HostError when it goes on."""
         ...
 
     def halt(self) -> None:
-        """Stop the machine, its power on, so that what is on the screen can be read; raises when it goes on."""
+        """Halt the machine without switching it off, so that its screen can be read; HostError when it goes on."""
         ...
 
 
@@ -79,7 +78,7 @@ def current() -> Loader:
 
 @contextlib.contextmanager
 def used(loader: Loader) -> Iterator[None]:
-    """Have `loader` in use while the context lasts; for all threads."""
+    """Use `loader`, in all threads, while the context lasts."""
     global _current
     before, _current = _current, loader
     try:

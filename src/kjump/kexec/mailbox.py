@@ -1,16 +1,16 @@
-"""The mailbox: pages of A through which arguments, results and B's report travel.
+"""The mailbox: a page of the first kernel (A) that passes arguments, results and reports between the kernels.
 
-Layout (little endian; it is said in kjump.gates.layouts):
+Layout (little endian; defined in kjump.gates.layouts):
 
     0x000  16 bytes  cookie, random, chosen by A; compared before anything is written
     0x010  u64       outcome (`Outcome`)
     0x018  u64       head of the kernel's indirection list for the loaded image (a list entry, with flags)
     0x020  u32       length of the report
     0x024  ...       report, UTF-8 JSON
-    0xff0  u64       physical address of a page list from which that gate's peer is started anew; 0: go on
-    0xff8  u64       physical address of the gate that A wants to go through; 0: the first one
+    0xff0  u64       physical address of a page list that starts that gate's peer anew; 0: re-enter the peer
+    0xff8  u64       physical address of the gate that A wants to enter; 0: the first one
 
-A allocates it as ordinary locked memory of its process; the other side finds it by physical address.
+A allocates it as locked memory of the process that jumps; the other side is given its physical address.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Outcome(IntEnum):
     """What came of a jump; the numbers are those of `kjump.gates.layouts.OUTCOMES`."""
 
     NONE = OUTCOMES["NONE"]
-    """As it was posted: nobody has said anything."""
+    """As it was posted: no report has been written."""
     GONE = OUTCOMES["GONE"]
     RESUMED = OUTCOMES["RESUMED"]
     FAILED = OUTCOMES["FAILED"]
@@ -44,7 +44,7 @@ class Outcome(IntEnum):
 
     @property
     def of_a_job(self) -> bool:
-        """Whether a program of the other side has said so, not a gate."""
+        """Whether a program of the other side wrote the outcome, and not a gate."""
         return self in (Outcome.RESUMED, Outcome.FAILED, Outcome.CANCELLED, Outcome.DONE)
 
 
@@ -57,7 +57,7 @@ REPORT_LIMIT = _WISHES_AT - _HEADER.size
 
 @dataclass(frozen=True)
 class Contents:
-    """What a mailbox page holds: who it is of, what came of the jump, the head of the page list, and a report."""
+    """What a mailbox page holds: cookie, outcome, head of the indirection list, report."""
 
     cookie: bytes
     outcome: Outcome
@@ -76,12 +76,12 @@ def encode(cookie: bytes, outcome: int, head: int, report: JsonObject, wanted: i
 
 
 def head_of(page: bytes) -> int:
-    """Return the head of the page list in a mailbox page, whatever else is there."""
+    """Return the head of the indirection list in a mailbox page, without checking its other fields."""
     return int(_HEADER.unpack_from(page)[2])
 
 
 def decode(page: bytes) -> Contents:
-    """Read a mailbox page; FormatError when outcome or report are damaged."""
+    """Decode a mailbox page; FormatError when outcome or report are damaged."""
     cookie, outcome, head, length = _HEADER.unpack_from(page)
     if length > REPORT_LIMIT:
         raise FormatError(f"the mailbox claims a report of {length} bytes; it holds {REPORT_LIMIT}")
@@ -94,7 +94,7 @@ def decode(page: bytes) -> Contents:
 
 
 def fits(report: JsonObject) -> bool:
-    """Tell whether a mailbox can hold `report`."""
+    """Tell whether the JSON of `report` fits in a mailbox (REPORT_LIMIT bytes)."""
     return len(json.dumps(report, separators=(",", ":")).encode()) <= REPORT_LIMIT
 
 
@@ -102,7 +102,7 @@ class Mailbox:
     """A's side: one pinned page, known by its physical address."""
 
     def __init__(self, avoid: RangeSet) -> None:
-        """Take a page outside `avoid` (physical ranges): what is swapped out in a jump cannot be a mailbox.
+        """Take a page outside `avoid`, the physical ranges that the jump swaps out.
 
         HostError when no such page is found, or physical addresses are hidden (CAP_SYS_ADMIN is needed).
         """
@@ -112,15 +112,15 @@ class Mailbox:
         self._page.write(0, encode(self.cookie, Outcome.NONE, 0, {}))
 
     def post(self, head: int, message: JsonObject | None = None) -> None:
-        """Reset the outcome and leave `head`, the indirection list's, and a `message` (JSON) for the other side.
+        """Reset the outcome, and write the indirection list's `head` and a `message` (JSON) for the other side.
 
-        HostError when the page has moved since it was chosen (locked memory may be compacted).
+        HostError when the kernel has moved the page (it may compact locked memory).
         """
         self._page.write(0, encode(self.cookie, Outcome.NONE, head, message or {}))
         self._page.check()
 
     def wipe(self) -> None:
-        """Forget what the other side left: it may have been a secret."""
+        """Overwrite the report of the other side, which may contain secrets."""
         self._page.write(0, encode(self.cookie, Outcome.NONE, 0, {}))
 
     def read(self) -> tuple[Outcome, JsonObject]:
@@ -132,19 +132,19 @@ class Mailbox:
 
 
 class PeerMailbox:
-    """The other side's view of A's mailbox."""
+    """The first kernel's mailbox, mapped by the other side."""
 
     def __init__(self, address: int, cookie: bytes, memory: mmap.mmap, at: int = 0) -> None:
-        """Use the page at byte `at` of `memory`, A's at physical `address`; FormatError unless `cookie` is there."""
+        """Use the mailbox at physical `address`, byte `at` of `memory`; FormatError unless it begins with `cookie`."""
         if memory[at : at + COOKIE_SIZE] != cookie:
-            raise FormatError(f"there is no mailbox of ours at physical address {address:#x}")
+            raise FormatError(f"there is no mailbox with the expected cookie at physical address {address:#x}")
         self._memory = memory
         self._place = slice(at, at + PAGE_SIZE)
         self.cookie = cookie
 
     @classmethod
     def at_physical(cls, address: int, cookie: bytes) -> PeerMailbox:
-        """Reach it through /dev/mem at its physical `address`; FormatError unless it begins with `cookie`.
+        """Map the mailbox at physical `address` through /dev/mem; FormatError unless it begins with `cookie`.
 
         HostError when the kernel refuses.
         """
@@ -152,16 +152,16 @@ class PeerMailbox:
 
     @property
     def head(self) -> int:
-        """The head of the indirection list that A left."""
+        """The head of the indirection list, as the first kernel wrote it."""
         return head_of(self._memory[self._place])
 
     @property
     def message(self) -> JsonObject:
-        """What A left for this side, until a report takes its place; FormatError when it is damaged."""
+        """The first kernel's message, until a report replaces it; FormatError when it is damaged."""
         return decode(self._memory[self._place]).report
 
     def report(self, outcome: Outcome, report: JsonObject) -> None:
-        """Leave `outcome` and `report` for A; a report that is too long is cut to its `reason`."""
+        """Write `outcome` and `report` for the first kernel; a report that is too long is reduced to its `reason`."""
         head = self.head
         try:
             page = encode(self.cookie, outcome, head, report)

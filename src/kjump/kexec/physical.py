@@ -1,4 +1,4 @@
-"""Physical memory outside the running kernel's RAM, by way of /dev/mem: how a second kernel reaches the first."""
+"""Physical memory outside the running kernel's RAM, through /dev/mem: how a second kernel reads the first one's."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _MEMORY = "/dev/mem"
 
 
 def map_physical(address: int, length: int, *, writable: bool) -> mmap.mmap:
-    """Map `length` bytes from physical `address` on, which is page aligned; HostError when the kernel refuses.
+    """Map `length` bytes from the page-aligned physical `address` on; HostError when the kernel refuses.
 
-    Kernels with IO_STRICT_DEVMEM refuse what lies in a busy resource, unless they were booted with iomem=relaxed.
+    Kernels with IO_STRICT_DEVMEM refuse addresses in a busy resource, unless booted with iomem=relaxed.
     """
     access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
     try:
@@ -31,6 +31,6 @@ def map_physical(address: int, length: int, *, writable: bool) -> mmap.mmap:
 
 
 def read_physical(address: int, length: int) -> bytes:
-    """Return `length` bytes of physical memory from the page aligned `address` on; HostError as `map_physical`."""
+    """Return `length` bytes of physical memory from the page-aligned `address` on; HostError as `map_physical`."""
     with map_physical(address, length, writable=False) as view:
         return view[:]

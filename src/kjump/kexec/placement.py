@@ -1,11 +1,11 @@
-"""Which memory is free, as far as it matters to a load: where a window costs least.
+"""Where a window costs least: a load is slow when many free pages lie in the window.
 
-kexec_load takes its pages one by one from the kernel. A page that happens to lie in the window is put aside until its
-turn comes, and for each further page the kernel goes through all that were put aside: a few thousand of them make a
-load ten times as slow. What the kernel hands out first are the crumbs, free pages whose neighbours are in use; when
-there are no more it breaks up blocks that are free as a whole: on a system that has just booted the lowest, on one that
-has run for long those that were freed last, which lie together, and nothing says where. So the best window is all in
-use, or out of reach.
+kexec_load allocates its source pages one by one. A page that lies in the window is put aside until its own address is
+loaded, and for each further page the kernel searches all that were put aside (kimage_alloc_page in
+kernel/kexec_core.c): a few thousand of them make a load ten times as slow. The allocator hands out single free pages
+first ("crumbs" here: their neighbours are in use), and then splits large free blocks. On a system that has just booted
+it takes the lowest blocks; after a long uptime it takes those freed last, which lie together at a place that cannot be
+found out. The best window therefore has no free pages, or lies where the allocator does not get during the load.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PAGES = ALIGNMENT // PAGE_SIZE
 _KPF_BUDDY = 1 << 10
 _ENTRY = 8
 _SAMPLE = _PAGES // 8
-"""So many pages of a block are looked at: to ask for all of a large machine's takes seconds."""
+"""Pages of a block that are looked at: reading the flags of all pages of a large machine takes seconds."""
 _MASK = int.from_bytes(_KPF_BUDDY.to_bytes(_ENTRY, "little") * _SAMPLE, "little")
 
 
@@ -31,16 +31,17 @@ class FreeMap:
     """How many pages are free in each block of ALIGNMENT bytes of physical memory."""
 
     def __init__(self, blocks: dict[int, int], free_pages: int) -> None:
-        """`blocks` maps the number of a block to its free pages; `free_pages` is how many the machine has in all."""
+        """`blocks` maps a block's number to its count of free pages; `free_pages` is the machine's total."""
         numbers = range(max(blocks, default=-1) + 1)
         self._crumbs = [0, *accumulate(blocks.get(n, 0) % _PAGES for n in numbers)]
         self._whole = [0, *accumulate(blocks.get(n, 0) // _PAGES * _PAGES for n in numbers)]
         self._elsewhere = max(0, free_pages - self._crumbs[-1] - self._whole[-1])
 
     def cost(self, window: Range) -> int:
-        """Return about how many pages of `window` (whole blocks) the kernel would hand out to a load of its size.
+        """Estimate how many pages of `window` (whole blocks) the kernel would allocate for a load of the window's size.
 
-        Whole free blocks count for a half when they are not the lowest: where the kernel begins with them it takes all.
+        For free blocks the result is the mean of two cases: the kernel takes the lowest blocks first, or takes these
+        first.
         """
         crumbs_below, crumbs_up_to = _below(self._crumbs, window.start), _below(self._crumbs, window.end)
         whole_below, whole_up_to = _below(self._whole, window.start), _below(self._whole, window.end)
@@ -57,9 +58,9 @@ def _below(sums: list[int], address: int) -> int:
 
 
 def read(areas: RangeSet) -> FreeMap | None:
-    """Return the running kernel's map of `areas` (physical, aligned to ALIGNMENT), as samples of each block tell.
+    """Return the running kernel's free pages in `areas` (physical, aligned to ALIGNMENT), estimated from samples.
 
-    None when the kernel does not. Source: Documentation/admin-guide/mm/pagemap.rst (/proc/kpageflags, KPF_BUDDY).
+    None when /proc/kpageflags cannot be read. Source: Documentation/admin-guide/mm/pagemap.rst (KPF_BUDDY).
     """
     blocks = {}
     try:
@@ -75,7 +76,7 @@ def read(areas: RangeSet) -> FreeMap | None:
 
 
 def window_here(size: int, taken: Iterable[Range] = ()) -> Range:
-    """Return the best place for a window of `size` bytes in the running kernel's memory, clear of `taken`.
+    """Return the best place for a window of `size` bytes in the running kernel's RAM, outside `taken`.
 
     PlanError when there is none.
     """

@@ -1,7 +1,7 @@
 """The Plan: everything a load needs, decided and checked, as one frozen value.
 
-The kernel (`kexec.syscalls`), the emulator and a dry run all accept it. Limits are those of Linux's kexec_load as
-KEXEC_SEGMENT_MAX and its sanity checks set them.
+The kernel (`kexec.syscalls`), the emulator and a dry run accept the same Plan. Limits are those of Linux's kexec_load:
+KEXEC_SEGMENT_MAX (include/linux/kexec.h) and sanity_check_segment_list (kernel/kexec_core.c).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ARCH_X86_64 = 62 << 16
 
 @dataclass(frozen=True)
 class Segment:
-    """Memory to fill before the jump: `data` at physical `address`, zeros up to `memory_size` bytes."""
+    """Memory to load: `data` at physical `address`, followed by zeros up to `memory_size` bytes in all."""
 
     address: int
     memory_size: int
@@ -46,7 +46,7 @@ class Plan:
     flags: int
 
     def __str__(self) -> str:
-        """Return the whole request on one line, as an error prints it."""
+        """Return the whole request on one line, for error messages."""
         request = "; ".join(f"{s.name or 'segment'} {s.range}" for s in self.segments)
         return f"entry {self.entry:#x}, flags {self.flags:#x}, {request}"
 
@@ -57,7 +57,7 @@ class Plan:
 
     @property
     def preserves_context(self) -> bool:
-        """Whether the kernel that jumps means to come back."""
+        """Whether the kernel that jumps can be returned to (KEXEC_PRESERVE_CONTEXT)."""
         return bool(self.flags & PRESERVE_CONTEXT)
 
     @property
@@ -72,7 +72,7 @@ class Plan:
 
 
 def make_plan(entry: int, segments: Iterable[Segment], flags: int) -> Plan:
-    """Sort and check `segments` and return the Plan; PlanError says what Linux would refuse, and why."""
+    """Sort and check `segments`, and return the Plan; PlanError, with the reason, for what Linux would refuse."""
     ordered = tuple(sorted(segments, key=lambda s: s.address))
     if len(ordered) > SEGMENT_MAX:
         raise PlanError(f"{len(ordered)} segments; Linux takes at most {SEGMENT_MAX}: join neighbouring ones")
@@ -95,5 +95,6 @@ def _check_segment(segment: Segment) -> None:
     if len(segment.data) > segment.memory_size:
         raise PlanError(f"segment {where} has {len(segment.data)} bytes of data for {segment.memory_size} of memory")
     if segment.memory_size == 0 and segment.address == 0:
-        # kimage_is_destination_range() wraps around on this one and then finds no page for its own use.
+        # Such a segment makes kimage_is_destination_range() wrap around and match every page (seen on 6.12, not on
+        # 6.1), so that the kernel finds no control page.
         raise PlanError("an empty segment at address 0 makes every page a destination: put it elsewhere")

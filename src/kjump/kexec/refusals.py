@@ -1,4 +1,4 @@
-"""Why a kernel refuses to load or to jump: one sentence for each error number, from whichever kernel it comes."""
+"""Why a kernel refuses to load or to jump: one sentence for each error number of kexec_load and reboot."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _UNWOUND = "a device did not let itself be suspended; the kernel has undone the 
 
 
 class RefusedError(HostError):
-    """A kernel refused a system call; `number` is the error number (errno) it gave."""
+    """A kernel refused a system call; `number` is the error number (errno) that it returned."""
 
     def __init__(self, text: str, number: int) -> None:
         """Take the whole sentence and the error number."""
@@ -67,5 +67,5 @@ def refused_unload(number: int) -> RefusedError:
 
 
 def refused_jump(number: int) -> RefusedError:
-    """Return the error for a jump that was refused, or undone by the kernel before anything was left."""
+    """Return the error for a jump that the kernel refused, or undid before it entered the image."""
     return RefusedError(f"the jump was refused: {_explain(number, _WHY_JUMP.get(number, _UNWOUND))}", number)

@@ -1,4 +1,4 @@
-"""What B and C are given alike: the machine described to them, their command line, their window."""
+"""What the saving kernel (B) and the restoring kernel (C) have in common: machine description, command line, window."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from kjump.kexec.window import WindowLayout, lay_out, low_memory
 from kjump.ranges import Range, align_up
 
 CRASH_KERNEL_SIZE = 1 << 20
-"""What B sets aside for its crash slot: a door to the gate, and what its kernel adds to enter it."""
+"""Bytes that a second kernel sets aside for its crash slot: for a door, and for the kernel's own pages of the load."""
 
 MOST_CPUS = 32
-"""So many CPUs a second kernel starts at most. Each costs it a part of its window before it does anything; so
-many compress some gigabytes a second, which is more than a target takes."""
+"""The largest number of CPUs that a second kernel starts. Each CPU takes memory of its window, and this many
+compress some gigabytes a second, which is faster than a target writes."""
 
 _PASSED_ON = (
     "console",
@@ -49,15 +49,16 @@ _PASSED_ON = (
 )
 
 _BACK_AFTER_PANIC = (f"crashkernel={CRASH_KERNEL_SIZE >> 20}M", "oops=panic", "unknown_nmi_panic")
-"""What is more than a panic (an oops, the watchdog's NMI) shall be one: then the crash slot leads back to A."""
+"""Options that set memory aside for the crash slot, which leads back to A after a panic, and that make an oops and the
+watchdog's NMI a panic."""
 
 
 _LOUD = ("loglevel", "quiet", "debug", "ignore_loglevel")
-"""Whoever says how much the kernel shall print gets that; else B and C print errors only: a serial line is slow."""
+"""Options that say how much the kernel prints. Without any of them B and C print errors only: serial lines are slow."""
 
 
 def machine_options(own: str) -> str:
-    """Return those options of the command line `own` that are about the machine: console, ACPI, PCI, clock."""
+    """Return the options of the command line `own` that concern the machine: console, ACPI, PCI, clock."""
     passed_on = (p for p in cmdline.parse(own).parameters if cmdline.canonical(p.name) in _PASSED_ON)
     return " ".join(cmdline.rewritten(passed_on))
 
@@ -65,12 +66,13 @@ def machine_options(own: str) -> str:
 def command_line(own: str, role: str, *, la57: bool, loops_per_jiffy: int = 0, tsc_khz: int = 0, cpus: int = 1) -> str:
     """Return the command line for a second kernel in `role`, from `own`, the running kernel's.
 
-    Options about the machine are passed on, those about the system are not. The second kernel must use as many
-    levels of page tables as A (`la57`: five), and stay where it was loaded. `loops_per_jiffy` and `tsc_khz` spare it
-    the measuring (see docs/performance.md); 0 for what is not known, and the former also when the second kernel is not
-    the same build as the one that measured it. A second kernel reaches A's memory through /dev/mem: one with
-    IO_STRICT_DEVMEM refuses what is reserved and busy there (seen on 6.12), unless it is told iomem=relaxed. Of the
-    machine's `cpus` it starts MOST_CPUS: the gate leaves the others waiting, wherever A had them.
+    Options that concern the machine are passed on, those that concern the system are not. The second kernel must use as
+    many levels of page tables as A (`la57`: five), and must not move (nokaslr). `loops_per_jiffy` and `tsc_khz` are
+    values that A measured, so that the second kernel need not measure them (see docs/performance.md); 0 when unknown,
+    `loops_per_jiffy` also when the second kernel is another build than A. A second kernel reads A's memory through
+    /dev/mem: with IO_STRICT_DEVMEM it refuses reserved ranges that are busy (seen on 6.12), unless it has
+    iomem=relaxed. Of the machine's `cpus` it starts at most MOST_CPUS; the others stay in the wait for SIPI that the
+    gate put them in.
     """
     options = ["rcupdate.rcu_expedited=1", "iomem=relaxed", *([] if la57 else ["no5lvl"])]
     line = cmdline.parse(own)
@@ -88,7 +90,7 @@ def command_line(own: str, role: str, *, la57: bool, loops_per_jiffy: int = 0, t
 
 
 def second_command_line(kernel: BzImage, role: str, kcore: kernel_memory.Kcore) -> str:
-    """Return the command line for `kernel` in `role`, beside the running one, which tells it what it has measured."""
+    """Return the command line for `kernel` in `role`, with the running kernel's machine options and clock rates."""
     _, flags = procfs.cpu_facts()
     return command_line(
         procfs.command_line(),
@@ -101,10 +103,10 @@ def second_command_line(kernel: BzImage, role: str, kcore: kernel_memory.Kcore) 
 
 
 def require_room(kernel: BzImage, initrd: bytes, layout: WindowLayout) -> None:
-    """Refuse (PlanError) a window in which kernel and initramfs fit, but could not work.
+    """Raise PlanError if the window holds kernel and initramfs, but is too small to unpack the initramfs.
 
-    A kernel gives the initramfs half of its RAM at most; one that it cannot unpack whole starts no job, and the machine
-    that jumped to it is lost.
+    The root file system of an initramfs takes at most half of the kernel's RAM. A kernel that cannot unpack all of it
+    starts no job, and there is no way back from it.
     """
     needed = where_it_runs(kernel, layout).end - layout.window.start + len(initrd) + 2 * unpacked_size(initrd)
     if layout.usable.size < needed:
@@ -115,7 +117,7 @@ def require_room(kernel: BzImage, initrd: bytes, layout: WindowLayout) -> None:
 
 
 def describe_machine(gate: Gate, *, vmcoreinfo_note: bytes, low: Range | None = None) -> Surroundings:
-    """Return what a second kernel is told of this machine; `low` is found when it is not given."""
+    """Return what a second kernel is told of this machine; `low` is low memory to lend it (default: all there is)."""
     ram = procfs.ram()
     _, flags = procfs.cpu_facts()
     return Surroundings(
@@ -135,7 +137,7 @@ def plan_kernel(
 ) -> Plan:
     """Return the Plan for any second kernel: a bzImage, an initrd and a command line, in a window.
 
-    KjumpError when no window is found, or the files are not what they should be.
+    KjumpError when no window is found, or the files are not a kernel and an initrd.
     """
     with kernel_memory.Kcore() as kcore:
         note = kcore.vmcoreinfo_note()

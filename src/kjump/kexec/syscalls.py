@@ -1,4 +1,4 @@
-"""The system calls: kexec_load, kexec_file_load and reboot. Nothing else in kjump makes them.
+"""The system calls kexec_load, kexec_file_load and reboot. No other module of kjump makes them.
 
 Numbers are those of Linux on x86_64 and i386 (arch/x86/entry/syscalls, include/uapi/linux/{kexec,reboot}.h).
 """
@@ -62,7 +62,7 @@ def _number(table: dict[str, int]) -> int:
 
 
 def load(plan: Plan) -> None:
-    """Load `plan` into the kernel; HostError says why it was refused and prints the whole request."""
+    """Load `plan` into the kernel; HostError, with the reason and the whole request, when the kernel refuses."""
     segments = (_Segment * len(plan.segments))()
     for slot, segment in zip(segments, plan.segments, strict=True):
         slot.buf = segment.data or None
@@ -81,9 +81,10 @@ def load(plan: Plan) -> None:
 
 
 def load_on_crash(kernel: Path, initrd: Path | None, command_line: str) -> None:
-    """Load the bzImage `kernel` to be started when this one panics; the kernel lays it out, and adds `elfcorehdr=`.
+    """Load the bzImage `kernel` to be started when the running kernel panics (kexec_file_load, KEXEC_FILE_ON_CRASH).
 
-    It goes into the memory that `crashkernel=` set aside. HostError says why it was refused.
+    The running kernel places it in the memory that `crashkernel=` set aside, and adds `elfcorehdr=` to its command
+    line. HostError, with the reason, when the kernel refuses.
     """
     if crash_memory() == 0:
         raise HostError("no memory is set aside for a crash kernel: boot this one with crashkernel=256M, say")
@@ -104,7 +105,7 @@ def load_on_crash(kernel: Path, initrd: Path | None, command_line: str) -> None:
 
 
 def unload(flags: int) -> None:
-    """Drop what is loaded for `flags` (the architecture, and ON_CRASH for the crash slot)."""
+    """Unload the image for `flags` (the architecture, and ON_CRASH for the crash slot); HostError when refused."""
     if _syscall(_number(_SYS_KEXEC_LOAD), ctypes.c_ulong(0), ctypes.c_ulong(0), None, ctypes.c_ulong(flags)):
         raise refused_unload(ctypes.get_errno())
 
@@ -115,7 +116,7 @@ def is_loaded(*, on_crash: bool = False) -> bool:
 
 
 def crash_memory() -> int:
-    """Return how many bytes are set aside for a crash kernel (`crashkernel=`)."""
+    """Return the size in bytes of the memory set aside for a crash kernel (`crashkernel=`)."""
     return _number_in_sys("kexec_crash_size")
 
 
@@ -137,12 +138,12 @@ def _reboot(command: int) -> int:
 
 
 def jump() -> None:
-    """Execute what is loaded. With preserved context this returns when the other side comes back.
+    """Enter the loaded image; with preserved context this returns when the other kernel or program comes back.
 
-    HostError when the kernel refuses or unwinds the jump; nothing has been left then.
+    HostError when the kernel refuses or unwinds the jump; the image was not entered then.
     """
-    # Putting devices to sleep and taking CPUs away waits for RCU grace periods, each some ticks long. The kernel
-    # hurries them for its own sleep states, but not for a jump (kernel-parameters.txt, rcupdate.rcu_expedited).
+    # Suspending devices and taking CPUs offline waits for RCU grace periods, each some ticks long. The kernel
+    # expedites them for its own sleep states, but not for a jump (kernel-parameters.txt, rcupdate.rcu_expedited).
     with setting(_RCU_EXPEDITED, "1"):
         if _reboot(_CMD_KEXEC):
             raise refused_jump(ctypes.get_errno())
@@ -150,9 +151,9 @@ def jump() -> None:
 
 @contextlib.contextmanager
 def setting(path: Path, value: str) -> Iterator[bool]:
-    """Give the kernel's setting at `path` another value while the context lasts.
+    """Set the kernel's setting at `path` to `value` while the context lasts, and restore it afterwards.
 
-    Yields False, and nothing has changed, when this kernel does not have it or does not take that value.
+    Yields False, with nothing changed, when this kernel lacks the setting or refuses the value.
     """
     try:
         before = path.read_text()
@@ -173,55 +174,55 @@ def power_off() -> None:
 
 
 def halt() -> None:
-    """Stop the machine for good; what is on its screen stays. HostError when it goes on."""
+    """Halt the machine without switching it off; its screen keeps its contents. HostError when it goes on."""
     _reboot(_CMD_HALT)
     raise HostError("the machine did not halt")
 
 
 def restart() -> None:
-    """Restart the machine at once, through its firmware. HostError when nothing happens."""
+    """Restart the machine at once, through its firmware. HostError when it goes on."""
     _reboot(_CMD_RESTART)
     raise HostError("the machine did not restart")
 
 
 class SystemCalls:
-    """The loader that the kernel itself has, if it was built with CONFIG_KEXEC_JUMP; see `kexec.loader`."""
+    """The loader of a kernel that was built with CONFIG_KEXEC_JUMP; implements `kexec.loader.Loader`."""
 
     max_segments = SEGMENT_MAX
     share_of_ram = 0.5
-    """Linux refuses more (sanity_check_segment_list)."""
+    """Linux refuses segments that take more (sanity_check_segment_list in kernel/kexec_core.c)."""
     gate_restores_gdt = True
 
     def load(self, plan: Plan) -> None:
-        """Load `plan`; as `load`."""
+        """Load `plan`; see the function `load`."""
         load(plan)
 
     def unload(self, flags: int) -> None:
-        """Drop what is loaded; as `unload`."""
+        """Unload the image; see the function `unload`."""
         unload(flags)
 
     def is_loaded(self, *, on_crash: bool = False) -> bool:
-        """Tell whether something is loaded; as `is_loaded`."""
+        """Tell whether an image is loaded; see the function `is_loaded`."""
         return is_loaded(on_crash=on_crash)
 
     def image_list_head(self, kcore: Kcore) -> int:
-        """Return `kexec_image->head`, by the running kernel's symbol; HostError if nothing is loaded."""
-        from kjump.host import kernel_memory  # PID 1 opens its way back first, without it
+        """Return `kexec_image->head`, found by the running kernel's symbol; HostError if nothing is loaded."""
+        from kjump.host import kernel_memory  # imported here: PID 1 opens its way back without it
 
         return kernel_memory.image_list_head(kcore)
 
     def jump(self) -> None:
-        """Execute what is loaded; as `jump`."""
+        """Enter the loaded image; see the function `jump`."""
         jump()
 
     def power_off(self) -> None:
-        """Switch the machine off; as `power_off`."""
+        """Switch the machine off; see the function `power_off`."""
         power_off()
 
     def restart(self) -> None:
-        """Restart the machine; as `restart`."""
+        """Restart the machine; see the function `restart`."""
         restart()
 
     def halt(self) -> None:
-        """Stop the machine; as `halt`."""
+        """Halt the machine; see the function `halt`."""
         halt()

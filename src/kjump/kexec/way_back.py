@@ -1,9 +1,9 @@
-"""The way back as a second kernel opens it: from its command line alone, before anything can fail.
+"""The way back from a second kernel to the first, opened before anything else with what the command line says.
 
-The gate has noted how the first kernel wants to be re-entered, and lies in a part of the window that no kernel owns.
-To enter it from a second kernel takes one page of program on that kernel's identity map: the door, which loads the
-gate's page tables and goes on to one of the gate's entries. So nothing need be read through /dev/mem before the way
-back is open, and a kernel that refuses that comes back too.
+The gate holds the first kernel's re-entry address, and lies in the reserved part of the window, which no kernel uses.
+A second kernel enters it through the door: one page of code that is in that kernel's identity map, loads the gate's
+page tables and jumps to one of the gate's entries. /dev/mem is not read for that, so a kernel that refuses access to
+/dev/mem can come back too.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class WayBack:
 
     @classmethod
     def on_command_line(cls, line: str) -> WayBack | None:
-        """Return what the command line `line` says; None when it says nothing, FormatError when that is damaged.
+        """Return the value of the option on the command line `line`; None without the option, FormatError if malformed.
 
-        It is looked for by itself, so that nothing else on the command line can get in its way.
+        The option is searched for without parsing the rest of the line, whose errors must not close the way back.
         """
         found = [word.partition("=")[2] for word in line.split() if word.startswith(f"{OPTION}=")]
         if not found:
@@ -52,11 +52,11 @@ class WayBack:
         return cls(gate, tables)
 
     def plan(self) -> Plan:
-        """Return the Plan by which the second kernel leaves for the first, for good."""
+        """Return the Plan by which the second kernel enters the first one and does not return."""
         return self._through_the_door(self.gate + GATE_SIZE, GATE_WAY_BACK, 0)
 
     def crash_plan(self, crash_kernel: Range) -> Plan:
-        """Return the Plan by which a second kernel that panics leaves for the first, from its crash slot.
+        """Return the Plan, for the crash slot, by which a second kernel that panics enters the first one.
 
         `crash_kernel` is the physical range that the second kernel set aside (`crashkernel=`).
         """

@@ -1,13 +1,13 @@
-"""The window: the physical range that a second kernel calls its own, and how it is laid out.
+"""The window: the physical range that a second kernel runs in, and how it is laid out.
 
 ```
 window.start                                                            window.end
 | kernel, unpacked in place |  free for the kernel  | initrd | reserved |
                                                              gate, door, boot_params, command line,
-                                                             elfcorehdr, notes, identity tables: nobody's RAM
+                                                             elfcorehdr, notes, identity tables: no kernel's RAM
 ```
 
-The reserved part is told to the second kernel as not usable, so what lies there outlives its boot.
+The second kernel's memory map says that the reserved part is not RAM, so the kernel's boot leaves it intact.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from kjump.ranges import Range, RangeSet, align_down, align_up
 
 MIB = 1 << 20
 SIZES = (128 * MIB, 96 * MIB, 80 * MIB)
-"""Sizes to choose from. The lab's kernel and initramfs leave 70 MiB of the first free at the end of a save, 8 MiB of
-64 MiB, and do not boot in 56 MiB."""
+"""Window sizes in bytes, the preferred one first. At the end of a save by the lab's kernel and initramfs 70 MiB of
+128 MiB were free, and 8 MiB of 64 MiB; they do not boot in 56 MiB."""
 DEFAULT_SIZE = SIZES[0]
 ALIGNMENT = 2 * MIB
 LOWEST = 16 * MIB
-"""Below this, x86 kernels move themselves up to their preferred address, out of the window."""
+"""The lowest start of a window: an x86 kernel loaded below it moves itself up to its preferred address
+(CONFIG_PHYSICAL_START), out of the window."""
 HIGHEST = 4 << 30
-"""Devices that reach 32 bits of address must find memory of the second kernel."""
+"""The highest end of a window: devices with 32-bit DMA addresses must reach the second kernel's memory."""
 
 _COMMAND_LINE_SIZE = PAGE_SIZE
 _MUST_NOT_MOVE = ("Kernel ", "Crash kernel", "GART")
@@ -40,7 +41,7 @@ _MUST_NOT_MOVE = ("Kernel ", "Crash kernel", "GART")
 
 @dataclass(frozen=True)
 class WindowLayout:
-    """Where things lie in a window; physical addresses in bytes."""
+    """The addresses and sizes of what lies in a window; physical, in bytes."""
 
     window: Range
     gate: int
@@ -54,12 +55,12 @@ class WindowLayout:
 
     @property
     def reserved(self) -> Range:
-        """The part of the window that no kernel owns."""
+        """The part of the window that no kernel uses as RAM: gate, tables and the like."""
         return Range(self.gate, self.window.end)
 
     @property
     def way_back(self) -> WayBack:
-        """What the second kernel's command line must say of the way back."""
+        """The addresses of the way back that the second kernel's command line must give."""
         return WayBack(self.gate, self.tables)
 
     @property
@@ -69,9 +70,10 @@ class WindowLayout:
 
 
 def lay_out(window: Range, *, elf_headers_size: int, memory_end: int, huge: bool) -> WindowLayout:
-    """Lay out `window`: reserved things at its top. `memory_end` is the end of what must be reachable.
+    """Lay out `window`, with the reserved part at its top.
 
-    PlanError when the window is not aligned, or too small or too low for any kernel.
+    `elf_headers_size` is in bytes; `memory_end` is the end of the physical addresses that the identity tables map, with
+    1 GiB pages if `huge`. PlanError when the window is not aligned, or too small or too low for any kernel.
     """
     if window.start % ALIGNMENT or window.end % PAGE_SIZE:
         raise PlanError(f"window {window} must start at a multiple of 2 MiB and end at one of 4 KiB")
@@ -93,18 +95,18 @@ def lay_out(window: Range, *, elf_headers_size: int, memory_end: int, huge: bool
 
 
 class Costs(Protocol):
-    """What is known of the places for a window: see `kexec.placement`."""
+    """What a window at a given place costs: see `kexec.placement`."""
 
     def cost(self, window: Range) -> int:
-        """Return a number that is smaller for a better window."""
+        """Return the cost of `window`; lower is better."""
         ...
 
 
 def places(iomem: Iterable[IomemResource], taken: Iterable[Range] = ()) -> RangeSet:
     """Return the running kernel's RAM in which a window may lie, aligned to ALIGNMENT.
 
-    Clear of the running kernel's own text and data, of a crash kernel's memory, and of `taken`. RAM that a driver added
-    is not taken: the driver may have to give it back, and it is not there when the machine is switched on.
+    Left out are the running kernel's text and data, a crash kernel's memory, `taken`, and RAM that a driver added: the
+    driver may have to give it back, and it is absent after power-on.
     """
     resources = list(iomem)
     ram = RangeSet(r.range for r in resources if r.is_ram and not r.ram_driver)
@@ -115,8 +117,8 @@ def places(iomem: Iterable[IomemResource], taken: Iterable[Range] = ()) -> Range
 def find_window(areas: RangeSet, size: int, costs: Costs | None = None) -> Range:
     """Return the best place for a window of `size` bytes in `areas` (see `places`); PlanError if there is none.
 
-    Of those that cost the same the lowest, because kernels keep page tables, per-CPU data and memory maps near the top,
-    and those are best left in place.
+    Among places of equal cost the lowest is taken, because kernels keep page tables, per-CPU data and memory maps near
+    the top of RAM, and those are best not swapped out.
     """
     candidates = (
         Range.of_size(start, size) for area in areas for start in range(area.start, area.end - size + 1, ALIGNMENT)
@@ -134,7 +136,8 @@ def find_window(areas: RangeSet, size: int, costs: Costs | None = None) -> Range
 def low_memory(ram: RangeSet) -> Range:
     """Return the RAM below 640 KiB that a second kernel needs for its real-mode trampoline, in whole pages.
 
-    Page 0 stays the firmware's: its data area is read by every kernel that boots.
+    Page 0 is left out: it holds the BIOS data area, which every kernel reads at boot. PlanError when less than 64 KiB
+    are left.
     """
     below = (ram & RangeSet([Range(PAGE_SIZE, 640 << 10)])).aligned_inside(PAGE_SIZE)
     largest = max(below, key=lambda r: r.size, default=Range(0, 0))

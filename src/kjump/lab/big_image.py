@@ -1,8 +1,8 @@
-"""A machine nearly full of random bytes comes back, after swsusp was tried in the same machine and refused.
+"""Hibernates and resumes a machine nearly full of random bytes, after swsusp was tried in it and refused.
 
-The bytes come from a disk (a guest without hardware support makes random ones slowly) and are locked in memory. swsusp
-can make room by swapping out, if there is swap for that and for its image; what cannot be swapped out (locked
-memory, huge pages, ramfs, drivers' memory) it cannot save beyond half of RAM, for it copies what it saves.
+The bytes come from a disk (an emulated guest generates random bytes slowly), and are locked in memory. swsusp copies
+the memory that it saves, so it needs half of RAM free. It can swap out for that, if there is swap for both the pages
+and the image, but not memory that cannot be swapped: locked memory, huge pages, ramfs, drivers' memory.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _SMALL = ("--tmpfs", str(8 * MIB), "--buffer", str(4 * MIB))
 
 @dataclass(frozen=True)
 class BigImageDemo(Checked):
-    """What came of it; sizes in bytes, `phases` in seconds.
+    """The result; sizes in bytes, `phases` in seconds.
 
-    `share` is how much of `memory_bytes` was filled, `swsusp` what swsusp answered, `report` all that the second kernel
-    and the one that restored reported.
+    `share` is the fraction of `memory_bytes` that was filled, `swsusp` is swsusp's refusal, `report` the reports of the
+    second kernel and the restoring kernel.
     """
 
     kernel: str
@@ -98,7 +98,7 @@ def run(folder: Path, *, version: str, hardware: Hardware, share: float, tell: T
 
 
 def _swsusp_tries(guest: GuestChannel, tell: Tell) -> tuple[SwsuspRefusal, int]:
-    """Let swsusp try; return its answer, and how many bytes are available (MemAvailable) afterwards."""
+    """Let swsusp try; return its refusal, and the bytes available (MemAvailable) afterwards."""
     tell("swsusp tries")
     swsusp.prepare(guest, _SWAP_DEVICE)
     refusal = swsusp.refusal(guest)

@@ -1,7 +1,7 @@
-"""Calls on the bare machine, tried on a real kernel: the same programs as on the emulator, with the same outcome.
+"""Demonstrates calls on a real kernel: the same programs as on the emulator, with the same results.
 
-A system at work calls them by kexec jump: one call each, many in a row with kept state, code in its own memory through
-a fake image, a program that faults, and the BIOS. Its workload must not be disturbed.
+A system with a workload calls them by kexec jump: each program once, many calls in a row with kept state, code in its
+own memory through a fake image, a program that faults, and the BIOS. The workload must not be disturbed.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ EXAMPLE_CALLS = (
     ExampleCall("memtest", (0x800000, 0x4000)),
     ExampleCall("counter", (5, 6, 7), Preserve.FPU | Preserve.DESCRIPTORS),
 )
-"""What gives the same result on any machine."""
+"""Calls that have the same result on every machine."""
 
 
 @dataclass(frozen=True)
 class CallDemo(Checked):
-    """What the calls came to; `latency` in seconds, `checks` by name."""
+    """The result of the calls; `latency` in seconds, `checks` by name."""
 
     kernel: str
     memory_bytes: int
@@ -70,7 +70,7 @@ class CallDemo(Checked):
 
 
 def examples() -> Path:
-    """Return the folder of example programs: of the package, or of the source tree it lies in."""
+    """Return the folder of example programs, in the package or in its source tree."""
     package = Path(kjump.__file__).parent
     for folder in (package / "examples", package.parents[1] / "examples"):
         if folder.is_dir():
@@ -114,7 +114,7 @@ def _executable(call: ExampleCall) -> bytes:
 
 
 def _send(guest: GuestChannel, call: ExampleCall) -> str:
-    """Bring the program into the guest, which has no compiler; return its path there."""
+    """Copy the compiled program into the guest, which has no compiler; return its path there."""
     path = f"{_FOLDER}/{call.program}.elf"
     script = "import base64,pathlib,sys; pathlib.Path(sys.argv[1]).write_bytes(base64.b64decode(sys.argv[2]))"
     guest.run("python3", "-c", script, path, base64.b64encode(_executable(call)).decode())
@@ -152,7 +152,7 @@ def _same_outcome(guest: GuestChannel) -> dict[str, bool]:
 
 
 def _one_plan(guest: GuestChannel, memory: int) -> bool:
-    """Tell whether the Plan that the kernel takes gives the same result, byte for byte, on the emulated machine."""
+    """Tell whether the Plan that the kernel loads has the same result, byte for byte, on the emulated machine."""
     call = ExampleCall("upper", ("one plan",))
     reply = guest.run("python3", "-m", "kjump.lab.plan_replay", _send(guest, call), *map(str, call.args))
     run = plan_replay.KernelRun.from_json(reply.record("the run of a Plan"))
@@ -161,7 +161,7 @@ def _one_plan(guest: GuestChannel, memory: int) -> bool:
 
 
 def _latency(done: Sequence[CallReport]) -> dict[str, float]:
-    """Return how long calls took, in seconds."""
+    """Return statistics of the calls' durations in seconds."""
     seconds = sorted(c.seconds for c in done)
     return {
         "min": seconds[0],
@@ -175,7 +175,7 @@ def _latency(done: Sequence[CallReport]) -> dict[str, float]:
 def ours(done: Sequence[CallReport]) -> list[float]:
     """Return for each call the seconds from the gate's entry to the function's end, by the CPU's time stamps.
 
-    The rate of the time stamp comes from the calls themselves; the rest of a call is the kernel's.
+    The rate of the time stamp counter is computed from the calls themselves. The rest of a call's time is the kernel's.
     """
     if len(done) < 2:
         return [0.0 for _ in done]

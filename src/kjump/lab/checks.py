@@ -1,4 +1,4 @@
-"""What every demonstration has in common: it is as good as its checks."""
+"""What every demonstration has in common: a result with named checks."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 from kjump.formats.record import JsonObject
 
 Tell = Callable[[str], None]
-"""What is given one line for each step of a demonstration."""
+"""A function that gets one line for each step of a demonstration."""
 
 
 def silent(_: str) -> None:
-    """Tell nobody."""
+    """Ignore the line."""
 
 
 class Checked:

@@ -1,4 +1,4 @@
-"""Hibernation: a system at work is saved from a second kernel, switched off, and works on after the next boot."""
+"""Demonstrates hibernation: a system with a workload is saved by a second kernel, switched off, and resumed."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from kjump.lab.reports import HibernateReport
 TARGET_FILE = "/var/hibernate.img"
 STANDBY_FILE = "/var/standby"
 STANDING_BY = {"memory": ("kjump", "standby"), "disk": ("kjump", "standby", "--on-disk", STANDBY_FILE)}
-"""By where a second kernel stands by: the command that has it do so."""
+"""Where a second kernel can be on standby, each with the command that puts it there."""
 PHASES = ("prepare", "jump", "boot_b", "save", "off", "boot", "boot_c", "restore", "back", "again")
 
 
 @dataclass(frozen=True)
 class HibernationDemo(Checked):
-    """What hibernations in the lab came to; sizes in bytes and `phases` in seconds are those of the last one."""
+    """The result of hibernations in the lab; sizes in bytes and `phases` in seconds are those of the last one."""
 
     kernel: str
     memory_bytes: int
@@ -39,9 +39,9 @@ class HibernationDemo(Checked):
 
 @dataclass(frozen=True)
 class Suspended:
-    """A machine that has switched off: the number of its unfinished command, and when things happened.
+    """A machine that has switched off: the number of its unfinished command, and the times of its phases.
 
-    `role` is the second kernel's first sign of life, None when one on standby did the work.
+    `role` is the second kernel's first event, None when a kernel on standby saved.
     """
 
     command: int
@@ -57,7 +57,7 @@ def suspend(
 ) -> Suspended:
     """Hibernate the running `machine` to `target` and wait until it is off; LabError when it comes back instead.
 
-    With `standby` a second kernel stands by, so that none need boot.
+    With `standby` a second kernel is on standby, and none is booted.
     """
     guest = machine.guest
     asked = time.monotonic()
@@ -81,7 +81,7 @@ def suspend(
 def _sign_of_life(
     guest: GuestChannel, look: Callable[[], GuestEvent | None], what: str, command: int, timeout: float
 ) -> GuestEvent:
-    """Return the event that `look` finds; LabError when the command ends before: refused, or the save failed."""
+    """Wait for the event that `look` finds; LabError when the command ends before (refused, or the save failed)."""
 
     def found() -> GuestEvent | None:
         event = look()
@@ -94,21 +94,21 @@ def _sign_of_life(
 
 
 def _role(guest: GuestChannel, name: str, since: float = 0.0) -> GuestEvent | None:
-    """Return the first sign of life of the kernel in role `name`, if there was one."""
+    """Return the first event of the kernel in role `name`, or None."""
     roles = (e for e in guest.events if e.name == "role" and e.time >= since)
     return next((e for e in roles if e.details.text("name") == name), None)
 
 
 def failure(reply: CommandReply) -> str:
-    """Return how a command that failed ended, for a message."""
+    """Return a description, for a message, of how a command failed."""
     return f"exit {reply.status}: {reply.stderr.strip()}"
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """A machine that is back: its command's reply, and when things happened.
+    """A machine that has resumed: its command's reply, and the times of its phases.
 
-    `role` is the first sign of life of the kernel that restores, None when the boot kernel did the work.
+    `role` is the first event of the restoring kernel, None when the boot kernel restored.
     """
 
     reply: CommandReply
@@ -118,7 +118,7 @@ class Resumed:
 
     @property
     def report(self) -> HibernateReport:
-        """What the command said; LabError when it failed, FormatError when it said something else."""
+        """The command's report; LabError when the command failed, FormatError when its output is no report."""
         if self.reply.status:
             raise LabError(f"kjump hibernate came back with {failure(self.reply)}")
         return HibernateReport.from_json(self.reply.record("kjump hibernate"))
@@ -135,7 +135,7 @@ def resume(machine: VirtualMachine, command: int, timeout: float = 300) -> Resum
 
 
 def phases(suspended: Suspended, machine: VirtualMachine, resumed: Resumed) -> dict[str, float]:
-    """Return the seconds of each phase in PHASES, as seen from outside."""
+    """Return the seconds of each phase in PHASES, measured on the host."""
     report = resumed.report
     prepared = suspended.asked + report.prepare
     role = suspended.role
@@ -157,13 +157,13 @@ def phases(suspended: Suspended, machine: VirtualMachine, resumed: Resumed) -> d
 
 
 def start_workload(guest: GuestChannel, fill: int, *options: str) -> WorkloadAccount:
-    """Start the workload in the guest, check that it works, and return its first account of itself."""
+    """Start the workload in the guest, check that it works, and return its first account."""
     guest.run("python3", "-m", "kjump.lab.guest.workload", "start", "--fill", str(fill), *options, timeout=600)
     return verify_workload(guest)
 
 
 def verify_workload(guest: GuestChannel) -> WorkloadAccount:
-    """Return what the workload says of itself; LabError when it does not answer."""
+    """Return the workload's account; LabError when it does not answer."""
     reply = guest.run("python3", "-m", "kjump.lab.guest.workload", "verify", check=False, timeout=600)
     if not reply.stdout:
         raise LabError(f"the workload does not answer: {reply.stderr.strip()}")
@@ -175,7 +175,7 @@ class HibernationOptions:
     """How to hibernate: `fill` bytes of random memory more than the usual workload, `rounds` times with one machine.
 
     `kernel_options` are for the system that is saved. With `to_file` the image goes to a file on its root file system;
-    with `standby`, a key of STANDING_BY, a second kernel stands by.
+    with `standby`, a key of STANDING_BY, a second kernel is on standby.
     """
 
     fill: int = 0
@@ -233,7 +233,7 @@ def run(
 def _set_up(
     machine: VirtualMachine, how: HibernationOptions, target_size: int, checks: dict[str, bool], tell: Tell
 ) -> str:
-    """Bring the machine to where it can be hibernated; return kernel options by which its boots find the image."""
+    """Prepare the machine for a hibernation; return the kernel options by which its boots find the image."""
     tell("booting")
     guest = machine.guest
     guest.event("ready", timeout=120)
@@ -256,7 +256,7 @@ def make_target_file(guest: GuestChannel, size: int) -> str:
 
 
 def _consumed_and_removed(guest: GuestChannel) -> bool:
-    """Remove the target file, whose image has been resumed; return whether it said that it was."""
+    """Remove the target file, whose image has been resumed; return whether the file was marked as consumed."""
     shown = guest.run("kjump", "target", "show", "--json", TARGET_FILE).record("kjump target show")
     guest.run("rm", TARGET_FILE)
     return shown.text("state") == "consumed"

@@ -1,7 +1,7 @@
-"""One Plan on two machines: what a real kernel loads is loaded, byte for byte, on the emulated machine.
+"""Runs the same Plan on a real kernel and on the emulated machine.
 
 In the guest, `python3 -m kjump.lab.plan_replay PROGRAM [ARG...]` calls a program and prints a `KernelRun` as JSON; on
-the host, `replay` gives the emulated machine a mailbox at the same place and makes the same call.
+the host, `replay` makes the same call on the emulated machine, with the mailbox at the same physical address.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kjump.ranges import RangeSet
 
 @dataclass(frozen=True)
 class KernelRun:
-    """A call as a real kernel made it: its Plan, the mailbox's pages and cookie, arguments (bytes) and result."""
+    """A call on a real kernel: its Plan, the mailbox's pages and cookie, arguments (bytes) and result."""
 
     plan: Plan
     pages: tuple[int, ...]
@@ -77,16 +77,16 @@ def _decoded(digits: str, what: str) -> bytes:
 
 
 _MEMORY_LIMIT = 1 << 26
-"""Bytes of a segment at most; a program and its tables take far less."""
+"""The largest size of a segment in bytes; a program and its tables take far less."""
 
 
 def replay(run: KernelRun, memory: int) -> CallResult:
-    """Make the call on an emulated machine with `memory` bytes; LabError when the mailbox's pages are not to be had."""
+    """Make the call on an emulated machine with `memory` bytes; LabError when the mailbox's pages are in use."""
     from kjump.emulator.linux import KERNELS, Setup
     from kjump.emulator.machine import EmulatedMachine, EmulatedPages
 
     class SamePlace(EmulatedMachine):
-        """An emulated machine whose pinned pages are those that the real one had."""
+        """An emulated machine whose pinned pages have the same physical addresses as the real machine's."""
 
         def pin(self, count: int, avoid: RangeSet) -> EmulatedPages:
             if len(run.pages) != count or not self.linux.pages.take_these(run.pages):
@@ -100,7 +100,7 @@ def replay(run: KernelRun, memory: int) -> CallResult:
 
 
 def main() -> None:
-    """Call a program on the kernel that runs, with strings as arguments, and print the run."""
+    """Call a program on the running kernel, with strings as arguments, and print the run."""
     from kjump.call.host import HostMachine
 
     path, *strings = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""What kjump's commands print with `--json`, as far as the lab reads it: checked where it comes in."""
+"""The output of kjump's commands with `--json`, parsed and checked as far as the lab uses it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class SavedBytes:
 
     @classmethod
     def from_json(cls, record: Record) -> SavedBytes:
-        """Read them from what a second kernel says of its save; FormatError."""
+        """Read them from a second kernel's report of its save; FormatError."""
         return cls(kept=record.integer("kept_bytes"), image=record.integer("image_bytes"))
 
 
@@ -31,10 +31,10 @@ def numbers(record: Record) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class HibernateReport:
-    """What `kjump hibernate --json` says: sizes in bytes, times in seconds.
+    """The output of `kjump hibernate --json`: sizes in bytes, times in seconds.
 
-    `prepare` is what came before the jump; `again` how long it took until a second kernel stood by again. `saved` is
-    None when nothing was saved.
+    `prepare` is the time before the jump; `again` the time until a second kernel stood by again. `saved` is None when
+    nothing was saved.
     """
 
     resumed: bool
@@ -58,11 +58,11 @@ class HibernateReport:
 
 @dataclass(frozen=True)
 class SnapshotReport:
-    """What `kjump snapshot --json` says, when it is taken and each time it is rolled back to.
+    """The output of `kjump snapshot --json`, after the snapshot and after each roll-back to it.
 
-    `count` is how many roll-backs there were so far; `kind` is "snapshot" or "dump"; `phases`, and of them the `pause`,
-    are in seconds. `entered` is the value of the time stamp counter when the second kernel was entered. The report of
-    a roll-back has 0 for both, and no `saved`.
+    `count` is the number of roll-backs so far; `kind` is "snapshot" or "dump"; `phases`, and `pause`, which is one of
+    them, are in seconds. `entered` is the time stamp counter at the entry of the second kernel. After a roll-back
+    `pause` and `entered` are 0, and there is no `saved`.
     """
 
     taken: bool
@@ -94,7 +94,7 @@ class SnapshotReport:
 
 @dataclass(frozen=True)
 class BootedPeer:
-    """What `kjump boot-peer --json` says of a peer: its name and kernel release, and how long it took to boot."""
+    """The output of `kjump boot-peer --json` for a peer: its name and kernel release, and its boot time in seconds."""
 
     name: str
     release: str
@@ -111,8 +111,8 @@ class BootedPeer:
 class CallReport:
     """One call of `kjump call --json`: what the function returned and wrote, and when.
 
-    `began` (monotonic clock) and `seconds` are the caller's; `tsc_in` and `tsc_end` are the time stamp counter when the
-    gate was entered and when the function had ended.
+    `began` (monotonic clock) and `seconds` are measured by the caller; `tsc_in` and `tsc_end` are the time stamp
+    counter at the gate's entry and at the function's end.
     """
 
     value: int

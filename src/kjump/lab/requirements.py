@@ -1,4 +1,4 @@
-"""What a demonstration needs of this host, looked for before anything is made."""
+"""Checks for the programs and modules of this host that a demonstration needs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from kjump.lab.machine import tools
 
 _COMPILER = (("gcc", "gcc"), ("ld", "binutils"))
 _PYTHON = {"qemu.qmp": "lab", "unicorn": "emulator"}
-"""By Python module: the extra of kjump that installs it."""
+"""Python modules, each with the extra of kjump that installs it."""
 
 
 def check(*, emulator: bool = False) -> None:
-    """Refuse when something is missing that virtual machines need: LabError, which says how to install it.
+    """Raise LabError, which says what to install, when something is missing that virtual machines need.
 
-    With `emulator` an emulated CPU is needed too, and a compiler for the example programs. The source of a kernel is
-    looked for by `kernel_source`, once it is known that there is none in the cache.
+    With `emulator` an emulated CPU is needed too, and a compiler for the example programs. A kernel's source is checked
+    by `kernel_source`, and only if the kernel is not in the cache.
     """
     modules = ["qemu.qmp", *(["unicorn"] if emulator else [])]
     extras = sorted(_PYTHON[name] for name in modules if not _is_there(name))
@@ -32,5 +32,5 @@ def check(*, emulator: bool = False) -> None:
 def _is_there(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that it is in
+    except ModuleNotFoundError:  # the package that contains the module
         return False

@@ -1,7 +1,7 @@
-"""Roll-back: a system is destroyed from within, and is as it was again, disks included.
+"""Demonstrates roll-back: a system is destroyed from within, and then restored, disks included.
 
-Its root file system is mounted read-only, and what it writes goes to a small ext4 disk at /var, of which the
-snapshot's hook keeps a copy on another disk. Then the same without a hook: the roll-back must be refused.
+Its root file system is mounted read-only; it writes to a small ext4 disk at /var, which the snapshot's hook copies to
+another disk. Then the same without a hook: the roll-back must be refused.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from kjump.lab.reports import SnapshotReport
 DATA_DEVICE, COPY_DEVICE, PLAIN_TARGET = "/dev/vdc", "/dev/vdd", "/dev/vde"
 _DATA_SIZE = 32 << 20
 _CLOCK_ERROR = 0.5
-"""Seconds: most of it is the time a reply takes to reach us."""
+"""The allowed error of the guest's clock in seconds, most of it for the time that a reply takes."""
 _SHIFT = 1000
-"""Seconds by which a clock is set forward; the RTC, by which the kernel goes, knows nothing of it."""
+"""Seconds by which a system's clock is set forward; the RTC, which the kernel reads, is not changed."""
 
 _HOOK = f"""#!/bin/sh
 case $1 in
@@ -59,10 +59,11 @@ sync
 
 @dataclass(frozen=True)
 class RollbackDemo(Checked):
-    """What the demonstration came to.
+    """The result of the demonstration.
 
-    `refusal` is the sentence of the roll-back that was refused; `pause` the snapshot's. For each roll-back there are
-    the `seconds` until the snapshot's command came back, and by how many the wall clock was then off (`clock_errors`).
+    `refusal` is the message of the roll-back that was refused, `pause` the duration of the snapshot's pause. For each
+    roll-back `seconds` is the time until the snapshot's command returned, and `clock_errors` the wall clock's error
+    then.
     """
 
     kernel: str
@@ -76,7 +77,7 @@ class RollbackDemo(Checked):
 
 @dataclass
 class _RollBacks:
-    """What the roll-backs with a hook came to so far."""
+    """The results of the roll-backs with a hook so far."""
 
     pause: float = 0.0
     seconds: list[float] = field(default_factory=list)
@@ -96,7 +97,7 @@ def prepare(folder: Path, version: str, hardware: Hardware) -> Installation:
 
 
 def more_disks(folder: Path) -> tuple[Path, ...]:
-    """Return the disks that this system has besides: data, its copy, the second target."""
+    """Return the additional disks of this system: data, its copy, the second target."""
     return folder / "data.img", folder / "copy.img", folder / "plain.img"
 
 
@@ -126,7 +127,7 @@ def run(folder: Path, *, version: str, hardware: Hardware, tell: Tell = silent) 
 
 
 def with_a_hook(machine: VirtualMachine, tell: Tell) -> _RollBacks:
-    """Take a snapshot, destroy what there is, roll back, look; twice."""
+    """Take a snapshot, then twice destroy the system, roll back, and check it."""
     guest = machine.guest
     command = guest.start(
         "sh",
@@ -162,7 +163,7 @@ def with_a_hook(machine: VirtualMachine, tell: Tell) -> _RollBacks:
 
 @dataclass(frozen=True)
 class _CameBack:
-    """A return of the snapshot's command: its report, a random number, seconds by which the guest's clock is ahead."""
+    """A return of the snapshot's command: report, random number, seconds by which the guest's clock is ahead."""
 
     report: SnapshotReport
     random: str
@@ -170,7 +171,7 @@ class _CameBack:
 
 
 def _came_back(reply: CommandReply) -> _CameBack:
-    """Read what the snapshot's command printed, and the commands behind it."""
+    """Parse the output of the snapshot's command, and of the commands after it."""
     lines = reply.stdout.splitlines()
     if reply.status or len(lines) != 3:
         raise LabError(f"kjump snapshot failed: {reply.stderr.strip()}")
@@ -180,7 +181,7 @@ def _came_back(reply: CommandReply) -> _CameBack:
 
 
 def _works(guest: GuestChannel) -> bool:
-    """Tell whether the workload still answers, and finds all in order."""
+    """Tell whether the workload answers, and all its checks hold."""
     try:
         return hibernation.verify_workload(guest).ok
     except (LabError, FormatError):
@@ -188,7 +189,7 @@ def _works(guest: GuestChannel) -> bool:
 
 
 def roll_back(guest: GuestChannel, command: int, target: str) -> CommandReply:
-    """Roll back to the snapshot that `command` took; return its reply when it comes once more.
+    """Roll back to the snapshot that `command` took; return the reply of `command`, which then returns again.
 
     LabError when `kjump rollback` refuses.
     """
@@ -206,7 +207,7 @@ def roll_back(guest: GuestChannel, command: int, target: str) -> CommandReply:
 
 
 def without_a_hook(guest: GuestChannel, tell: Tell) -> str:
-    """Take a snapshot of a machine that writes on; return the sentence by which `kjump rollback` refuses.
+    """Take a snapshot of a machine that goes on writing; return the message with which `kjump rollback` refuses.
 
     LabError when it does not.
     """

@@ -1,9 +1,9 @@
-"""Snapshots of a system at work: each must show the moment it was taken at, and the system must not notice.
+"""Demonstrates snapshots of a system with a workload: each must be consistent, and must not disturb the system.
 
-A process counts in a page of its own (`kjump.lab.guest.ticker`). What the page holds in a snapshot is read in up to
-three ways: by kjump, by drgn through the process' page tables, and by crash; it must be what the process itself found
-there when it went on. crash is given the physical address: 8.0.2 finds no task but those on a CPU in a late 6.1 (its
-struct pid ends in an array without a length), whoever made the vmcore.
+A process counts in a page of its own (`kjump.lab.guest.ticker`). The page's value in a snapshot is read in up to three
+ways: by kjump, by drgn through the process' page tables, and by crash; it must be the value that the process found when
+it went on. crash gets the physical address, because crash 8.0.2 finds only the tasks on a CPU in a late 6.1 (whose
+struct pid ends in an array without a length), in vmcores of any origin.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ print(int.from_bytes(access_process_vm(task, int(sys.argv[2]), 8), "little"))
 
 @dataclass(frozen=True)
 class TakenSnapshot:
-    """A snapshot: its pause and phases (seconds), sizes (bytes), and what the counter's value is said to be by whom.
+    """A snapshot: its pause and phases (seconds), sizes (bytes), and the counter's value by several readers.
 
-    `values` are what the process found (two when it cannot be sure), `seen` what each reader of the image found.
-    `process_pause` is how long the process itself stood still, in seconds.
+    `values` are the values that the process found (two when it cannot be sure), `seen` has the value that each reader
+    of the image found. `process_pause` is the time in seconds during which the process did not run.
     """
 
     pause: float
@@ -62,13 +62,13 @@ class TakenSnapshot:
 
     @property
     def exact(self) -> bool:
-        """Whether all that read the image agree, and the process with them."""
+        """Whether all readers of the image agree with the process."""
         return len(set(self.seen.values())) == 1 and next(iter(self.seen.values())) in self.values
 
 
 @dataclass(frozen=True)
 class SnapshotDemo(Checked):
-    """What the demonstration came to; `left_out` says which readers of images were not tried, and why."""
+    """The result of the demonstration; `left_out` maps the readers of images that were not tried to the reason."""
 
     kernel: str
     memory_bytes: int
@@ -107,7 +107,7 @@ def run(folder: Path, *, version: str, hardware: Hardware, count: int = 5, tell:
 def _take_all(
     machine: VirtualMachine, count: int, checks: dict[str, bool], tell: Tell
 ) -> tuple[Ticker, list[TakenSnapshot]]:
-    """Take the snapshots, and check the workload; return the counting process, and what is known of each snapshot."""
+    """Take the snapshots, and check the workload; return the counting process and the snapshots."""
     guest = machine.guest
     guest.event("ready", timeout=120)
     tell("starting the workload")
@@ -126,13 +126,13 @@ def _take_all(
 
 
 def take(guest: GuestChannel, device: str, *options: str) -> SnapshotReport:
-    """Take a snapshot to `device` and return what the command says; LabError when it fails."""
+    """Take a snapshot to `device` and return the command's report; LabError when it fails."""
     reply = guest.run("kjump", "snapshot", "--to", device, "--json", *options, timeout=300)
     return SnapshotReport.from_json(reply.record("kjump snapshot"))
 
 
 def _account(report: SnapshotReport, pauses: list[Pause], rate: float) -> TakenSnapshot:
-    """Join what the command says and what the process saw: the one pause that the jump lies in."""
+    """Combine the command's report with the process' pause in which the jump lies."""
     found = [pause for pause in pauses if pause.begun < report.entered < pause.ended]
     if len(found) != 1:
         raise LabError(f"the counting process saw {len(found)} pauses at the time of one snapshot")
@@ -149,7 +149,7 @@ def _account(report: SnapshotReport, pauses: list[Pause], rate: float) -> TakenS
 
 
 def _readers_left_out(kernel: LabKernel) -> dict[str, str]:
-    """Return the tools that cannot look at snapshots of `kernel` here: name -> why, with the name."""
+    """Return the tools that cannot read snapshots of `kernel` on this host: name -> reason."""
     left_out = {}
     if not importlib.util.find_spec("drgn"):
         left_out["drgn"] = "drgn: it is not installed (pip install drgn)"
@@ -161,7 +161,7 @@ def _readers_left_out(kernel: LabKernel) -> dict[str, str]:
 
 
 def _values_in(disk: Path, kernel: LabKernel, process: Ticker, left_out: Collection[str]) -> dict[str, int]:
-    """Return the counter's value as each way to look at an image finds it, but for those that are left out."""
+    """Return the counter's value by reader of the image, except those in `left_out`."""
     with open_source(disk) as source:
         page = source.read(process.frame * PAGE_SIZE, 16)
     if not page.startswith(ticker.MAGIC):

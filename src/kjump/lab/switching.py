@@ -1,4 +1,4 @@
-"""Switching: a system and its resident peers at work, many switches between them, nothing lost on any side."""
+"""Demonstrates switching: many switches between a system and its resident peers, all with a workload."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ OTHER_KERNEL = "/boot/vmlinuz-other"
 _WORKLOAD = ("python3", "-ISc", "from kjump.lab.guest.switching_workload import main; main()")
 _DIGEST = ("python3", "-ISc", "from kjump.lab.guest.memory_digest import main; main()")
 PICTURE = "switching.svg"
-"""Drawn by `kjump inspect --plan` while two peers are there, in the demonstration's folder."""
+"""The file, in the demonstration's folder, that `kjump inspect --plan` draws while two peers are resident."""
 _TIMEOUT = 1800.0
 _PAGE = 4096
 _SETTLED = 50
-"""Switches after which memory should neither grow nor shrink any more."""
+"""The number of switches after which the use of memory should be constant."""
 
 
 @dataclass(frozen=True)
 class SwitchingDemo(Checked):
-    """What switching in the lab came to; times in seconds, `checks` name -> whether it held.
+    """The result of the demonstration; times in seconds, `checks` name -> whether it held.
 
     `times` has, for one peer and for two, the first switch after the boot, and min, median and p95 of the later ones.
     `free_slope` is the change of the first kernel's free memory with each jump (bytes), once it has settled.
@@ -52,7 +52,7 @@ class SwitchingDemo(Checked):
 
 @dataclass
 class _Findings:
-    """What the parts of the demonstration came to so far; fields as in `SwitchingDemo`."""
+    """The results so far; fields as in `SwitchingDemo`."""
 
     boot_seconds: float = 0.0
     digested_bytes: int = 0
@@ -76,19 +76,19 @@ def summary(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def slope(values: Sequence[float]) -> float:
-    """Return the slope of the line that fits `values` best, a step of one between two."""
+    """Return the slope of the line that fits `values` best (least squares), with x = 0, 1, 2, ..."""
     return statistics.linear_regression(range(len(values)), values).slope
 
 
 class _Switching:
-    """A running machine and what is done with its peers; `found` is what came of it."""
+    """A running machine with its peers; `found` collects the results."""
 
     def __init__(self, guest: GuestChannel) -> None:
         self.guest = guest
         self.found = _Findings()
 
     def kjump(self, *arguments: str) -> str:
-        """Run kjump in the guest; return what it prints. LabError with all of that when it fails."""
+        """Run kjump in the guest and return its output; LabError, with the output, when it fails."""
         reply = self.guest.run("kjump", *arguments, timeout=_TIMEOUT, check=False)
         if reply.status:
             raise LabError(f"`kjump {' '.join(arguments)}` exited {reply.status}: {reply.stdout}{reply.stderr}".strip())
@@ -100,7 +100,7 @@ class _Switching:
         return Record.parse(report.text("message"), f"the command in peer {peer}")
 
     def boot(self, *arguments: str) -> list[BootedPeer]:
-        """Start peers; return what is known of them."""
+        """Start peers; return what the command reports about them."""
         lines = self.kjump("boot-peer", "--json", *arguments).splitlines()
         return [BootedPeer.from_json(Record.parse(line, "kjump boot-peer")) for line in lines]
 
@@ -111,7 +111,7 @@ class _Switching:
             self.kjump("switch", peer, "--", *_WORKLOAD, "start")
 
     def verify(self, when: str, *peers: str) -> None:
-        """Check that the workload goes on everywhere as if nothing had happened; A is the first kernel."""
+        """Check that the workload goes on undisturbed in the first kernel (A) and in `peers`."""
         reply = self.guest.run(*_WORKLOAD, "verify", check=False)
         accounts = {"A": WorkloadAccount.from_json(reply.record("the workload"))}
         accounts |= {peer: WorkloadAccount.from_json(self.command(peer, *_WORKLOAD, "verify")) for peer in peers}
@@ -129,7 +129,7 @@ class _Switching:
         return done
 
     def digest(self, memory: int) -> None:
-        """Check that the peer leaves all of the first kernel's memory, most of `memory` bytes, as it found it."""
+        """Check that a switch changes nothing in the first kernel's memory, which is most of `memory` bytes."""
         digests = MemoryDigests.from_json(self.command("B", *_DIGEST))
         self.found.digested_bytes = digests.size
         self.found.checks["memory_untouched"] = digests.entering == digests.leaving
@@ -144,10 +144,10 @@ class _Switching:
 
 @dataclass(frozen=True)
 class SwitchingOptions:
-    """How often: round trips with one peer, rounds with two (`rounds_of_three` kernels), jumps of the search for leaks.
+    """Numbers: round trips with one peer, rounds with two (`rounds_of_three` kernels), jumps of the search for leaks.
 
-    Each part is left out when its number is 0. `kernel_options` are for the first kernel; `peer_version` is the version
-    of the peer's kernel, the first one's unless given.
+    A part with the number 0 is left out. `kernel_options` are for the first kernel; `peer_version` is the version of
+    the peer's kernel (default: the first kernel's).
     """
 
     rounds: int = 50
@@ -165,7 +165,7 @@ def run(
     how: SwitchingOptions = SwitchingOptions(),  # frozen
     tell: Tell = silent,
 ) -> SwitchingDemo:
-    """Switch in `folder` as `how` says: with one peer, then with two, then looking for leaks.
+    """Switch in `folder` as `how` says: with one peer, then with two, then in search of leaks.
 
     LabError when a step cannot be done.
     """
@@ -202,7 +202,7 @@ def _initrds() -> tuple[str, ...]:
 
 
 def _one_peer(switching: _Switching, rounds: int, memory: int, tell: Tell) -> str:
-    """Switch between two kernels; return the release that the peer says it is."""
+    """Switch between two kernels; return the kernel release that the peer reports."""
     found = switching.found
     (booted,) = switching.boot(OTHER_KERNEL, "--name", "B", *_initrds())
     found.boot_seconds = booted.boot_seconds
@@ -216,7 +216,7 @@ def _one_peer(switching: _Switching, rounds: int, memory: int, tell: Tell) -> st
     switching.verify("at_the_end", "B")
     free = switching.free_memory()
     switching.kjump("drop")
-    # The window and the low memory, less what this command itself takes.
+    # The memory of the window and the low memory, less what this command itself uses.
     found.given_back_bytes = switching.free_memory() - free
     found.checks["memory_given_back"] = found.given_back_bytes > 120 << 20
     return booted.release
@@ -257,6 +257,6 @@ def _leaks(switching: _Switching, jumps: int) -> None:
     settled = min(_SETTLED, jumps // 4)
     lost = round(slope(done.free[settled:]), 1)
     switching.found.free_slope = lost
-    # The least that a kernel can lose with every jump is a page.
+    # A leak is at least one page in every jump.
     switching.found.checks["no_leak"] = abs(lost) < _PAGE
     switching.kjump("drop")

@@ -1,7 +1,7 @@
 """The kernel's own hibernation (swsusp) in the lab's machines, for comparison.
 
-It is given its best case: a swap disk of its own, any size of image, and a boot without initramfs, whose kernel
-resumes before it starts a program. Its own words on the console say what it wrote and read.
+It gets its best case: a swap disk of its own, no limit on the image's size, and a boot without initramfs, in which the
+kernel resumes before it starts a program. Sizes and speeds are taken from its messages on the console.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def finish(guest: GuestChannel, device: str) -> None:
 
 @dataclass(frozen=True)
 class SwsuspRefusal:
-    """That swsusp did not save the machine: the name of the error, and the kernel's lines about it."""
+    """A refusal by swsusp: the name of the error, and the kernel's messages about it."""
 
     errno: str
     log: tuple[str, ...]
@@ -65,7 +65,7 @@ class SwsuspRefusal:
 
 
 def refusal(guest: GuestChannel) -> SwsuspRefusal:
-    """Ask for a hibernation that is refused; return how.
+    """Ask for a hibernation that must be refused; return the refusal.
 
     LabError when it was not refused: the machine is then off, or came back.
     """

@@ -1,6 +1,6 @@
-"""Second kernels that stay: A's side of booting them once and switching to and from them as often as wanted."""
+"""Resident second kernels, from the first kernel's side: booted once, switched to any number of times."""
 
 from pathlib import Path
 
 FOLDER = Path("/run/kjump")
-"""Where A remembers its resident peers."""
+"""The folder in which the first kernel records its resident peers."""

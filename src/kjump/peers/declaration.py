@@ -1,4 +1,4 @@
-"""From a declaration of peers to one Plan: windows and low memory shared out, a gate and a door for each."""
+"""Arranges declared peers in one Plan: a window, a share of low memory, a gate and a door for each peer."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _KEYS = {"name", "kernel", "initrd", "append", "window_size"}
 
 @dataclass(frozen=True)
 class Declared:
-    """A peer as somebody wants it: `initrds` are joined, `append` is added to its kernel's command line.
+    """A peer as declared: `initrds` are concatenated, `append` is added to its kernel's command line.
 
-    `window` is found when None, with `window_size` bytes.
+    When `window` is None one of `window_size` bytes is chosen.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Declared:
 def read_declaration(text: str, *, kernel: Path | None = None, initrd: Path | None = None) -> list[Declared]:
     """Read a TOML file with a table `[[peer]]` for each peer; `kernel` and `initrd` are the defaults.
 
-    UsageError says what is wrong in it.
+    UsageError, with the reason, when the file is not such a declaration.
     """
     import tomllib
 
@@ -86,7 +86,7 @@ def _declared(number: int, table: Mapping[str, object], kernel: Path | None, ini
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Peers with their places: `plan` loads them all, `page` and `cookie` are the channel's."""
+    """Peers with their addresses: `plan` loads them all; `page` and `cookie` are the channel's."""
 
     plan: Plan
     peers: list[Peer]
@@ -95,9 +95,9 @@ class Arrangement:
 
 
 def arrange(declared: Sequence[Declared], channel: Path) -> Arrangement:
-    """Decide everything about the peers, and make the channel's page at `channel`.
+    """Place the peers in memory, and make the channel's page in the file `channel`.
 
-    KjumpError when it cannot be done; nothing is left then.
+    KjumpError when that fails; the page does not exist then.
     """
     around = _machine()
     windows = _windows(declared)
@@ -132,7 +132,7 @@ def arrange(declared: Sequence[Declared], channel: Path) -> Arrangement:
 
 
 def _machine() -> Surroundings:
-    """Return what peers are told of the machine, and what their gates know of A's GDT."""
+    """Return what peers are told of the machine; its gate has A's GDT."""
     with kernel_memory.Kcore() as kcore:
         note = kcore.vmcoreinfo_note()
         base, limit = kernel_memory.boot_cpu_gdt(kcore)
@@ -140,9 +140,9 @@ def _machine() -> Surroundings:
 
 
 def pages_to_restart(peer: Peer, peers: Sequence[Peer]) -> dict[int, bytes]:
-    """Return what must lie where (physical page address -> page) for `peer`, one of `peers`, to be started anew.
+    """Return the contents (physical page address -> page) from which `peer`, one of `peers`, is started anew.
 
-    That is all but its gate and its door. KjumpError when its files cannot be read, or do not fit any more.
+    The pages of its gate and its door are left out. KjumpError when its files cannot be read, or do not fit any more.
     """
     lent = RangeSet(place for p in peers for place in p.places)
     around = dataclasses.replace(_machine(), low=peer.low, lent=lent)
@@ -158,7 +158,7 @@ def pages_to_restart(peer: Peer, peers: Sequence[Peer]) -> dict[int, bytes]:
 
 
 def _windows(declared: Sequence[Declared]) -> list[Range]:
-    """Return a window for each: those that are asked for first, the rest around them."""
+    """Return a window for each peer; the declared windows are placed first, the others around them."""
     taken = [d.window for d in declared if d.window is not None]
     windows = []
     for d in declared:
@@ -173,12 +173,12 @@ def _windows(declared: Sequence[Declared]) -> list[Range]:
 
 
 def headers_size(around: Surroundings, peers: int) -> int:
-    """Return how many bytes are set aside in a window for the headers of /proc/vmcore, with so many `peers`."""
+    """Return the bytes set aside in a window for the ELF headers of /proc/vmcore when there are `peers` peers."""
     return elf_headers_size(around.ram, around.vmcoreinfo_note, 2 * peers)
 
 
 def layout_of(window: Range, around: Surroundings, peers: int) -> WindowLayout:
-    """Return how the window of one of `peers` is laid out; PlanError when it cannot hold a kernel."""
+    """Return the layout of `window`, of one of `peers` peers; PlanError when it cannot hold a kernel."""
     size = headers_size(around, peers)
     return lay_out(window, elf_headers_size=size, memory_end=around.memory_end, huge=around.huge)
 
@@ -195,7 +195,7 @@ def _plan(
 
 
 def linux_peer(declared: Declared, layout: WindowLayout) -> LinuxPeer:
-    """Return the peer's kernel with its files, to live in `layout`; KjumpError when they cannot be read."""
+    """Return the peer with its files read, to be loaded in `layout`; KjumpError when they cannot be read."""
     try:
         kernel = read_kernel(declared.kernel)
         initrd = cpio.join([read_once(path) for path in declared.initrds])

@@ -1,4 +1,4 @@
-"""Resident peers as A has them: boot, switch, look, drop."""
+"""The resident peers of the first kernel: boot, switch, list, store, drop."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from kjump.ranges import Range, RangeSet
 
 @dataclass(frozen=True)
 class Order:
-    """What a peer is to do, with a `message` of any bytes; limits in seconds, as in `Assignment`."""
+    """A job for a peer, with a `message` of any bytes; limits are in seconds, as in `Assignment`."""
 
     job: Job = field(default_factory=NoJob)
     message: bytes = b""
@@ -46,9 +46,9 @@ class Order:
 
 @dataclass(frozen=True)
 class Visit:
-    """What came of a switch: seconds `away` (as far as the kernel's clock knows), the peer's `report` and `message`.
+    """The result of a switch: seconds `away` (by the kernel's wall clock), the peer's `report` and `message`.
 
-    `resident` tells whether the peer can be entered again; `reason` why the job failed.
+    `resident` tells whether the peer can be entered again; `reason` why the job failed, or is empty.
     """
 
     peer: str
@@ -60,13 +60,13 @@ class Visit:
     message: bytes
 
     def raise_unless_done(self) -> None:
-        """Raise JumpError with the reason when the job did not come to its end."""
+        """Raise JumpError with the reason when the job was not done."""
         if self.outcome != Outcome.DONE:
             raise JumpError(f"{self.peer}: {self.reason}; this system went on unharmed")
 
 
 class _Answer:
-    """A peer's answer to the order with the number `sequence`; `message` is there when it has been read."""
+    """A peer's answer to the order with the number `sequence`; `message` is set by `read`."""
 
     def __init__(self, channel: Channel, sequence: int) -> None:
         self._channel = channel
@@ -81,10 +81,10 @@ class _Answer:
 
 
 class Peers:
-    """The resident peers of the running kernel; use as a context manager, which locks them."""
+    """The resident peers of the running kernel; a context manager, which locks them against other commands."""
 
     def __init__(self, folder: Path = FOLDER, *, even_damaged: bool = False) -> None:
-        """Keep what is remembered in `folder`; with `even_damaged` that may be unreadable, to be dropped."""
+        """Use the record in `folder`; with `even_damaged` an unreadable one is accepted, to be dropped."""
         self._ledger = Ledger(folder)
         self._even_damaged = even_damaged
         self._damaged = False
@@ -92,7 +92,7 @@ class Peers:
         self.state: State | None = None
 
     def __enter__(self) -> Peers:
-        """Look what there is; HostError when another command is at work."""
+        """Lock and read the records; HostError when another command holds the lock."""
         self._ledger.__enter__()
         try:
             self.state = self._ledger.read()
@@ -108,13 +108,13 @@ class Peers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let others in."""
+        """Release the lock."""
         self._ledger.__exit__(kind, error, trace)
 
     def boot(self, declared: Sequence[Declared], order: Order | None = None) -> list[Visit]:
-        """Load `declared` and start each once, with `order` as its first; returns when all have come back.
+        """Load the peers `declared`, and start each with `order` as its first order; returns when all have come back.
 
-        UsageError when peers are resident already; KjumpError and nothing loaded when one cannot be started.
+        UsageError when peers are resident already; KjumpError, with nothing loaded, when a peer cannot be started.
         """
         if self.state is not None and not self._lost():
             known = ", ".join(p.name for p in self.state.peers)
@@ -142,9 +142,9 @@ class Peers:
             raise
 
     def switch(self, name: str | None, order: Order, away: Away | None = None) -> Visit:
-        """Go to the peer called `name` (None: the only one) with `order`; returns when somebody comes back.
+        """Jump to the peer called `name` (None: the only one) with `order`; returns when the first kernel runs again.
 
-        An order that has an image written brings `away`, which knows the target (see `kjump.hibernate.away`).
+        `away` belongs to an order that writes an image: it has the target (see `kjump.hibernate.away`).
         """
         state = self.require()
         peer = state.find(name)
@@ -154,10 +154,10 @@ class Peers:
             return self._go(state, peer, order, None, away)
 
     def put_on_disk(self, path: Path) -> int:
-        """Write all peers, as they are parked, to `path`, and give their memory back; returns the file's size in bytes.
+        """Write the memory of all parked peers to the file `path`, and free it; returns the file's size in bytes.
 
-        Each switch loads them from there, and what becomes of them on the other side is forgotten with it. HostError
-        when the file cannot be written; the peers are in memory then, as before.
+        Each switch then loads the peers from the file, without the changes of earlier switches. HostError when the file
+        cannot be written; the peers stay in memory then.
         """
         state = self.require()
         if not all(self.parked().values()):
@@ -169,9 +169,9 @@ class Peers:
 
     @contextlib.contextmanager
     def loaded(self, ahead: Unpacking | None = None) -> Iterator[None]:
-        """Have the peers in memory meanwhile, should they be on disk; a switch does so for itself.
+        """Load peers that are on disk while the context lasts; `switch` does the same by itself.
 
-        `ahead` may have unpacked them. HostError when their file is not what was written.
+        `ahead` may have unpacked them. HostError when the file's contents are not those that were written.
         """
         state = self.state
         if state is None or state.stored is None or self._loaded:
@@ -191,9 +191,9 @@ class Peers:
             self._ledger.write(state)
 
     def restart(self, name: str | None, order: Order | None = None) -> Visit:
-        """Start the peer called `name` anew from its files, whatever has become of it; the others stay as they are.
+        """Start the peer called `name` anew from its files, whatever its state; the other peers are unchanged.
 
-        KjumpError when its files cannot be read; nothing has changed then.
+        KjumpError, with nothing changed, when its files cannot be read.
         """
         state = self.require()
         peer = state.find(name)
@@ -219,7 +219,7 @@ class Peers:
             if page.address != state.channel:
                 raise HostError("the channel is not where the peers know it: `kjump drop`, then start them again")
             channel = Channel(page.memory, bytes.fromhex(state.cookie))
-            # The generator of one on disk is each time what it was when it was stored, and would say the same.
+            # A peer on disk starts each time with the same state of its random number generator, so it is given a seed.
             seed = b"" if state.stored is None else os.getrandom(SEED_SIZE)
             assignment = Assignment(order.job, peer.gate, order.time_limit, order.watchdog, seed)
             parcel = Parcel(state.sequence, assignment.checked(), order.message)
@@ -248,11 +248,11 @@ class Peers:
         peer.release = report.release or peer.release
         peer.boot_seconds = peer.boot_seconds or report.boot_seconds
         self._ledger.write(state)
-        report = replace(report, resident=False)  # which `resident` says
+        report = replace(report, resident=False)  # the Visit has its own field `resident`
         return Visit(peer.name, outcome, resident, reason, round(away, 4), report, message)
 
     def drop(self) -> list[str]:
-        """Let all peers go and give their memory back; returns their names. HostError when the kernel refuses."""
+        """Unload all peers and free their memory; returns their names. HostError when the kernel refuses."""
         state, self.state = self.state, None
         names = [p.name for p in state.peers] if state else []
         if self._damaged or (state is not None and not _is_other_image(state)):
@@ -265,7 +265,7 @@ class Peers:
         return names
 
     def gates(self) -> dict[str, Gate]:
-        """Return the peers' gates as they stand, out of the source pages of the loaded image."""
+        """Return the peers' gates by name, read from the source pages of the loaded image."""
         with kernel_memory.Kcore() as kcore:
             memory = kcore.physical()
             return {p.name: Gate.unpack(memory.read(p.gate_kept, PAGE_SIZE)) for p in self.require().peers}
@@ -273,8 +273,8 @@ class Peers:
     def listing(self) -> list[dict[str, object]]:
         """Return name, release, window, number of switches and state of each peer.
 
-        A peer's state is "resident" (its gate says that it can be re-entered), "on disk", "gone", or "lost": its memory
-        was freed.
+        The state is "resident" (the gate says that the peer can be re-entered), "on disk", "gone" (it cannot be
+        re-entered), or "lost" (its memory was freed).
         """
         if self.state is None:
             return []
@@ -297,7 +297,7 @@ class Peers:
         ]
 
     def survey(self) -> Survey:
-        """Return where the peers are, and where what they displace is kept, for a picture."""
+        """Return, for a picture, the physical ranges of the peers and of their shadows."""
         state = self.require()
         with kernel_memory.Kcore() as kcore:
             shadow = Shadow([]) if state.stored is not None else post_mortem.peer_shadow(kcore)
@@ -311,11 +311,11 @@ class Peers:
         )
 
     def parked(self) -> dict[str, bool]:
-        """Tell of each peer whether its gate says that it can be re-entered."""
+        """Return for each peer, by name, whether its gate says that it can be re-entered."""
         return {name: gate.state == STATE_PARKED for name, gate in self.gates().items()}
 
     def require(self) -> State:
-        """Return what there is; UsageError when there is no peer, HostError when the peers' memory is gone."""
+        """Return the recorded state; UsageError when there is no peer, HostError when the peers' memory is gone."""
         if self.state is None:
             raise UsageError("there is no resident peer: `kjump boot-peer` starts one")
         if self._lost():
@@ -343,7 +343,7 @@ def refuse_if_peers_are_resident(folder: Path = FOLDER) -> None:
 
 
 def _sources(shadow: Shadow, peer: Peer) -> RangeSet:
-    """Return the pages (bytes) that hold what lies in the peer's window and low memory while the peer does not run."""
+    """Return the physical ranges that hold the peer's window and low memory while the peer does not run."""
     placed = []
     for place in peer.places:
         for frame, holder, count in shadow.place(Range(place.start // PAGE_SIZE, place.end // PAGE_SIZE)):
@@ -359,18 +359,18 @@ def _loaded_image() -> int:
 
 
 def _find_gates(peers: Sequence[Peer]) -> None:
-    """Note where the gates of `peers`, which have just been loaded, are kept."""
+    """Set `gate_kept` of `peers`, which have just been loaded."""
     frames = {peer.gate // PAGE_SIZE: peer for peer in peers}
     with kernel_memory.Kcore() as kcore:
         runs = walk(kcore.physical().read, loader.current().image_list_head(kcore))
-    for destination, source, count in runs:  # no Shadow is made of them: of so many that takes time
+    for destination, source, count in runs:  # a Shadow of so many runs would take long to build
         for frame, peer in frames.items():
             if destination <= frame < destination + count:
                 peer.gate_kept = (source + frame - destination) * PAGE_SIZE
 
 
 def _is_other_image(state: State) -> bool:
-    """Whether an image is loaded that is not the peers'."""
+    """Tell whether an image is loaded that is not the peers'."""
     with kernel_memory.Kcore() as kcore:
         image = kcore.read_u64(state.image_symbol)
         return bool(image) and kcore.read_u64(image) != state.head

@@ -1,7 +1,7 @@
-"""A picture of physical memory while peers are resident: windows, low memory, and the shadows that keep their contents.
+"""A picture of physical memory while peers are resident: windows, low memory, and the shadows that hold A's contents.
 
-A picture is made of rows of equally long cells; each cell shows what most of its bytes are. It is drawn for a terminal,
-or as a small SVG.
+A picture consists of rows of cells of equal size; a cell shows the kind of most of its bytes. It is drawn for a
+terminal, or as a small SVG.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Resident:
-    """A peer in the picture; `place` is its window and low memory, `shadow` where that is kept (physical, bytes)."""
+    """A peer in the picture: `place` is its window and low memory, `shadow` the pages that hold its contents while A
+    runs.
+
+    Both are physical ranges in bytes.
+    """
 
     name: str
     release: str
@@ -33,7 +37,7 @@ class Resident:
 
 @dataclass(frozen=True)
 class Survey:
-    """What is to be drawn; all ranges physical, in bytes."""
+    """The contents of a picture; all ranges are physical, in bytes."""
 
     ram: RangeSet
     kernel: RangeSet
@@ -42,11 +46,11 @@ class Survey:
 
     @property
     def end(self) -> int:
-        """The end of memory."""
+        """The physical address at which RAM ends."""
         return max((r.end for r in self.ram), default=0)
 
     def rows(self) -> list[tuple[str, list[tuple[str, RangeSet]]]]:
-        """Return the rows from top to bottom: a title, and what is in it (kind, ranges), the later on top."""
+        """Return the rows from top to bottom: a title, and (kind, ranges) pairs, the later ones drawn on top."""
         fixed = [("ram", self.ram), ("kernel", self.kernel), ("channel", self.channel)]
         places = [(p.name, p.place) for p in self.peers]
         shadows = [(p.name, p.shadow) for p in self.peers]
@@ -57,9 +61,9 @@ class Survey:
 
 
 def cells(kinds: Sequence[tuple[str, RangeSet]], end: int, count: int) -> list[str]:
-    """Return for each of `count` equal parts of [0, end) the kind that fills most of it; "" for nothing at all.
+    """Return for each of `count` equal parts of [0, end) the kind that fills most of it; "" when no kind is in it.
 
-    Where kinds overlap the later in `kinds` counts.
+    Where kinds overlap, the later one in `kinds` counts.
     """
     uncovered = list(_without_later(kinds))
     found = []
@@ -79,7 +83,7 @@ def _without_later(kinds: Sequence[tuple[str, RangeSet]]) -> Iterable[tuple[str,
 
 
 def legend(survey: Survey) -> list[tuple[str, str]]:
-    """Return (kind, words) for each kind that is drawn."""
+    """Return (kind, description) for each kind that is drawn."""
     words = [("ram", "this system's memory"), ("kernel", "its kernel"), ("channel", "the channel")]
     for peer in survey.peers:
         shown = ", ".join(str(r) for r in peer.place)

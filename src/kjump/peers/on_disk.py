@@ -1,11 +1,11 @@
-"""Resident peers on disk: what they were when they were parked, in a file, so that A has their memory until then.
+"""Resident peers on disk: the memory of parked peers in a file, so that the first kernel can use that memory.
 
-A parked peer is its window and its low memory, which the source pages of the loaded image hold while A runs. Loaded
-again, as the data of segments, they are a peer that can be entered: its gate says so, and the channel is where it knows
-it. That is true for one boot of A, and as long as A has the same devices.
+A parked peer consists of its window and its low memory, which the source pages of the loaded image hold while A runs.
+Loaded again, as the data of segments, they are a peer that can be entered: its gate says so, and the channel is at the
+address it knows. That is valid during one boot of A, and while A has the same devices.
 
-The file is one zstd frame after the other, one for each part; which they are, A remembers. A skippable frame
-before them says what it is (RFC 8878, 3.1.2).
+The file is a sequence of zstd frames, one for each part; the list of parts is in the record of the peers (`registry`).
+A skippable frame at the beginning identifies the file (RFC 8878, 3.1.2).
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ _PATH = 4096
 _MOST_PARTS = 1024
 _CHUNK = 4 << 20
 _LEAST_GAP = 64
-"""Pages of zeros that are worth a part of their own."""
+"""The least number of consecutive zero pages at which a part is ended rather than the zeros stored."""
 _PCI = Path("/sys/bus/pci/devices")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One segment: `memory` bytes from physical `address` on, all but the first `data` of them zeros.
+    """One segment: `memory` bytes from physical `address` on, of which all but the first `data` bytes are zeros.
 
-    Those are in `stored` bytes of the file; `checksum` is the low half of their XXH64.
+    The first `data` bytes are compressed to `stored` bytes of the file; `checksum` is the low half of their XXH64.
     """
 
     address: int
@@ -57,7 +57,7 @@ class Part:
     checksum: int
 
     def to_json(self) -> JsonObject:
-        """Return it for the file that remembers peers."""
+        """Return it as JSON for the record of the peers."""
         return vars(self).copy()
 
     @classmethod
@@ -74,7 +74,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Stored:
-    """Peers in the file `path`; `entry` is the physical address to jump to, `devices` tells A's devices from others."""
+    """Peers in the file `path`; `entry` is the physical address to jump to, `devices` identifies A's devices."""
 
     path: str
     entry: int
@@ -82,7 +82,7 @@ class Stored:
     parts: tuple[Part, ...]
 
     def to_json(self) -> JsonObject:
-        """Return it for the file that remembers peers."""
+        """Return it as JSON for the record of the peers."""
         parts: list[Json] = [part.to_json() for part in self.parts]
         return {"path": self.path, "entry": self.entry, "devices": self.devices, "parts": parts}
 
@@ -98,25 +98,25 @@ class Stored:
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """The size of the file in bytes."""
         return len(_HEADER) + sum(part.stored for part in self.parts)
 
     @property
     def memory(self) -> int:
-        """Bytes of memory that loading them takes, the file itself not counted."""
+        """The bytes of memory that loading the peers takes, the file itself not counted."""
         return sum(part.memory + part.data for part in self.parts)
 
     def is_good(self) -> bool:
-        """Tell whether the file is there, and A's devices are those that the peers know."""
+        """Tell whether the file exists, and A's devices have not changed since it was written."""
         try:
             return Path(self.path).stat().st_size == self.size and devices() == self.devices
         except OSError:
             return False
 
     def plan(self, ahead: Unpacking | None = None) -> Plan:
-        """Return the Plan that loads them, to be entered at once; HostError when the file is not what was written.
+        """Return the Plan that loads the peers and enters one; HostError when the file's contents have changed.
 
-        `ahead` has unpacked some of it already, or nothing of use when it is of something else.
+        `ahead` is an unpacking that has begun already; it is ignored if it is of other peers.
         """
         if not self.is_good():
             raise HostError(f"{self.path} is not as it was written, or devices have changed since: drop it, begin anew")
@@ -128,17 +128,17 @@ class Stored:
 
 
 class Unpacking:
-    """What is in a file, being unpacked by threads while the caller does something else."""
+    """The unpacking of a file of peers by threads, while the caller does something else."""
 
     def __init__(self, stored: Stored, threads: int) -> None:
-        """Begin to unpack `stored` with so many `threads`."""
+        """Begin to unpack `stored`, with `threads` threads."""
         self.stored = stored
         starts = accumulate((part.stored for part in stored.parts), initial=len(_HEADER))
         jobs = zip(stored.parts, starts, range(len(stored.parts)), strict=False)
         self._left = sorted(jobs, key=lambda job: job[0].data)
         self._found = [b""] * len(stored.parts)
         self._failures: list[Exception] = []
-        share_one_heap()  # else tens of megabytes that are free are saved with the rest of A
+        share_one_heap()  # else tens of megabytes of freed memory stay allocated, and are saved in an image
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
         for thread in self._threads:
             thread.start()
@@ -157,7 +157,7 @@ class Unpacking:
             self._failures.append(error)
 
     def result(self) -> list[bytes]:
-        """Return the data of each part, when all are unpacked; HostError when the file is not what was written."""
+        """Wait for the threads, and return the data of each part; HostError when the file's contents have changed."""
         self._work()
         found = self.drop()
         for error in self._failures:
@@ -166,19 +166,19 @@ class Unpacking:
         return found
 
     def drop(self) -> list[bytes]:
-        """Unpack no more, and keep nothing of what is unpacked: it is returned."""
+        """Stop unpacking; return what is unpacked so far, and keep no reference to it."""
         self._left.clear()
         for thread in self._threads:
             thread.join()
         with contextlib.suppress(OSError), open(self.stored.path, "rb") as file:  # noqa: PTH123
-            # It need not stay in the page cache: that would be saved too.
+            # Drop the file from the page cache, so that no image contains it.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         found, self._found = self._found, []
         return found
 
 
 def refuse_other_file(path: Path) -> None:
-    """Raise UsageError when `path` is a file, or something else, that `store` has not written: it would be lost."""
+    """Raise UsageError when `path` exists and is no file that `store` has written: it would be overwritten."""
     try:
         with path.open("rb") as file:
             found = file.read(len(_HEADER))
@@ -191,9 +191,9 @@ def refuse_other_file(path: Path) -> None:
 
 
 def store(path: Path, places: Sequence[Range], gate: int) -> Stored:
-    """Write what the loaded image holds of `places` (physical, page-aligned) to `path`, which only root may read.
+    """Write the loaded image's contents of `places` (physical, page-aligned) to the file `path`, readable by root only.
 
-    `gate` is the physical address of the first peer's. HostError when that cannot be written; no file is left then.
+    `gate` is the physical address of the first peer's gate. HostError, with no file left, when that cannot be written.
     """
     partial = path.with_name(path.name + ".part")
     parts = []
@@ -203,7 +203,7 @@ def store(path: Path, places: Sequence[Range], gate: int) -> Stored:
             file.write(_HEADER)
             for segment, size in cut([(place, _used(memory, place)) for place in places]):
                 data = _core.compress_bytes(memory.read(segment.start, size), _LEVEL) if size else b""
-                # A frame ends with its checksum (RFC 8878, 3.1.1): such a one as a seek table has.
+                # A frame ends with its checksum (RFC 8878, 3.1.1), the same that a seek table has.
                 parts.append(Part(segment.start, segment.size, size, len(data), int.from_bytes(data[-4:], "little")))
                 file.write(data)
             file.flush()
@@ -218,13 +218,13 @@ def store(path: Path, places: Sequence[Range], gate: int) -> Stored:
 
 
 def devices() -> str:
-    """Return what tells this machine's PCI devices, and where they are, from others: how many, and a CRC-32."""
+    """Return a text that identifies this machine's PCI devices and their slots: their number, and a CRC-32."""
     found = sorted(_PCI.iterdir()) if _PCI.exists() else []
     checksum = 0
     for device in found:
         for name in ("vendor", "device", "resource"):
             checksum = zlib.crc32(f"{device.name} {name} {(device / name).read_text()}\n".encode(), checksum)
-    return f"{len(found)}-{checksum:08x}"  # hashlib would do too, and takes longer to load than all of this
+    return f"{len(found)}-{checksum:08x}"  # a CRC, because importing hashlib takes longer than all of this
 
 
 def _private(path: str, flags: int) -> int:
@@ -232,7 +232,7 @@ def _private(path: str, flags: int) -> int:
 
 
 def _used(memory: PhysicalMemory, place: Range) -> list[Range]:
-    """Return where in `place` there is something else than zeros; small gaps do not count."""
+    """Return the ranges of `place` that are not zeros; ranges with small gaps of zeros between them are joined."""
     found = []
     for start in range(place.start, place.end, _CHUNK):
         chunk = memory.read(start, min(_CHUNK, place.end - start))
@@ -243,9 +243,9 @@ def _used(memory: PhysicalMemory, place: Range) -> list[Range]:
 
 
 def cut(used: Sequence[tuple[Range, Sequence[Range]]], most: int = SEGMENT_MAX) -> list[tuple[Range, int]]:
-    """Return up to `most` ranges that cover the places of `used`, each with how many bytes there are before zeros.
+    """Return up to `most` ranges that cover the places of `used`, each with its size in bytes up to the trailing zeros.
 
-    `used` says of each place where it is not zeros, in order. Cut is where that spares most.
+    `used` has for each place its ranges that are not zeros, in order. The cuts are made at the longest runs of zeros.
     """
     gaps = [(after.start - before.end, after.start) for _, runs in used for before, after in pairwise(runs)]
     cuts = sorted(start for _, start in sorted(gaps, reverse=True)[: max(0, most - len(used))])

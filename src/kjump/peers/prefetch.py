@@ -1,6 +1,6 @@
-"""A kernel that waits on disk, unpacked while other CPUs have nothing to do.
+"""Unpacks a kernel on standby from disk on idle CPUs while a hibernation begins.
 
-Python imports what a hibernation needs on one CPU, for longer than it takes to unpack the kernel on another.
+Python imports the modules of a hibernation on one CPU; that takes longer than unpacking the kernel on another.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from kjump.peers.on_disk import Unpacking
 from kjump.peers.registry import Ledger
 
 _SPARE = 64 << 20
-"""Bytes of memory that must be left: more than `preflight.has_room` asks for, which is not asked then."""
+"""The bytes of memory that must stay available: more than `preflight.has_room` requires, which is not called then."""
 
 
 def unpack_ahead(folder: Path = FOLDER) -> Unpacking | None:
-    """Begin to unpack the peers that are on disk; None when there are none, or memory is short.
+    """Begin to unpack the peers that are on disk; None when there are none, or too little memory is available.
 
-    Nothing is locked: whoever loads them compares what was unpacked with what is to be loaded.
+    The record of the peers is read without its lock: `Stored.plan` later checks that the same peers were unpacked.
     """
     try:
         state = Ledger(folder).read()
     except (HostError, OSError):
-        return None  # and whoever looks closer will say why
+        return None  # the caller reads the record again, with the lock, and reports the error
     stored = state.stored if state else None
     if stored is None or procfs.meminfo()["MemAvailable"] < stored.memory + stored.size + _SPARE:
         return None

@@ -1,6 +1,6 @@
-"""What A remembers of its resident peers, between one command and the next: a JSON file in /run/kjump.
+"""The record of the resident peers, kept between commands: a JSON file in /run/kjump.
 
-It dies with the boot, as the peers do. The truth about a peer is in its gate; the file says where that is.
+/run is emptied at boot, when the peers are gone too. A peer's state is in its gate; the file says where the gate is.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ _ADDRESS_END = 1 << 52
 
 @dataclass
 class Peer:
-    """A peer: its files, the `window` and `low` memory it was given, its gate (all physical, bytes).
+    """A peer: its files, its `window` and `low` memory, its gate (all physical, bytes).
 
-    `gate_kept` is the page that holds the gate's first while A runs: known from the load on, it need not be looked for.
-    `release` is what its kernel says of itself (empty before it has), `alive` whether it can be entered.
+    `gate_kept` is the physical address of the page that holds the gate's first page while A runs; it does not change
+    after the load. `release` is the peer's kernel release (empty until it has reported it), `alive` whether it can be
+    entered.
     """
 
     name: str
@@ -48,11 +49,11 @@ class Peer:
 
     @property
     def places(self) -> tuple[Range, Range]:
-        """All memory that is its own while it runs: its window and low memory."""
+        """The memory that the peer uses while it runs: its window and low memory."""
         return self.window, self.low
 
     def to_json(self) -> JsonObject:
-        """Return it for the file that remembers it."""
+        """Return it as JSON for the file."""
         places = {"window": [self.window.start, self.window.end], "low": [self.low.start, self.low.end]}
         return vars(self) | {"initrds": list(self.initrds), **places}
 
@@ -80,10 +81,9 @@ class Peer:
 class State:
     """All peers, and the channel to them.
 
-    `cookie` (hexadecimal) and `channel` (physical address) are the channel's; `head` the first entry of the loaded
-    image's indirection list, by which the image is known again; `symbols` the linear addresses of the kernel's
-    symbols, which are the same as long as it runs.
-    `stored` is where the peers are when they are on disk.
+    `cookie` (hexadecimal) and `channel` (physical address) are the channel's; `head` is the first entry of the loaded
+    image's indirection list, by which the image is recognized; `symbols` are the linear addresses of kernel symbols,
+    which do not change while the kernel runs. `stored` describes the file of peers that are on disk.
     """
 
     boot_id: str
@@ -101,7 +101,7 @@ class State:
         return self.symbols["kexec_image"]
 
     def to_json(self) -> JsonObject:
-        """Return it for the file that remembers it."""
+        """Return it as JSON for the file."""
         symbols: JsonObject = dict(self.symbols)
         peers: list[Json] = [peer.to_json() for peer in self.peers]
         stored = self.stored.to_json() if self.stored else None
@@ -123,7 +123,7 @@ class State:
         )
 
     def find(self, name: str | None) -> Peer:
-        """Return the peer called `name`, or the only one; UsageError when there is none such."""
+        """Return the peer called `name` (None: the only one); UsageError when there is no such peer."""
         known = ", ".join(p.name for p in self.peers)
         if name is None:
             if len(self.peers) != 1:
@@ -136,7 +136,7 @@ class State:
 
 
 def boot_id() -> str:
-    """Return the identity of this boot."""
+    """Return the identity of this boot (/proc/sys/kernel/random/boot_id)."""
     return root.at(_BOOT_ID).read_text().strip()
 
 
@@ -146,7 +146,7 @@ def encode(state: State) -> str:
 
 
 def decode(text: str) -> State:
-    """Read what `encode` wrote; HostError when it is something else."""
+    """Read what `encode` wrote; HostError when `text` is damaged."""
     try:
         return State.from_json(Record.parse(text, "the file that says which peers are resident"))
     except FormatError:
@@ -154,7 +154,7 @@ def decode(text: str) -> State:
 
 
 class Ledger:
-    """The file, locked while this is used as a context manager."""
+    """The file of the record, locked while this is used as a context manager."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
         """Use the file in `folder`."""
@@ -162,9 +162,9 @@ class Ledger:
         self._path = folder / "peers.json"
 
     def __enter__(self) -> Ledger:
-        """Lock it; HostError while another command has it."""
+        """Lock the file; HostError while another command holds the lock."""
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what is in it is for root only
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # readable by root only
             self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise HostError(f"cannot write in {self.folder}: {error.strerror}; be root") from None
@@ -178,16 +178,16 @@ class Ledger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Unlock it."""
+        """Unlock the file."""
         os.close(self._lock)
 
     @property
     def channel_path(self) -> Path:
-        """Where the channel's standing page is."""
+        """The file of the channel's page (see `host.hugetlbfs`)."""
         return self.folder / "pages" / "channel"
 
     def read(self) -> State | None:
-        """Return what is remembered; None when there are no peers. HostError when the file is damaged."""
+        """Return the recorded state; None when there are no peers. HostError when the file is damaged."""
         try:
             state = decode(self._path.read_text())
         except FileNotFoundError:
@@ -195,11 +195,11 @@ class Ledger:
         return state if state.boot_id == boot_id() else None
 
     def write(self, state: State) -> None:
-        """Remember `state`."""
+        """Record `state`."""
         partial = self._path.with_suffix(".part")
         partial.write_text(encode(state))
         partial.replace(self._path)
 
     def forget(self) -> None:
-        """Remember nothing."""
+        """Remove the record."""
         self._path.unlink(missing_ok=True)

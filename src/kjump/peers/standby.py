@@ -1,6 +1,6 @@
 """The second kernel on standby: a resident peer that saves this system, so that a hibernation need not boot one.
 
-A resume ends its residency (what is loaded in A is worthless then); it is set up again by itself.
+After a resume it is not resident any more, because the image loaded in A is useless; `travel` boots it again.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _PATH = 4096
 
 @dataclass(frozen=True)
 class Wanted:
-    """The kernel that stands by, its initramfs, and the size of its window in bytes."""
+    """The kernel to keep on standby, its initramfs, and the size of its window in bytes."""
 
     kernel: Path
     initrd: Path
     window_size: int = DEFAULT_SIZE
 
     def to_json(self) -> JsonObject:
-        """Return it for the file that remembers it."""
+        """Return it as JSON for its file."""
         return {"kernel": str(self.kernel), "initrd": str(self.initrd), "window_size": self.window_size}
 
     @classmethod
@@ -48,9 +48,9 @@ class Wanted:
 
 
 def start(wanted: Wanted, folder: Path = FOLDER, *, on_disk: Path | None = None) -> Visit:
-    """Boot it, and remember that it is wanted; KjumpError when it does not come back.
+    """Boot the kernel `wanted`, and record it in `folder`; KjumpError when it does not come back.
 
-    It keeps its memory, or waits in the file `on_disk`.
+    It stays in memory, or is stored in the file `on_disk`.
     """
     if on_disk is not None:
         peers_on_disk.refuse_other_file(on_disk)
@@ -64,7 +64,7 @@ def start(wanted: Wanted, folder: Path = FOLDER, *, on_disk: Path | None = None)
 
 
 def stop(folder: Path = FOLDER) -> bool:
-    """Let it go, and want it no more; tell whether it was there."""
+    """Drop the kernel on standby and its record; tell whether there was one."""
     _remembered(folder).unlink(missing_ok=True)
     with Peers(folder) as peers:
         there = peers.state is not None and any(p.name == NAME for p in peers.state.peers)
@@ -74,9 +74,9 @@ def stop(folder: Path = FOLDER) -> bool:
 
 
 def is_ready(folder: Path = FOLDER, ahead: peers_on_disk.Unpacking | None = None) -> bool:
-    """Tell whether a kernel stands by; one on disk does when there is memory for it, and devices have not changed.
+    """Tell whether a kernel stands by; one on disk counts if there is memory for it and the devices have not changed.
 
-    There is memory for one that is being unpacked `ahead`.
+    One that is being unpacked `ahead` has its memory already.
     """
     if not folder.exists():
         return False
@@ -92,9 +92,9 @@ def is_ready(folder: Path = FOLDER, ahead: peers_on_disk.Unpacking | None = None
 def travel(
     request: suspend.TripRequest, tell: Tell, folder: Path = FOLDER, *, ahead: peers_on_disk.Unpacking | None = None
 ) -> suspend.Trip:
-    """Go to the kernel on standby with `request`, and return when A is back; as `kjump.hibernate.suspend.travel`.
+    """Jump to the kernel on standby with `request`; returns when it jumps back, or its image was restored.
 
-    One that is on disk may be unpacked `ahead`.
+    Interface and errors are those of `kjump.hibernate.suspend.travel`. A kernel on disk may have been unpacked `ahead`.
     """
     journey = suspend.Journey()
     with Peers(folder) as peers, peers.loaded(ahead):
@@ -123,7 +123,7 @@ def travel(
 
 
 def _again(tell: Tell, folder: Path) -> None:
-    """Set it up again; what came of the hibernation matters more than whether that works."""
+    """Boot the kernel on standby again; an error is told, not raised, so that the hibernation's result is returned."""
     try:
         start(_wanted(folder), folder)
         tell("a second kernel stands by again")

@@ -1,13 +1,12 @@
 /*
- * BIOS calls as a program: an interrupt with any registers and a buffer, or the whole memory map in one call. The
- * output is the registers the BIOS left and the buffer, or the entries of the map; the value is the flags (bit 0:
- * carry).
+ * A program for BIOS calls: one interrupt with given registers and a buffer, or the whole memory map. The output is the
+ * registers after the interrupt and the buffer, or the entries of the map; the value is the flags (bit 0: carry).
  */
 #include "kjump.h"
 
 #include "bios.h"
 
-/* real16.S: interrupt `number` in real mode with these registers, which are replaced by what it leaves in them. */
+/* real16.S: makes interrupt `number` in real mode with bios_registers, and stores the registers after it there. */
 extern void bios_interrupt(uint8_t number);
 extern struct bios_registers bios_registers;
 
@@ -35,8 +34,7 @@ static uint64_t interrupt(const uint64_t *args, size_t n)
     return bios_registers.flags;
 }
 
-/* INT 15h, EAX = E820h: EBX goes on from call to call and is 0 after the last entry (ACPI specification, chapter 15).
- */
+/* INT 15h, EAX = E820h (ACPI specification, chapter 15): EBX is passed from call to call, 0 after the last entry. */
 static uint64_t memory_map(void)
 {
     unsigned i;

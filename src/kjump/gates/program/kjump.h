@@ -4,9 +4,9 @@
  *     uint64_t name(const uint64_t *args, size_t n);
  *
  * in a file of that name (or named by `kjump call --function`). A number on the command line is one argument; a string
- * is two, an address and a length (a zero byte follows the string). There is no C library, no paging to speak of (every
- * physical address is its own), no interrupts; an exception ends the program and is reported. Static data keep their
- * values from call to call while the program stays loaded.
+ * is two, an address and a length (a zero byte follows the string). There is no C library; paging maps every physical
+ * address to itself; interrupts are off; an exception ends the program and is reported. Static data keep their values
+ * from call to call while the program stays loaded.
  */
 #ifndef KJUMP_H
 #define KJUMP_H
@@ -26,7 +26,7 @@ size_t strlen(const char *text);
 void kjump_put(const void *data, size_t n);
 /* %s %c %d %u %x %p %%, with l, ll, z, a width and a leading 0 */
 void kjump_print(const char *format, ...) __attribute__((format(printf, 1, 2)));
-/* the same to the first serial port, 115200 baud if nobody has set it otherwise */
+/* the same to the first serial port, at its current rate, or 115200 baud if none is set */
 void kjump_serial(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* how many calls there have been since the program was loaded, this one included */
 uint64_t kjump_calls(void);

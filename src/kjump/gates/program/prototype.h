@@ -1,5 +1,5 @@
 /*
- * Included before a program's own text, so that a function with other parameters than it is called with does not
- * compile. No name but the function's may be declared here: the program may have any other for itself.
+ * Included before a program's own text, so that a function with the wrong parameters does not compile. Only the
+ * function's name may be declared here: the program may use every other name.
  */
 extern __UINT64_TYPE__ KJUMP_FUNCTION(const __UINT64_TYPE__ *args, __SIZE_TYPE__ n);

@@ -1,8 +1,8 @@
 /*
- * From 64-bit code to real mode and back: one software interrupt, as the BIOS serves it.
+ * Switches from 64-bit code to real mode, makes one software interrupt (a BIOS call), and switches back.
  *
- * Everything here lies below 64 KiB, so offsets are physical addresses and segments are 0. The gate's page tables lie
- * below 4 GiB, so CR3 can be loaded again from 32-bit code. Interrupts stay off unless the BIOS turns them on itself.
+ * All of this code lies below 64 KiB, so offsets are physical addresses and segments are 0. The gate's page tables lie
+ * below 4 GiB, so 32-bit code can load CR3 again. Interrupts stay off unless the BIOS turns them on itself.
  */
 #include "bios.h"
 
@@ -189,7 +189,7 @@ kept_cr4:
 bios_registers:
 	.fill	10, 4, 0
 
-	/* Stack and buffer of the BIOS: in the image, so that what A has there is swapped out and back. */
+	/* Stack and buffer for the BIOS; they are part of the image, so that the jump swaps A's contents out and back. */
 	.section .bios_scratch, "aw", @nobits
 	.skip	BIOS_END - BIOS_STACK
 

@@ -1,1 +1,1 @@
-"""The fault campaign: everything that may go wrong in a hibernation, provoked for real."""
+"""The fault campaign: provokes the faults of a hibernation in virtual machines."""

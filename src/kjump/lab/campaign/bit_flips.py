@@ -1,8 +1,8 @@
-"""Single bits of an image inverted, and what the code that would resume it makes of that.
+"""Trials of images with one inverted bit.
 
-Booting a machine for each would take hours, so most are tried on this host: the same code that a boot kernel and a
-restoring kernel run opens and restores the image, into a file that stands for the machine's memory. What it takes for
-good must have restored the very same memory; then the bit did not matter.
+Booting a machine for each bit would take hours, so most bits are tried on this host: the code that a boot kernel and a
+restoring kernel run opens and restores the image into a file that stands for the machine's memory. If the code accepts
+the image, the restored memory must be the same as without the inverted bit.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from kjump.lab.machine.disks import DiskImage, read_superblock
 from kjump.ranges import Range, RangeSet
 
 NO_DIFFERENCE = "no difference"
-"""What is said of an image that is taken for good and restores the very same memory."""
+"""The verdict on an image that is accepted and restores the same memory."""
 
 
 @dataclass(frozen=True)
 class BitFlip:
-    """A bit to invert: it belongs to `part` of the image."""
+    """A bit to invert, in the part `part` of the image."""
 
     part: str
     offset: int
@@ -36,7 +36,7 @@ class BitFlip:
 
 @dataclass(frozen=True)
 class BitTrial:
-    """What came of an inverted bit of `part`, tried `by` "code" (the resume's own, on this host) or by a "boot".
+    """The result of an inverted bit in `part`, tried `by` "code" (the resume's code, on this host) or by a "boot".
 
     It is `ok` when the image was refused, or the bit made no difference.
     """
@@ -50,8 +50,7 @@ class BitTrial:
 
 
 def choose(disk: Path, count: int, generator: random.Random) -> list[BitFlip]:
-    """Return `count` bits: an eighth in the superblock, a quarter in the seek table, an eighth in the headers, the rest
-    spread over the whole image."""
+    """Return `count` bits: 1/8 in the superblock, 1/4 in the seek table, 1/8 in the headers, the rest anywhere."""
     superblock = read_superblock(disk)
     image = superblock.image_offset
     with DiskImage(disk) as target:
@@ -72,7 +71,7 @@ def choose(disk: Path, count: int, generator: random.Random) -> list[BitFlip]:
 
 
 def _spread(where: Range, count: int, generator: random.Random) -> Iterator[tuple[int, int]]:
-    """Go through `count` bits, one at random in each of as many equal parts of `where`."""
+    """Yield `count` bits, one at random in each of `count` equal parts of `where`."""
     for index in range(count):
         first, last = where.start + where.size * index // count, where.start + where.size * (index + 1) // count
         yield generator.randrange(first, max(last, first + 1)), generator.randrange(8)
@@ -82,14 +81,14 @@ class RestoreTrial:
     """Tries images as a boot kernel and a restoring kernel would; `memory` bytes stand for the machine's RAM."""
 
     def __init__(self, disk: Path, memory: int) -> None:
-        """Restore the good image on `disk` once, to know what must come of it."""
+        """Restore the undamaged image on `disk` once, for comparison."""
         self._memory = memory
         self._good = self._restored(disk)
 
     def verdict(self, disk: Path) -> str:
         """Return why the image on `disk` is refused, or NO_DIFFERENCE.
 
-        LabError when it is taken although it gives another memory.
+        LabError when it is accepted although it restores other memory contents.
         """
         try:
             found = self._restored(disk)

@@ -1,9 +1,9 @@
-"""The fault campaign: all that may go wrong in a hibernation, provoked for real, and what came of it.
+"""The fault campaign: provokes the faults of a hibernation in virtual machines, and checks the results.
 
-Each fault says what must be seen: a phrase must occur in what kjump says, and beyond that nothing may be lost: the
-system goes on unharmed, or the machine boots as usual. Faults of the second kernel are provoked one after the other in
-one running machine, faults of an image on copies of one image, losses of power from kept states of the machine (see
-`checkpoints`). Which faults there are is in `catalogue`.
+For each fault a phrase must occur in kjump's message, and nothing may be lost: the system goes on unharmed, or the
+machine boots as usual. Faults of the second kernel are provoked one after the other in one running machine, faults of
+an image on copies of one image, losses of power from saved states of the machine (see `checkpoints`). The list of
+faults is in `catalogue`.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ SMALL_DEVICE = "/dev/vdc"
 FAILING_DEVICE = "/dev/vdd"
 _SMALL = 8 * MIB
 _FAILS_AT = 8 * MIB
-"""About the middle of the smallest image that this machine gives."""
+"""An offset in bytes, about in the middle of the smallest image of this machine."""
 _LOGS = "*.log"
 
 
 @dataclass(frozen=True)
 class CampaignSize:
-    """How often: losses of power while saving and while restoring, flipped bits, and how many of those are booted."""
+    """Numbers of trials: losses of power while saving and restoring, flipped bits, and how many of those are booted."""
 
     save_losses: int = 40
     restore_losses: int = 20
@@ -53,7 +53,7 @@ QUICK = CampaignSize(save_losses=3, restore_losses=2, flips=16, booted_flips=1)
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of one fault; `seed` is that of the random choices, `runs` has the single runs where there are many."""
+    """The result of one fault; `seed` is that of the random choices, `runs` has the single runs if there are many."""
 
     name: str
     expected: str
@@ -69,13 +69,13 @@ class Finding:
 
 
 class Campaign:
-    """What the faults share: a running machine, a prepared hibernation, folders. Use as a context manager.
+    """What faults share: a running machine, a prepared hibernation, folders; a context manager.
 
-    `scratch` is the folder of the fault at hand; `runs` gets its single runs, where there are many.
+    `scratch` is the folder of the current fault; `runs` gets its single runs if there are many.
     """
 
     def __init__(self, folder: Path, *, version: str, seed: int, size: CampaignSize, jobs: int, tell: Tell) -> None:
-        """Begin with nothing prepared; all that is made lies in `folder`. `jobs` machines run at a time."""
+        """Use `folder` for all files, and run up to `jobs` machines at a time."""
         self.folder = folder
         self.version = version
         self.seed = seed
@@ -97,7 +97,7 @@ class Campaign:
         self._stack.close()
 
     def begin(self, name: str) -> None:
-        """Make room for the fault `name`: a folder of its own, no runs yet."""
+        """Begin the fault `name`: make its folder, and clear the list of runs."""
         self.runs = []
         self.scratch = self.folder / name
         self.scratch.mkdir(parents=True, exist_ok=True)
@@ -137,11 +137,11 @@ class Campaign:
 
     @cached_property
     def prepared(self) -> PreparedHibernation:
-        """A hibernation that has been played to its end, with its checkpoints kept."""
+        """A hibernation that has been done to its end, with its checkpoints saved."""
         return checkpoints.prepare(self.install("prepared"), self.tell)
 
     def saved(self) -> Installation:
-        """Return a system of its own that is off, with a complete image; the one returned before loses its disks."""
+        """Return a new system that is off, with a complete image; removes the disks of the one returned before."""
         remove_all_but_logs(self.scratch)
         return self.prepared.system.fork(self.scratch / f"saved-{next(self._numbers)}", self.prepared.saved)
 
@@ -155,7 +155,7 @@ def remove_all_but_logs(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class ProvokedFault:
-    """A fault: `provoke` returns what was said, in which `phrase` must occur; LabError when worse was seen."""
+    """A fault: `provoke` returns kjump's message, in which `phrase` must occur; LabError for any other result."""
 
     name: str
     expected: str
@@ -164,7 +164,7 @@ class ProvokedFault:
 
 
 def fault(name: str, expected: str, phrase: str) -> Callable[[Callable[[Campaign], str]], ProvokedFault]:
-    """Make a fault of the function that provokes it."""
+    """Make a fault of the decorated function, which provokes it."""
 
     def made(provoke: Callable[[Campaign], str]) -> ProvokedFault:
         return ProvokedFault(name, expected, phrase, provoke)
@@ -173,7 +173,7 @@ def fault(name: str, expected: str, phrase: str) -> Callable[[Callable[[Campaign
 
 
 def run(campaign: Campaign, faults: Sequence[ProvokedFault], names: Iterable[str] = ()) -> Iterator[Finding]:
-    """Provoke those of `faults` called `names` (all when there are none), and go through what came of each.
+    """Provoke those of `faults` with `names` (all if there are none), and yield the result of each.
 
     LabError when there is no such fault.
     """
@@ -194,7 +194,7 @@ def _provoke(campaign: Campaign, each: ProvokedFault) -> Finding:
     try:
         seen = each.provoke(campaign)
         ok = each.phrase in seen
-    except Exception as error:  # whatever it is, it must not hide what comes of the others
+    except Exception as error:  # any error is this fault's result; the other faults must still be provoked
         seen, ok = str(error) if isinstance(error, KjumpError) else f"{type(error).__name__}: {error}", False
         campaign.stop_running()
     remove_all_but_logs(campaign.scratch)

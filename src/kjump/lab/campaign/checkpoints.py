@@ -1,13 +1,13 @@
-"""One hibernation, prepared once, and continued from its checkpoints as often as wanted.
+"""A hibernation that is done once and can be continued from its checkpoints any number of times.
 
-A system with the usual workload is saved, and resumed once without and once by way of a third kernel. At four
-checkpoints the machine is stopped, and its state and disks are kept: when the second kernel is about to save
-(`saving`), when the boot kernel has found the image good (`resuming`), and when it, or the third kernel, is about to
-restore (`restoring`, `restoring_in_c`). A run that loses its power at some moment continues from the checkpoint before
-it, so it costs seconds.
+A system with the usual workload is saved, and resumed once without and once through a third kernel. At four
+checkpoints the machine is stopped, and its state and disks are saved: when the second kernel is about to save
+(`saving`), when the boot kernel has checked the image (`resuming`), and when the boot kernel or the third kernel is
+about to restore (`restoring`, `restoring_in_c`). A run with a loss of power continues from the last checkpoint before
+it, and so takes only seconds.
 
-Taking the power away is a SIGKILL of QEMU. Its disks are opened for direct I/O, so what the guest was told is
-written is on the host's disk; a real disk's volatile cache, which a flush empties, is not simulated.
+A loss of power is a SIGKILL of QEMU. Its disks are opened for direct I/O, so a write that the guest has seen complete
+is on the host's disk; a real disk's volatile cache is not simulated.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from kjump.lab.machine.qemu import VirtualMachine
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A machine stopped in the middle of a hibernation: its state and disks lie in `folder`; seconds to the end."""
+    """A machine stopped during a hibernation: its state and disks are in `folder`; `length` is seconds to the end."""
 
     folder: Path
     length: float
 
     @property
     def name(self) -> str:
-        """Where in the hibernation it is."""
+        """The name of the checkpoint."""
         return self.folder.name
 
     @property
@@ -48,7 +48,7 @@ class Checkpoint:
 class PreparedHibernation:
     """A hibernation and its checkpoints.
 
-    `saved` has the disks when the machine was off; `command` is that of the saved system, unfinished then.
+    `saved` has the disks of the machine when it was off; `command` is the number of the saved system's command.
     """
 
     system: Installation
@@ -65,7 +65,7 @@ class PreparedHibernation:
 
 
 def prepare(system: Installation, tell: Tell) -> PreparedHibernation:
-    """Hibernate and resume `system`, whose disks are new, and keep the checkpoints in its folder."""
+    """Hibernate and resume `system`, whose disks are new, and save the checkpoints in its folder."""
     tell("preparing: a system at work is saved")
     with system.machine() as machine:
         guest = machine.guest
@@ -91,7 +91,7 @@ def prepare(system: Installation, tell: Tell) -> PreparedHibernation:
 def _resumed(
     system: Installation, command: int, names: tuple[str, str], options: str = ""
 ) -> tuple[Checkpoint, Checkpoint]:
-    """Let the machine resume to the end; return checkpoints when it is about to, and when it is about to restore."""
+    """Let the machine resume to the end; return the checkpoints before the resume and before the restoration."""
     with system.machine(options) as machine:
         guest = machine.guest
         guest.event("resuming", timeout=provocations.PATIENCE)
@@ -107,7 +107,7 @@ def _resumed(
 
 
 def _keep(machine: VirtualMachine, system: Installation, name: str) -> float:
-    """Stop the machine, keep its state and disks in the folder `name`, let it go on; return when that was."""
+    """Stop the machine, save its state and disks in the folder `name`, continue it; return the time of the stop."""
     (system.folder / name).mkdir(exist_ok=True)
     machine.save_state(system.folder / name / "state")
     _copy_disks(system, name)
@@ -125,7 +125,7 @@ def _copy_disks(system: Installation, name: str) -> Path:
 
 @dataclass(frozen=True)
 class PowerLoss:
-    """A run that lost its power `moment` seconds after the checkpoint `point`, and what the next boot made of it."""
+    """A loss of power `moment` seconds after the checkpoint `point`, and the result of the next boot."""
 
     point: str
     moment: float
@@ -135,9 +135,9 @@ class PowerLoss:
 
 
 def lose_power(prepared: PreparedHibernation, point: Checkpoint, moment: float, folder: Path) -> PowerLoss:
-    """Continue from `point`, take the power away after `moment` seconds, boot, and look.
+    """Continue from `point`, cut the power after `moment` seconds, boot, and check the system.
 
-    The disks are in `folder`, of which only the console log stays.
+    The disks are in `folder`, of which only the console log is kept.
     """
     system = prepared.system.fork(folder, point.folder)
     try:
@@ -156,10 +156,10 @@ def lose_power(prepared: PreparedHibernation, point: Checkpoint, moment: float, 
 
 
 def boot_and_look(system: Installation, command: int, options: str = "") -> tuple[str, bool]:
-    """Boot, with more kernel `options`; return what came of it, and whether that is one of the two good ends.
+    """Boot with more kernel `options`; return the result, and whether it is one of the two allowed ones.
 
-    These are: the saved system is back with all its work, or an ordinary boot; and after either the root file system is
-    clean.
+    These are that the saved system is back with its workload, or an ordinary boot; in both cases the root file system
+    must be clean afterwards.
     """
     try:
         with system.machine(options) as machine:
@@ -176,7 +176,7 @@ def _boot(machine: VirtualMachine, command: int) -> tuple[str, bool]:
     first = guest.event("resuming", "not-resumed", timeout=provocations.PATIENCE)
     if first.name == "not-resumed":
         guest.event("ready", timeout=provocations.PATIENCE)
-        # A saved system would have its workload.
+        # A saved system has its workload's socket, an ordinary boot has not.
         ordinary = guest.run("test", "-e", "/run/workload.sock", check=False).status != 0
         return "ordinary boot", ordinary
     resumed = hibernation.resume(machine, command, timeout=provocations.PATIENCE)

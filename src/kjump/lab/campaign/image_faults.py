@@ -1,4 +1,4 @@
-"""Images that must not run: the machine boots as usual, and says why."""
+"""Faults of images that must not be restored: the machine boots as usual, with the reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kjump.lab.machine.qemu_config import BadBlock
 
 _USUAL = "an ordinary boot, with the reason"
 _OTHER_CPU = "EPYC"
-"""Like the lab's usual model one of AMD's: for those QEMU reserves a range that no other model's memory map has."""
+"""An AMD model like the lab's usual one, because QEMU gives machines with AMD models another memory map."""
 
 
 @fault("target-gone-at-boot", _USUAL, "does not appear")
@@ -79,7 +79,7 @@ def _cpu_model(campaign: Campaign) -> str:
 @fault("file-system-changed", f"{_USUAL}, which names the file system", "ext4 file system on /dev/vda (mounted at /)")
 def _changed(campaign: Campaign) -> str:
     system = campaign.saved()
-    with system.machine("kjump.resume=") as machine:  # another system, which does not know of kjump
+    with system.machine("kjump.resume=") as machine:  # stands for another system, without kjump
         machine.guest.event("ready", timeout=provocations.PATIENCE)
         machine.power_off()
     return provocations.refusal_at_boot(system)
@@ -131,7 +131,7 @@ def _flipped(campaign: Campaign) -> str:
 
 
 def _trials(campaign: Campaign, disk: Path, here: list[BitFlip], booted: list[BitFlip]) -> Iterator[BitTrial]:
-    """Try the bits `here` with the resume's own code, one after the other on the same `disk`, then those `booted`."""
+    """Try the bits `here` with the resume's code on this host, one by one on `disk`; boot machines for `booted`."""
     restoring = bit_flips.RestoreTrial(disk, HARDWARE.memory)
     for each in here:
         flip(disk, each.offset, each.bit)

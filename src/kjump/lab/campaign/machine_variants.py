@@ -1,4 +1,4 @@
-"""Machines and kernel options with which a hibernation must work all the same."""
+"""Variants of machines and kernel options with which a hibernation must work too."""
 
 from __future__ import annotations
 

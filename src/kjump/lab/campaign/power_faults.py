@@ -16,7 +16,7 @@ _TWO_ENDS = "the saved system is back with all its work, or an ordinary boot; th
 
 
 def lose_power(campaign: Campaign, moments: Iterable[tuple[Checkpoint, float]]) -> str:
-    """Take the power away at each of `moments` (seconds after a checkpoint); return what came of it in a sentence."""
+    """Cut the power at each of `moments` (seconds after a checkpoint); return the results as a sentence."""
     prepared = campaign.prepared
     numbers = itertools.count()
 
@@ -38,7 +38,7 @@ def lose_power(campaign: Campaign, moments: Iterable[tuple[Checkpoint, float]]) 
 def moments_after(
     point: Checkpoint, length: float, count: int, generator: random.Random
 ) -> Iterator[tuple[Checkpoint, float]]:
-    """Go through `count` random moments, one in each of as many equal parts of the `length` seconds after `point`."""
+    """Yield `count` random moments, one in each of `count` equal parts of the `length` seconds after `point`."""
     for index in range(count):
         yield point, (index + generator.random()) * length / count
 
@@ -46,7 +46,7 @@ def moments_after(
 @fault("killed-while-saving", _TWO_ENDS, "; 0 bad")
 def _while_saving(campaign: Campaign) -> str:
     generator, point = random.Random(campaign.seed), campaign.prepared.saving
-    # A little further than it took: some shall find the image complete.
+    # A little longer than the run took, so that in some trials the image is complete.
     return lose_power(campaign, moments_after(point, point.length * 1.1, campaign.size.save_losses, generator))
 
 

@@ -1,4 +1,4 @@
-"""Provoking faults, one place for each, and looking at what is left: for the fault campaign and for tests."""
+"""Functions that provoke faults and check the machine afterwards, for the fault campaign and for tests."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from kjump.lab.machine.qemu import VirtualMachine
 from kjump.lab.machine.qemu_config import BadBlock
 
 NO_DIRECT = "kjump.nodirect"
-"""The option by which a boot restores by way of a third kernel in any case."""
+"""The kernel option that makes a boot restore through a third kernel in any case."""
 
 PATIENCE = 180.0
-"""Seconds in which any machine of the lab has booted, on a busy host too."""
+"""Timeout in seconds for the boot of a machine, also on a busy host."""
 
 
 def mark(machine: VirtualMachine) -> None:
-    """Leave something in the memory of the running system that no other can have."""
+    """Put a unique mark in the memory of the running system."""
     machine.guest.run("sh", "-c", "echo alive > /run/marker; sleep 100000 >/dev/null 2>&1 & echo $! > /run/pid")
 
 
 def harm(machine: VirtualMachine) -> str:
-    """Return what is wrong with a system that was marked; empty when it goes on as before."""
+    """Return what is wrong with a marked system; empty when it works as before."""
     guest = machine.guest
     reply = guest.run("sh", "-c", "cat /run/marker; kill -0 $(cat /run/pid) && kjump status --json", check=False)
     if not reply.stdout.startswith("alive\n"):
         return "its memory is another's"
     if '"loaded": false' not in reply.stdout:
         return "its process is gone, or a kernel is still loaded"
-    # Devices work again: the disk is read past the page cache.
+    # Checks that devices work again: the disk is read without the page cache.
     command = "echo 3 > /proc/sys/vm/drop_caches; dd if=/dev/vda of=/dev/null bs=1M count=8"
     return "its disk cannot be read" if guest.run("sh", "-c", command, check=False).status else ""
 
 
 def try_to_hibernate(machine: VirtualMachine, *options: str, target: str = TARGET_DEVICE) -> CommandReply:
-    """Let a marked system hibernate when something is in the way; return the reply when it went on unharmed.
+    """Let a marked system try a hibernation that must fail; return the reply when the system went on unharmed.
 
-    LabError when it succeeds, or the system is harmed.
+    LabError when the hibernation succeeds, or the system is harmed.
     """
     reply = machine.guest.run("kjump", "hibernate", "--to", target, *options, check=False, timeout=300)
     if reply.status != 1:
@@ -58,7 +58,7 @@ def try_to_hibernate(machine: VirtualMachine, *options: str, target: str = TARGE
 
 
 def panic_while_second_kernel_boots(machine: VirtualMachine) -> None:
-    """Let the system hibernate with a second kernel that finds no init, and panics before it knows the way back.
+    """Let the system hibernate with a second kernel that finds no init, and panics before the way back is open.
 
     LabError when that does not end in a restart of the machine.
     """
@@ -68,9 +68,9 @@ def panic_while_second_kernel_boots(machine: VirtualMachine) -> None:
 
 @contextmanager
 def standing_by_on_disk(machine: VirtualMachine) -> Iterator[str]:
-    """While this is open a second kernel waits on a disk of the running `machine`; give the file's path there.
+    """Keep a second kernel on standby on a disk of the running `machine` during the context; yields the file's path.
 
-    LabError when none waits there any more at the end.
+    LabError when it is not on standby any more at the end.
     """
     guest = machine.guest
     guest.run(*STANDING_BY["disk"], timeout=PATIENCE)
@@ -83,9 +83,9 @@ def standing_by_on_disk(machine: VirtualMachine) -> Iterator[str]:
 
 @contextmanager
 def disk_exchanged_when_armed(disk: Path) -> Iterator[None]:
-    """While this is open: as soon as the system has armed `disk` anew, put an empty one in its place.
+    """Replace `disk` by an empty one as soon as the system has armed it anew during the context.
 
-    LabError at the end when it never did.
+    LabError at the end when it was not armed.
     """
     before = _cookie(disk)
     done, stop = threading.Event(), threading.Event()
@@ -118,7 +118,7 @@ def _cookie(disk: Path, state: State | None = None) -> bytes:
 
 
 def cancel_by_key(machine: VirtualMachine) -> CommandReply:
-    """Press Esc while the second kernel saves a marked system; return the reply when that went on unharmed."""
+    """Press Esc while the second kernel saves a marked system; return the reply when the system went on unharmed."""
     before = len(machine.console())
     typed = threading.Thread(target=_press_escape, args=(machine, before))
     typed.start()
@@ -136,7 +136,7 @@ def _press_escape(machine: VirtualMachine, since: int) -> None:
 
 
 def refusal_at_boot(installation: Installation, options: str = "", *, hardware: Hardware | None = None) -> str:
-    """Boot a machine that must not resume; return the reason it gives. It has booted as usual then.
+    """Boot a machine that must not resume, check that it boots as usual, and return the reason it gives.
 
     LabError when it tries to resume, or has the memory of the saved system.
     """
@@ -155,9 +155,9 @@ def refusal_at_boot(installation: Installation, options: str = "", *, hardware: 
 
 
 def failing_restore(installation: Installation, *bad_blocks: BadBlock) -> str:
-    """Boot a machine whose image proves bad only while it is restored; return the reason the boot after that gives.
+    """Boot a machine whose image is found damaged only during the restoration; return the reason of the next boot.
 
-    That very boot goes on as usual. LabError when it resumes.
+    The boot itself goes on as usual. LabError when it resumes.
     """
     with installation.machine(bad_blocks=bad_blocks) as machine:
         machine.guest.event("restore-begins", timeout=PATIENCE)
@@ -170,7 +170,7 @@ def failing_restore(installation: Installation, *bad_blocks: BadBlock) -> str:
 
 
 def failing_restore_in_third_kernel(installation: Installation) -> str:
-    """Let a third kernel restore an image that proves bad only then; return the reason the boot after that gives.
+    """Let a third kernel restore an image that is found damaged only then; return the reason of the next boot.
 
     LabError when the machine does not restart by itself, or resumes.
     """

@@ -1,4 +1,4 @@
-"""Faults of a save: refused before the jump, or the first kernel's system is back with the reason."""
+"""Faults of a save: it is refused before the jump, or the first kernel continues with the reason."""
 
 from __future__ import annotations
 

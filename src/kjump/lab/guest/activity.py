@@ -1,6 +1,6 @@
-"""What the workloads consist of: processes that count what they do, and the account they give of it.
+"""Parts of the workloads: processes that count their steps, and the account of their state.
 
-Nothing here imports more than fits into a small initramfs.
+The imports are limited to what fits in a small initramfs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class WorkloadAccount(Checked):
-    """What a workload says of itself: which `checks` hold, by name, and the `counters` of its processes.
+    """The state of a workload: whether its `checks` hold, by name, and the `counters` of its processes.
 
     `pages` are the page frames of its memory with a known pattern (0: not in memory); empty when it has none.
     """
@@ -75,7 +75,7 @@ def spawn(function: Callable[P, None], *arguments: P.args, **named: P.kwargs) ->
 
 
 def detach() -> None:
-    """Leave the caller's session and its pipes: who reads those would wait for the end of this process otherwise."""
+    """Leave the caller's session and its pipes, whose reader would otherwise wait for the end of this process."""
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
@@ -83,7 +83,7 @@ def detach() -> None:
 
 
 def start_time(pid: int) -> str:
-    """Return when a process started, in clock ticks since boot: it changes when the process is another one."""
+    """Return the start time of a process in clock ticks since boot, which differs if its number has been reused."""
     try:
         with open(f"/proc/{pid}/stat") as stat:  # noqa: PTH123
             return stat.read().rsplit(")", 1)[1].split()[19]
@@ -92,7 +92,7 @@ def start_time(pid: int) -> str:
 
 
 def numbered_lines(path: str) -> int | None:
-    """Return how many complete lines a file has that are "line 0", "line 1", ...; None when one is another."""
+    """Return the number of complete lines "line 0", "line 1", ... in a file; None when there is any other line."""
     with open(path) as file:  # noqa: PTH123
         text = file.read()
     complete = text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]

@@ -1,6 +1,6 @@
-"""PID 1 of the lab's systems: runs commands that come on the status channel, and says how they end.
+"""PID 1 of the lab's systems: runs commands that arrive on the status channel, and reports their end.
 
-What goes over the channel is in `messages`. Commands run side by side.
+The messages are defined in `messages`. Commands run concurrently.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
     for kind, where in (("tmpfs", "/run"), ("tmpfs", "/tmp"), ("devpts", "/dev/pts")):
         os.makedirs(where, exist_ok=True)  # noqa: PTH103
         system.mount(kind, where, kind)
-    system.mount("none", "/", None, 32, "")  # MS_REMOUNT: read-write, whatever the boot loader said
+    system.mount("none", "/", None, 32, "")  # MS_REMOUNT: read-write, also if the boot mounted it read-only
     os.environ.update(_ENVIRONMENT)
     subprocess.run(["busybox", "ip", "link", "set", "lo", "up"], check=False)
     options = system.kernel_options()
@@ -66,20 +66,20 @@ class Agent:
                 data = data[os.write(self._fd, data) :]
 
     def serve(self) -> None:
-        """Say that the system is ready, and run commands for ever."""
+        """Send the event "ready", and run commands for ever."""
         self._send({"event": "ready", "uptime": system.uptime()})
         pending = b""
         while True:
             received = os.read(self._fd, 65536)
             if not received:
-                time.sleep(0.02)  # nobody has the other end open
+                time.sleep(0.02)  # the host's end is not open
                 continue
             *lines, pending = (pending + received).split(b"\n")
             for line in lines:
                 self.take(line)
 
     def take(self, line: bytes) -> None:
-        """Start the command of a request, in a thread of its own; what is no request is refused by an event."""
+        """Start the command of a request in a thread; a line that is no request is answered by an event."""
         try:
             request = CommandRequest.from_json(Record.parse(line, "a request"))
         except FormatError as error:
@@ -98,7 +98,7 @@ class Agent:
 
 
 def power_off() -> None:
-    """Leave the file systems clean and switch the guest off; run as a command in the guest."""
+    """Remount the file systems read-only and switch the guest off; run as a command in the guest."""
     os.sync()
     # Emergency remount read-only: works with files still open for writing, and leaves a clean ext4.
     Path("/proc/sysrq-trigger").write_text("u")

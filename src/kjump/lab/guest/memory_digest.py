@@ -1,6 +1,6 @@
-"""In a peer: a digest of all of the first kernel's RAM, taken on entering and again just before leaving.
+"""Digests of the first kernel's RAM, made in a resident peer when it is entered and just before it leaves.
 
-The channel is left out: through it the peer speaks. Run by a resident peer.
+The channel is left out, because the peer writes to it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _WORK = 0.5
 
 
 def digest_of_parked(without: RangeSet) -> tuple[str, int]:
-    """Return a BLAKE2b digest of what /proc/vmcore holds, without some physical ranges, and how many bytes that is.
+    """Return a BLAKE2b digest of /proc/vmcore without some physical ranges, and the number of bytes digested.
 
-    That is all of the first kernel's RAM: what it keeps in this kernel's window and low memory lies in pages outside
-    them now.
+    /proc/vmcore has all of the first kernel's RAM contents: those of this kernel's window and low memory are now in
+    source pages outside them.
     """
     digest, size = hashlib.blake2b(), 0
     fd = os.open("/proc/vmcore", os.O_RDONLY)
@@ -48,9 +48,9 @@ def digest_of_parked(without: RangeSet) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class MemoryDigests:
-    """Digests of `size` bytes of memory: on `entering` the peer and on `leaving` it.
+    """Digests of `size` bytes of memory: when the peer was entered (`entering`) and before it left (`leaving`).
 
-    `control` has the channel's memory in it too, so it must differ from the others.
+    `control` includes the channel's memory, and must differ from the others.
     """
 
     entering: str

@@ -1,7 +1,7 @@
-"""What host and guest say to each other on the status channel, one JSON object a line.
+"""The messages of host and guest on the status channel, one JSON object a line.
 
-The host sends requests; the guest's PID 1 runs the command of each and sends its end. Lines with "event" in them come
-from there too, and from the roles of kjump's initramfs (`kjump.init.status`).
+The host sends requests; the guest's PID 1 runs the command of each request, and sends its end. Lines with "event" come
+from that PID 1 too, and from the roles of kjump's initramfs (`kjump.init.status`).
 """
 
 from __future__ import annotations

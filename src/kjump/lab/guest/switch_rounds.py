@@ -1,4 +1,4 @@
-"""In the guest: many switches from one process, timed, each with a message that must come back as it was sent.
+"""Makes many timed switches from one process in the guest, each with a message that must come back unchanged.
 
 Run in the guest: `python3 -m kjump.lab.guest.switch_rounds PEERS ROUNDS [--memory]`; prints `SwitchRounds` as JSON.
 """
@@ -26,10 +26,10 @@ _MESSAGE_SIZE = 4096
 
 @dataclass(frozen=True)
 class SwitchRounds:
-    """What many switches came to: for each the microseconds there and back, and free memory after it (bytes).
+    """The result of many switches: for each the microseconds there and back, and free memory after it (bytes).
 
-    `free` is empty when it was not asked for; `wrong` is how many messages came back other than they were sent;
-    `switches` says how often each peer has been switched to since it was booted.
+    `free` is empty when it was not asked for; `wrong` is the number of messages that came back changed; `switches` is
+    the number of switches to each peer since it was booted.
     """
 
     microseconds: tuple[int, ...]
@@ -67,7 +67,7 @@ def time_stamps() -> Callable[[], int]:
     """Return a function that reads the time stamp counter: the kernel's own clocks stand still during a jump."""
     page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     page[: len(_RDTSC)] = _RDTSC
-    code = ctypes.c_char.from_buffer(page)  # who holds it holds the page
+    code = ctypes.c_char.from_buffer(page)  # this object keeps the page mapped
     function = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(code))
 
     def read(_code: ctypes.c_char = code) -> int:
@@ -77,7 +77,7 @@ def time_stamps() -> Callable[[], int]:
 
 
 def ticks_in_a_second(read: Callable[[], int]) -> float:
-    """Return the counter's frequency, measured."""
+    """Return the measured rate of the time stamp counter in Hz."""
     begun, first = time.monotonic(), read()
     time.sleep(0.3)
     return (read() - first) / (time.monotonic() - begun)
@@ -86,8 +86,8 @@ def ticks_in_a_second(read: Callable[[], int]) -> float:
 def free_memory() -> int:
     """Return the bytes of free memory once the caches have been dropped.
 
-    MemFree leaves out the free pages on each CPU's own lists, which hold up to an eighth of memory (from 6.7 on);
-    here they count.
+    MemFree does not count free pages on the CPUs' own lists, which hold up to an eighth of memory (from 6.7 on); they
+    are added here.
     """
     for _ in range(3):
         os.sync()
@@ -97,7 +97,7 @@ def free_memory() -> int:
 
 
 def own_memory() -> int:
-    """Return the bytes that this process alone has in use: what it notes down is not lost by a jump."""
+    """Return the bytes that only this process uses, for its records: they must not be taken for a leak."""
     _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
     return (resident - shared) * mmap.PAGESIZE
 
@@ -124,7 +124,7 @@ def main() -> None:
                 visit.raise_unless_done()
                 wrong += visit.message != message or not visit.resident or visit.peer != name
                 if options.memory:
-                    gc.collect()  # what Python has not cleared up yet is not lost
+                    gc.collect()  # garbage of Python must not be taken for a leak
                     free.append(free_memory() + own_memory())
         switches = {p.name: p.switches for p in peers.state.peers} if peers.state else {}
     print(json.dumps(SwitchRounds(tuple(microseconds), tuple(free), wrong, switches).to_json()))

@@ -1,7 +1,7 @@
 """Work that a switch must not disturb, in the first kernel and in a peer alike: counters, files, TCP, a timer.
 
-`start` leaves a process for each behind; `verify` prints a `WorkloadAccount` as JSON. Run in the guest or in a peer:
-`python3 -ISc 'from kjump.lab.guest.switching_workload import main; main()' start|verify`. What it imports must fit into
+`start` starts a background process for each; `verify` prints a `WorkloadAccount` as JSON. Run in the guest or in a
+peer: `python3 -ISc 'from kjump.lab.guest.switching_workload import main; main()' start|verify`. Its imports must fit in
 a small initramfs.
 """
 
@@ -34,7 +34,7 @@ _INTERVAL = 0.02
 
 
 def _board() -> CounterBoard:
-    """Return the counters, in a file that all processes of the work have mapped."""
+    """Return the counters, in a file that all processes of the workload map."""
     fd = os.open(_BOARD, os.O_RDWR | os.O_CREAT, 0o600)
     os.ftruncate(fd, mmap.PAGESIZE)
     memory = mmap.mmap(fd, mmap.PAGESIZE)
@@ -107,7 +107,7 @@ def _in_background(function: Callable[P, None], *arguments: P.args, **named: P.k
 
 
 def start() -> None:
-    """Start it all."""
+    """Start all processes."""
     board = _board()
     near, far = _connection()
     pids = [
@@ -122,7 +122,7 @@ def start() -> None:
 
 
 def verify() -> WorkloadAccount:
-    """Look at it twice; return whether all goes on and nothing was lost."""
+    """Read the counters twice; return whether all processes go on and nothing was lost."""
     board = _board()
     before = board.values()
     time.sleep(_PAUSE)

@@ -1,9 +1,9 @@
-"""A process that counts in a page of its own, and knows what it had counted to whenever it stood still.
+"""A process that counts in a page of its own, and records the counter's value during each pause of the process.
 
-Run in the guest: `python3 -m kjump.lab.guest.ticker start` leaves it behind and prints where its page is; `pauses`
-prints the times it stood still for longer than a threshold, as far as it saw them. It reads the time stamp counter
-before and after each step, so it can tell between which two values of the counter it stood still. When that was between
-steps, it knows exactly what its page held meanwhile; within a step, it was the value before or after.
+Run in the guest: `python3 -m kjump.lab.guest.ticker start` starts it in the background and prints its page's address;
+`pauses` prints the pauses longer than a threshold. The process reads the time stamp counter (TSC) before and after each
+step, and so knows the TSC values between which it did not run. During a pause between two steps the page held one known
+value; during a pause within a step, the value before or after that step.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class Ticker:
 
 @dataclass(frozen=True)
 class Pause:
-    """A time in which the process stood still, in values of the time stamp counter: from `begun` to `ended`.
+    """A time in which the process did not run, from `begun` to `ended` by the time stamp counter.
 
-    `values` are what its page may have held meanwhile: one when it stood still between steps, two within a step.
+    `values` are the possible contents of its page meanwhile: one value for a pause between steps, two within a step.
     """
 
     values: tuple[int, ...]
@@ -79,7 +79,7 @@ class Pause:
 
 
 def start() -> Ticker:
-    """Start the process; return what is known of it."""
+    """Start the process, and return its description."""
     _PLACE.unlink(missing_ok=True)
     if os.fork() == 0:
         detach()
@@ -120,14 +120,14 @@ def _note(log: TextIO, pause: Pause) -> None:
 
 
 def _rate() -> float:
-    """Return how many ticks the time stamp counter makes in a second."""
+    """Return the rate of the time stamp counter in Hz."""
     begun, stamp = time.monotonic(), _core.time_stamp()
     time.sleep(0.3)
     return (_core.time_stamp() - stamp) / (time.monotonic() - begun)
 
 
 def frame_of(address: int) -> int:
-    """Return the page frame number behind an address of this process."""
+    """Return the page frame number of a linear address of this process."""
     with open("/proc/self/pagemap", "rb") as pagemap:  # noqa: PTH123
         pagemap.seek(address // PAGE_SIZE * 8)
         (entry,) = struct.unpack("<Q", pagemap.read(8))
@@ -135,7 +135,7 @@ def frame_of(address: int) -> int:
 
 
 def pauses() -> list[Pause]:
-    """Return when the process stood still, as far as it saw it."""
+    """Return the pauses that the process recorded."""
     return [Pause.from_json(Record.parse(line, str(_PAUSES))) for line in _PAUSES.read_text().splitlines()]
 
 

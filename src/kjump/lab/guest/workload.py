@@ -1,6 +1,6 @@
 """Work that a hibernation must not disturb, and the check that it did not.
 
-`start` leaves these behind: a process that counts, 200 MiB of tmpfs and an anonymous buffer with known digests,
+`start` starts in the background: a process that counts, 200 MiB of tmpfs and an anonymous buffer with known digests,
 a process that appends numbered lines to a file on ext4, two processes with a pipe between them, and memory filled
 with random bytes or with those of a disk. `verify` prints a `WorkloadAccount` as JSON. Run in the guest:
 `python3 -m kjump.lab.guest.workload start|verify`.
@@ -42,7 +42,7 @@ _WORKERS = ("counter", "appender", "consumer")
 
 
 def content(size: int, seed: int) -> Iterator[bytes]:
-    """Go through `size` reproducible bytes, a MiB at a time: half of them incompressible, half like text."""
+    """Yield `size` reproducible bytes in pieces of 1 MiB: half of them incompressible, half like text."""
     generator = random.Random(seed)
     text = (b"%016x status=ok host=kjump component=workload\n" % seed) * (MIB // 48)
     for index in range(-(-size // MIB)):
@@ -92,9 +92,9 @@ def _consume(board: CounterBoard, pipe: int) -> None:
 
 @dataclass(frozen=True)
 class Filling:
-    """Memory filled beside the rest: `size` bytes, random or from `source` (a disk or file), locked if wanted.
+    """Additional memory to fill: `size` bytes, random or from `source` (a disk or file), locked if `locked` is set.
 
-    `digest` is what `digest` of it shall be; found out when it is empty.
+    `digest` is the expected result of the function `digest`; it is computed if empty.
     """
 
     size: int = 0
@@ -103,7 +103,7 @@ class Filling:
     locked: bool = False
 
     def make(self) -> mmap.mmap:
-        """Return the filled memory. What is read from `source` does not stay in the page cache."""
+        """Return the filled memory; pages of `source` are dropped from the page cache."""
         memory = mmap.mmap(-1, max(self.size, _PAGE))
         if self.source:
             fd = os.open(self.source, os.O_RDONLY | os.O_DIRECT)
@@ -131,7 +131,7 @@ def _lock(memory: mmap.mmap) -> None:
 
 
 def digest(memory: mmap.mmap) -> str:
-    """Return a digest of `memory`, made on all CPUs: SHA-256 of the SHA-256 digests of its pieces of 16 MiB."""
+    """Return a digest of `memory`, computed on all CPUs: SHA-256 of the SHA-256 digests of its pieces of 16 MiB."""
     with memoryview(memory) as view, ThreadPoolExecutor(os.cpu_count()) as pool:
         pieces = [view[at : at + _PIECE] for at in range(0, len(view), _PIECE)]
         digests = list(pool.map(lambda piece: hashlib.sha256(piece).digest(), pieces))
@@ -141,7 +141,7 @@ def digest(memory: mmap.mmap) -> str:
 
 
 def start(filling: Filling, seed: int, tmpfs: int = TMPFS_SIZE, buffer: int = BUFFER_SIZE) -> None:
-    """Start the workload in the background; `tmpfs` and `buffer` are bytes. Returns when all is in place."""
+    """Start the workload in the background; `tmpfs` and `buffer` are sizes in bytes. Returns when all is running."""
     ready_in, ready_out = os.pipe()
     if os.fork() == 0:
         detach()
@@ -167,7 +167,7 @@ def _serve(filling: Filling, seed: int, tmpfs: int, buffer_size: int, ready: int
         spawn(_consume, board, pipe_out),
     ]
     started = [start_time(pid) for pid in pids]
-    filled = filling.make()  # after the forks: page tables of gigabytes need not be copied
+    filled = filling.make()  # after the forks, which would copy the page tables of gigabytes
     fill_digest = filling.digest or digest(filled)
     server = socket.socket(socket.AF_UNIX)
     server.bind(_SOCKET)
@@ -238,7 +238,7 @@ def _ask(what: bytes) -> WorkloadAccount:
 
 
 def _values_when(there: Callable[[Mapping[str, int]], bool], limit: float = 10.0) -> Mapping[str, int]:
-    """Return the counters as soon as they are as wanted, or after `limit` seconds as they are: a disk may be slow."""
+    """Return the counters as soon as `there` accepts them, or after `limit` seconds (a disk may be slow)."""
     deadline = time.monotonic() + limit
     while True:
         values = _ask(_VALUES).counters
@@ -248,7 +248,7 @@ def _values_when(there: Callable[[Mapping[str, int]], bool], limit: float = 10.0
 
 
 def verify(pause: float = 0.3) -> WorkloadAccount:
-    """Return what the workload is like now: its checks, its counters, the page frames of the pattern."""
+    """Return the current state of the workload: its checks, its counters, the page frames of the pattern."""
     before = _values_when(lambda values: all(values[name] > 0 for name in _WORKERS))
     time.sleep(pause)
     _values_when(lambda values: all(values[name] > before[name] for name in _WORKERS))

@@ -1,1 +1,1 @@
-"""What virtual machines of the lab consist of: kernels, disks, QEMU, the channel to the guest, an installed system."""
+"""The parts of the lab's virtual machines: kernels, disks, QEMU, the channel to the guest, an installed system."""

@@ -1,4 +1,4 @@
-"""The cache: what kjump has made and can make again, and locks so that nothing is made twice at a time."""
+"""The cache of files that kjump can make again, with locks so that two processes do not make the same file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def cache_root() -> Path:
-    """Return where kjump keeps what can be made again: $KJUMP_CACHE, or `kjump` in the user's cache."""
+    """Return the folder of the cache: $KJUMP_CACHE, or `kjump` in the user's cache folder."""
     if own := os.environ.get("KJUMP_CACHE"):
         return Path(own)
     users = os.environ.get("XDG_CACHE_HOME")

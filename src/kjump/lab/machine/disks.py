@@ -1,4 +1,4 @@
-"""Disks of virtual machines: raw files on this host, made, copied, looked at and damaged."""
+"""Disks of virtual machines, which are raw files on this host: making, copying, reading and damaging them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make_disk(path: Path, size: int) -> None:
 
 
 def copy_disk(source: Path, target: Path) -> Path:
-    """Copy a disk, holes and all; return `target`."""
+    """Copy a disk with its holes (sparse); return `target`."""
     subprocess.run(["cp", "--sparse=always", str(source), str(target)], check=True)
     return target
 

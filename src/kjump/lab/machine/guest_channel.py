@@ -1,7 +1,7 @@
 """The host's end of the status channel: events of the guest, commands for it and their replies.
 
-The guest's answers come on a virtio-serial port, never scraped from the console. A machine that goes away
-is `LostMachineError`, apart from a command in it that failed.
+The guest's answers come on a virtio-serial port, and are not taken from the console. `LostMachineError` is a machine
+that has ended; a command that failed in the guest is another error.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ PORT_NAME = "kjump.status"
 
 
 class LostMachineError(LabError):
-    """The machine ended, or said nothing for too long, while something was expected of it."""
+    """The machine ended, or did not answer within the timeout."""
 
 
 @dataclass(frozen=True)
 class GuestEvent:
-    """Something the guest said: its `name`, its other `details`, and when it reached us (monotonic seconds)."""
+    """An event from the guest: its `name`, its other `details`, and the time of its arrival (monotonic seconds)."""
 
     name: str
     details: Record
@@ -39,7 +39,7 @@ class GuestEvent:
 
 @dataclass(frozen=True)
 class CommandReply:
-    """The end of a command in the guest: exit `status`, what it printed, when that reached us (monotonic seconds)."""
+    """The end of a command in the guest: exit `status`, its output, the time of its arrival (monotonic seconds)."""
 
     status: int
     stdout: str
@@ -55,7 +55,7 @@ class GuestChannel:
     """The host's end of the status channel: events as they come, commands and their replies."""
 
     def __init__(self, connection: socket.socket, ending: Callable[[], str]) -> None:
-        """Listen on `connection` from now on, in a thread of its own; `ending` says why the machine ended."""
+        """Listen on `connection` in a thread; `ending` returns the reason why the machine ended."""
         self._socket = connection
         self._ending = ending
         self._changed = threading.Condition()
@@ -96,8 +96,8 @@ class GuestChannel:
     def wait(self, found: Callable[[], T | None], what: str, timeout: float) -> T:
         """Wait until `found` returns something, and return that.
 
-        LostMachineError when the machine ends or after `timeout` seconds; FormatError when the guest said what cannot
-        be understood.
+        LostMachineError when the machine ends or after `timeout` seconds; FormatError when the guest sent an invalid
+        line.
         """
         deadline = time.monotonic() + timeout
         with self._changed:
@@ -115,11 +115,11 @@ class GuestChannel:
                 self._changed.wait(left)
 
     def seen(self, *names: str, since: float = 0.0) -> GuestEvent | None:
-        """Return the first event with one of `names` from (monotonic) `since` on that has come, if one has."""
+        """Return the first event with one of `names` that has arrived after (monotonic) `since`, or None."""
         return next((e for e in self.events if e.name in names and e.time >= since), None)
 
     def event(self, *names: str, timeout: float = 60.0, since: float = 0.0) -> GuestEvent:
-        """Return the first event with one of `names` from (monotonic) `since` on, waiting for it."""
+        """Wait for the first event with one of `names` after (monotonic) `since`, and return it."""
         return self.wait(lambda: self.seen(*names, since=since), f"event {' or '.join(names)}", timeout)
 
     def start(self, *command: str) -> int:
@@ -133,7 +133,7 @@ class GuestChannel:
         return self._replies.get(number)
 
     def reply(self, number: int, timeout: float = 120.0) -> CommandReply:
-        """Return the reply to command `number`, which another machine (before a resume) may have been given."""
+        """Wait for the reply to command `number`, which may have been started in another machine, before a resume."""
         return self.wait(lambda: self.finished(number), f"reply {number}", timeout)
 
     def run(self, *command: str, timeout: float = 120.0, check: bool = True) -> CommandReply:
@@ -145,4 +145,5 @@ class GuestChannel:
 
 
 _numbers = itertools.count(int(time.time()) << 8)
-"""Numbers of commands; a machine that was saved comes back to another process of ours, with its own."""
+"""Numbers of commands. They begin with the time, so that a saved machine's commands differ from those of a later
+process of the lab, in which the machine is resumed."""

@@ -1,7 +1,7 @@
-"""A system installed in a folder: disks, a kernel and an initramfs, booted as many times as a test needs.
+"""A system installed in a folder: disks, a kernel and an initramfs, which can be booted any number of times.
 
-`Installation.machine` gives the virtual machine, started as a boot loader would: the kernel and kjump's initramfs,
-whose boot role resumes from the target disk or mounts the root file system.
+`Installation.machine` returns a virtual machine that QEMU boots with the kernel and kjump's initramfs, whose boot role
+resumes from the target disk or mounts the root file system.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ class Installation:
 
     @property
     def initramfs(self) -> Path:
-        """kjump's initramfs, with the kernel that restores in it."""
+        """kjump's initramfs, which contains the restoring kernel."""
         return self.folder / "initramfs.img"
 
     @property
     def console_log(self) -> Path:
-        """What all virtual machines with these disks wrote to their consoles."""
+        """The console output of all virtual machines with these disks."""
         return self.folder / "console.log"
 
     def prepare(self) -> Installation:
@@ -92,7 +92,7 @@ class Installation:
             path.unlink(missing_ok=True)
 
     def fork(self, folder: Path, disks: Path | None = None) -> Installation:
-        """Return this system with disks of its own in `folder`: copies of those here, or of those in `disks`."""
+        """Return this system with its own disks in `folder`: copies of the present ones, or of those in `disks`."""
         folder.mkdir(parents=True, exist_ok=True)
         forked = replace(self, folder=folder)
         for disk in (forked.root_disk, forked.target_disk):
@@ -113,7 +113,7 @@ class Installation:
     ) -> VirtualMachine:
         """Return the machine, not yet started, with more kernel `options`, other `hardware` or `more_disks` if wanted.
 
-        Its disks have `bad_blocks`; with `state` it continues where that was saved, once `VirtualMachine.go_on` is
+        Its disks have `bad_blocks`; with `state` it continues from that saved state when `VirtualMachine.go_on` is
         called.
         """
         hardware = hardware or self.hardware

@@ -1,9 +1,9 @@
-"""A kernel of the lab: a folder with its files, whoever made them.
+"""A kernel of the lab: a folder with its files.
 
     <cache root>/kernels/<name>/   bzImage, config, kernel.json [, vmlinux]
 
-`kernel.json` says what the files do not. A folder appears by one rename when all in it is complete: whoever sees it
-may use it. How kernels are built from source is in `kernel_source`; a kernel has no modules, all its drivers are
+`kernel.json` has the facts that are not in the other files. A folder gets its name by a rename when it is complete, so
+an existing folder can be used. `kernel_source` builds kernels from source. A kernel has no modules; all its drivers are
 built in.
 """
 
@@ -24,7 +24,7 @@ _DESCRIPTION = "kernel.json"
 class LabKernel:
     """A kernel in the cache, ready to boot.
 
-    `version` is what it is asked for by ("6.12"), `release` what it says of itself (`uname -r`). `vmlinux` has
+    `version` is the version that callers ask for ("6.12"), `release` the kernel's release (`uname -r`). `vmlinux` has
     debugging information, for crash and drgn; None when that was not asked for.
     """
 
@@ -36,12 +36,12 @@ class LabKernel:
     vmlinux: Path | None
 
     def to_json(self) -> JsonObject:
-        """Return what kernel.json holds: what the files do not say."""
+        """Return the contents of kernel.json."""
         return {"version": self.version, "release": self.release, "arch": self.arch}
 
     @classmethod
     def from_json(cls, record: Record, folder: Path) -> LabKernel:
-        """Return the kernel in `folder` that kernel.json describes so; FormatError when a field is wrong."""
+        """Return the kernel in `folder` that kernel.json describes; FormatError when a field is wrong."""
         vmlinux = folder / "vmlinux"
         return cls(
             version=record.text("version"),
@@ -54,7 +54,7 @@ class LabKernel:
 
 
 def kernels_folder(cache: Path | None = None) -> Path:
-    """Return the folder of all kernels in `cache`, or in the user's."""
+    """Return the folder of all kernels in `cache` (default: the user's cache)."""
     return (cache or cache_root()) / "kernels"
 
 

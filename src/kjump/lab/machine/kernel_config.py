@@ -1,4 +1,4 @@
-"""The fragment `kernel.config`, by which lab kernels are configured: read, chosen from, and checked afterwards."""
+"""The fragment `kernel.config` with the configuration of lab kernels: parses it, and checks a kernel's .config."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Option:
     remarks: frozenset[str] = frozenset()
 
     def applies(self, arch: str, debug_info: bool) -> bool:
-        """Tell whether the remarks admit this architecture and kind of build."""
+        """Tell whether the option is for this architecture and kind of build."""
         archs = {remark.removesuffix(" only") for remark in self.remarks if remark.endswith(" only")}
         unwanted = "without debug info" if debug_info else "with debug info"
         return (not archs or arch in archs) and unwanted not in self.remarks
@@ -51,7 +51,7 @@ def parse_fragment(text: str) -> tuple[Option, ...]:
 
 
 def _options(text: str) -> Iterator[Option]:
-    """Go through the options; a line that is neither option nor comment is an error (LabError)."""
+    """Yield the options; LabError for a line that is neither an option nor a comment."""
     for number, line in enumerate(text.splitlines(), 1):
         if match := _OPTION.fullmatch(line.rstrip()):
             remarks = frozenset(filter(None, (match["remarks"] or "").split(", ")))
@@ -63,10 +63,10 @@ def _options(text: str) -> Iterator[Option]:
 
 
 def lost_options(wanted: Iterable[Option], config: str, known: frozenset[str]) -> tuple[Option, ...]:
-    """Return the wanted options that are not so in `config`, the text of a .config.
+    """Return the wanted options that `config`, the text of a .config, does not have with their value.
 
-    `known` has the names of all options this kernel has: a .config leaves out those that are invisible, so it
-    alone cannot tell an option that fell victim to a dependency from one that does not exist.
+    `known` has the names of all options of this kernel: a .config lacks both options that do not exist and options with
+    an unmet dependency, and only the latter are lost.
     """
     actual = {option.name: option.value for option in parse_fragment(config)}
     return tuple(

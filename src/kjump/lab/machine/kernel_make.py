@@ -1,6 +1,6 @@
-"""Building a kernel: its source unpacked, configured by options, compiled, and what is kept moved to a folder.
+"""Builds a kernel: unpacks its source, configures and compiles it, and moves the results to a folder.
 
-Which kernel that is, and where it goes, is decided in `kernel_source`.
+The kernel and the folder are chosen by `kernel_source`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from kjump.lab.machine.kernel import LabKernel, describe
 from kjump.lab.machine.kernel_config import Option, known_options, lost_options
 
 Progress = Callable[[float, str], None]
-"""Told which fraction of the work is done, and which file is at work."""
+"""Called with the fraction of the work done, and the file that is being built."""
 
 logger = logging.getLogger(__name__)
 
-# Same input, same kernel: these would otherwise be the time, the user and the host of whoever builds.
+# The same input must make the same kernel; by default these are the time, user and host of the build.
 BUILD_IDENTITY = {
     "KBUILD_BUILD_TIMESTAMP": "Mon Jan  1 00:00:00 UTC 2024",
     "KBUILD_BUILD_USER": "kjump",
@@ -38,7 +38,7 @@ BUILD_IDENTITY = {
     "KBUILD_BUILD_VERSION": "1",
 }
 
-# What the build calls, and the Debian package it is in.
+# The programs that the build calls, with their Debian packages.
 TOOLS = {
     "make": "make",
     "gcc": "gcc",
@@ -51,8 +51,8 @@ TOOLS = {
     "lz4": "lz4",
 }
 
-# Big parts of the source that no configuration of ours compiles, two thirds of it in all. Mostly only C files
-# go, because every build reads the Kconfig files of all folders.
+# Large parts of the source that the lab's configurations do not compile, two thirds of it in all. In most of them only
+# the C files are left out, because every build reads the Kconfig files of all folders.
 LEFT_OUT = (
     "Documentation/*/*.rst",
     "Documentation/*/*.yaml",
@@ -70,7 +70,7 @@ LEFT_OUT = (
     "tools/testing/*",
 )
 
-# Lines that `make` prints for one kernel; only the progress bar depends on it.
+# The number of lines that `make` prints for one kernel; used for the progress bar only.
 MAKE_STEPS = 1880
 UNPACK_SHARE = 0.06
 
@@ -90,19 +90,19 @@ class KernelBuild:
 
 
 def need_tools(*names: str) -> None:
-    """Refuse when one of these programs (keys of TOOLS) is not installed; LabError, which names the packages."""
+    """Raise LabError, with the names of packages, when one of these programs (keys of TOOLS) is not installed."""
     if missing := tools.missing_packages((name, TOOLS[name]) for name in names):
         raise LabError(f"building a kernel needs more tools: `apt install {' '.join(missing)}`")
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of a build: nothing of the caller's that could change what is built."""
+    """Return the environment of a build, without variables of the caller that could change the result."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
     return {**kept, "LC_ALL": "C", **BUILD_IDENTITY}
 
 
 def _pasteable(command: Sequence[str], cwd: Path) -> str:
-    """Return a command as one line that a person can paste into a shell."""
+    """Return a command as one line that can be pasted into a shell."""
     settings = [f"{name}={value}" for name, value in BUILD_IDENTITY.items()]
     return f"cd {shlex.quote(str(cwd))} && {shlex.join(['env', *settings, *command])}"
 
@@ -110,7 +110,7 @@ def _pasteable(command: Sequence[str], cwd: Path) -> str:
 def _run(command: Sequence[str], cwd: Path, log: Path, on_line: Callable[[str], None] = lambda _: None) -> None:
     """Run one command of a build, its output appended to `log` and given to `on_line` (LabError if it fails).
 
-    This is the only door to other programs while building.
+    All programs of a build are run by this function.
     """
     last: deque[str] = deque(maxlen=12)
     with (
@@ -140,7 +140,7 @@ def _run(command: Sequence[str], cwd: Path, log: Path, on_line: Callable[[str], 
 
 
 class _MakeProgress:
-    """Turns what `make` prints into a fraction: each line about a file is a step."""
+    """Computes progress from the output of `make`: each line about a file is a step."""
 
     _STEP = re.compile(r"\s+[A-Z][A-Z0-9_]*\s+(?:\[M\] )?(\S+)")
 
@@ -170,7 +170,7 @@ def _make(tree: Path, arch: str, log: Path, *arguments: str, on_line: Callable[[
 
 
 def _configure(tree: Path, build: KernelBuild, log: Path) -> None:
-    """Write the tree's .config from the fragment and check that each option of it was heard (LabError)."""
+    """Write the tree's .config from the fragment; LabError when an option of the fragment is not in it."""
     answers = tree / "kjump.config"
     answers.write_text("".join(f"{option}\n" for option in build.options), "utf-8")
     _make(tree, build.arch, log, "KCONFIG_ALLCONFIG=kjump.config", "allnoconfig")
@@ -183,13 +183,13 @@ def _configure(tree: Path, build: KernelBuild, log: Path) -> None:
 
 
 def _compile(tree: Path, build: KernelBuild, log: Path, report: Progress) -> None:
-    """Compile the kernel, telling how far it is."""
+    """Compile the kernel, and report progress."""
     jobs = f"-j{len(os.sched_getaffinity(0))}"
     _make(tree, build.arch, log, jobs, "bzImage", on_line=_MakeProgress(report))
 
 
 def _collect(tree: Path, build: KernelBuild, result: Path) -> None:
-    """Move what is kept of a built tree into the folder `result`."""
+    """Move the files to keep from a built tree to the folder `result`."""
     result.mkdir()
     (tree / "arch/x86/boot/bzImage").rename(result / "bzImage")
     (tree / ".config").rename(result / "config")
@@ -203,8 +203,8 @@ def _collect(tree: Path, build: KernelBuild, result: Path) -> None:
 def make_kernel(build: KernelBuild, folder: Path, report: Progress) -> None:
     """Build a kernel into `folder`, which must not exist; the caller holds its lock.
 
-    A tree whose build failed is left, so that the command that failed can be tried by hand; the next build
-    removes it, as it removes what a killed one left. One that is interrupted, by a signal too, leaves nothing.
+    The tree of a build that failed is kept, so that the failing command can be repeated by hand; the next build removes
+    it, and the tree of a build that was killed. A build that is interrupted, also by a signal, removes its tree.
     """
     need_tools(*TOOLS)
     work = folder.with_name(f"{folder.name}.work")
@@ -223,7 +223,7 @@ def make_kernel(build: KernelBuild, folder: Path, report: Progress) -> None:
 
 
 def _sweep(kernels: Path) -> None:
-    """Remove the trees of builds that failed or were killed: those whose lock nobody holds."""
+    """Remove the trees of builds that failed or were killed: those whose lock is not held."""
     for tree in kernels.glob("*.work"):
         with tree.with_suffix(".lock").open("w") as lock:
             try:
@@ -235,9 +235,9 @@ def _sweep(kernels: Path) -> None:
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Make SystemExit of the signals that would end this process at once, so that it can clean up.
+    """Let signals that would end this process raise SystemExit, so that it can clean up.
 
-    Those that it ignores (nohup), or that somebody else handles, stay as they are.
+    Signals that are ignored (nohup), or have another handler, are not changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

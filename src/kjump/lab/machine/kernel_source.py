@@ -1,12 +1,12 @@
 """Kernels built from Debian's `linux-source-*` packages, and kept in the cache.
 
-A kernel is `make allnoconfig` answered by the fragment `kernel.config` beside this file, then `make bzImage`.
-What goes in (source, fragment, architecture, compiler, fixed build user and time) is hashed into the name of
-its folder in the cache, so a changed fragment makes a new kernel and an unchanged one costs nothing:
+A kernel is built by `make allnoconfig` with the fragment `kernel.config` in this folder, then `make bzImage`. All
+inputs (source, fragment, architecture, compiler, fixed build user and time) are hashed into the name of the kernel's
+folder in the cache, so a changed fragment makes a new kernel, and an unchanged one is not built again:
 
     <cache root>/kernels/6.12-x86_64-1a2b3c4d5e6f/       the kernel (see `kernel`), and build.log
-                         6.12-x86_64-1a2b3c4d5e6f.lock   held while somebody builds it
-                         6.12-x86_64-1a2b3c4d5e6f.work/  source and build tree, gone afterwards
+                         6.12-x86_64-1a2b3c4d5e6f.lock   held during the build
+                         6.12-x86_64-1a2b3c4d5e6f.work/  source and build tree, removed afterwards
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class MissingSource(LabError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides what a kernel will be; equal recipes make equal kernels."""
+    """All inputs of a kernel's build; equal recipes make equal kernels."""
 
     version: str
     arch: str
@@ -68,7 +68,7 @@ def preferred(version: str, sources: Path = SOURCES) -> str:
 
 
 def _tarball(version: str, sources: Path = SOURCES) -> Path:
-    """Return where the source of a version lies, or say how to get it (MissingSource)."""
+    """Return the path of a version's source; MissingSource, which says how to get it, when it is not installed."""
     tarball = sources / f"linux-source-{version}.tar.xz"
     if tarball.is_file():
         return tarball
@@ -80,7 +80,7 @@ def _tarball(version: str, sources: Path = SOURCES) -> Path:
 
 
 def _source_identity(tarball: Path) -> str:
-    """Return what tells one source from another: its package's version, or a digest where it has none."""
+    """Return the identity of a source: its package's version, or a digest if it belongs to no package."""
     package = tarball.name.removesuffix(".tar.xz")
     try:
         asked = subprocess.run(
@@ -93,7 +93,7 @@ def _source_identity(tarball: Path) -> str:
 
 
 def _recipe(version: str, arch: str, debug_info: bool) -> Recipe:
-    """Look up all that goes into a kernel; refuse what cannot be built here (LabError)."""
+    """Return the recipe of a kernel; LabError when it cannot be built here."""
     if arch not in ARCHITECTURES:
         raise LabError(f"no lab kernel for {arch}: the architectures are {' and '.join(ARCHITECTURES)}")
     tarball = _tarball(version)
@@ -104,7 +104,7 @@ def _recipe(version: str, arch: str, debug_info: bool) -> Recipe:
 
 
 def _build_of(recipe: Recipe) -> KernelBuild:
-    """Return what there is to do to make the kernel of `recipe`."""
+    """Return the parameters of the build of `recipe`."""
     tarball = _tarball(recipe.version)
     return KernelBuild(recipe.version, recipe.arch, tarball, recipe.options, keep_vmlinux=recipe.debug_info)
 
@@ -112,9 +112,9 @@ def _build_of(recipe: Recipe) -> KernelBuild:
 def cached(
     version: str = "6.12", *, arch: str = "x86_64", debug_info: bool = False, cache: Path | None = None
 ) -> LabKernel | None:
-    """Return the kernel that `build` would return at once; None when it would have to build, or cannot.
+    """Return the kernel from the cache; None when it would have to be built, or cannot be.
 
-    One with debug info serves where none is asked for: the code is the same.
+    A kernel with debug info is returned also when none is asked for: its code is the same.
     """
     try:
         wanted = dict.fromkeys((debug_info, True))
@@ -134,7 +134,7 @@ def build(
 ) -> LabKernel:
     """Return a kernel, from the cache or built now (minutes).
 
-    `progress` is given a fraction of the work done and the file that is at work.
+    `progress` is called with the fraction of the work done and the file that is being built.
     """
     if ready := cached(version, arch=arch, debug_info=debug_info, cache=cache):
         return ready

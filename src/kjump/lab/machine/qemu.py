@@ -1,6 +1,6 @@
 """A virtual machine as a context manager: a QEMU process, its status channel, QMP, serial console and console log.
 
-The process ends with ours. Only this module starts QEMU.
+QEMU ends with this process. No other module starts QEMU.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from kjump.lab.machine.qmp import QmpConnection
 QEMU = "qemu-system-x86_64"
 QEMU_PACKAGE = "qemu-system-x86"
 _CONNECT = 60.0
-"""Seconds in which QEMU is there, with gigabytes to preallocate too."""
+"""Timeout in seconds for QEMU to start, also when it preallocates gigabytes."""
 _POWER_OFF = ("python3", "-c", "from kjump.lab.guest.agent import power_off; power_off()")
 
 
 @dataclass
 class VirtualMachine:
-    """A running QEMU; use as a context manager. `started` is the monotonic time at which it was switched on."""
+    """A running QEMU; a context manager. `started` is the monotonic time of the machine's start."""
 
     config: VirtualMachineConfig
     log: Path | None = None
@@ -89,9 +89,9 @@ class VirtualMachine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End QEMU if it still runs, keep the console log where it was asked for, remove the rest.
+        """End QEMU if it still runs, keep the console log if the configuration says so, and remove all other files.
 
-        When it is given up because of an error, the log says what its CPUs were at: it may hang.
+        After an exception the CPUs' registers are added to the log, since the guest may hang.
         """
         at_last = ""
         if self._process.poll() is None:
@@ -108,7 +108,7 @@ class VirtualMachine:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _cpus(self) -> str:
-        """Return the CPUs' registers, twice: do they go on? Nothing if QEMU does not say."""
+        """Return the CPUs' registers, read twice to show whether they change; empty if QEMU does not answer."""
         found = ""
         with contextlib.suppress(Exception):
             for wait, moment in ((0, "when it was given up"), (1, "a second later")):
@@ -118,7 +118,7 @@ class VirtualMachine:
         return found
 
     def console(self) -> str:
-        """Return all that came out of the serial console so far."""
+        """Return all output of the serial console so far."""
         if not hasattr(self, "_console"):
             return ""  # QEMU did not start
         if self._process.poll() is not None:
@@ -138,7 +138,7 @@ class VirtualMachine:
         return Record(self.execute(query), f"the answer to QMP's {query}").text("status")
 
     def save_state(self, path: Path) -> None:
-        """Stop the machine and write its state to `path`; `go_on` lets it run again. Copy its disks before that."""
+        """Stop the machine and write its state to `path`; copy its disks before `go_on` lets it run again."""
         self.execute("stop")
         self.execute("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
         self.execute("migrate", uri=f"exec:cat > {shlex.quote(str(path))}")
@@ -148,7 +148,7 @@ class VirtualMachine:
             raise LabError(f"the state of the machine could not be written: {status}")
 
     def go_on(self) -> None:
-        """Let a stopped machine run, or one that was started from a state once that has been read."""
+        """Let a stopped machine run; a machine started from a state runs when the state has been read."""
         self._wait_while(lambda: self._status("query-status") == "inmigrate", "state to be read")
         self.execute("cont")
 
@@ -160,17 +160,17 @@ class VirtualMachine:
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """Take the power away."""
+        """Cut the machine's power (SIGKILL of QEMU)."""
         self._process.kill()
         self._process.wait()
 
     def power_off(self, timeout: float = 180.0) -> str:
-        """Have the guest leave its file systems clean and switch itself off; return why it ended, as `wait_off`."""
+        """Let the guest unmount cleanly and switch itself off; return the reason as `wait_off`."""
         self.guest.start(*_POWER_OFF)
         return self.wait_off(timeout)
 
     def wait_off(self, timeout: float = 60.0) -> str:
-        """Wait until the machine is off; return why: "guest-shutdown", "guest-reset" (also a triple fault), ...
+        """Wait until the machine is off; return the reason: "guest-shutdown", "guest-reset" (also a triple fault), ...
 
         LostMachineError when it is still on after `timeout` seconds.
         """
@@ -181,7 +181,7 @@ class VirtualMachine:
         return self._ending()
 
     def _ending(self) -> str:
-        """Return why the machine ended, or how QEMU itself did (a negative status is a signal) and its last line."""
+        """Return why the machine ended, or QEMU's exit status (negative: a signal) and its last line of output."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
         deadline = time.monotonic() + 2
@@ -192,28 +192,28 @@ class VirtualMachine:
         return ": ".join([f"QEMU exited {self._process.poll()}", *self._said().splitlines()[-1:]])
 
     def _said(self) -> str:
-        """Return what QEMU printed; also once the machine is no more, and its folder with it."""
+        """Return QEMU's output, also after the machine's folder has been removed."""
         with contextlib.suppress(FileNotFoundError):
             self._last_words = (self.folder / "qemu.err").read_text().strip()
         return self._last_words
 
 
 _REGISTERS = re.compile(r"^(?:CPU#|R[A-Z0-9]+ ?=|EAX|ESI|EIP|CR0).*\n", re.MULTILINE)
-"""Of what QEMU says of a CPU: its number, general registers, program counter and flags, control registers."""
+"""Lines of QEMU's register dump with a CPU's number, general registers, program counter, flags, control registers."""
 
 
 @functools.cache
 def accelerator(kernel: Path) -> str:
-    """Return the accelerator that really runs a guest here: "kvm" or "tcg". Told by booting `kernel`.
+    """Return the accelerator that works on this host, "kvm" or "tcg", found by booting `kernel`.
 
-    A /dev/kvm may exist and still not run anything (nested virtualisation without hardware support).
+    A /dev/kvm may exist and still not run a guest (nested virtualisation without hardware support).
     """
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg"
     config = VirtualMachineConfig(kernel, None, "console=ttyS0 panic=-1", accelerator="kvm", cpu="host", cpus=1)
     try:
         with VirtualMachine(config) as machine:
-            # Without a root file system a kernel that runs panics, and -no-reboot makes that an ordinary end.
+            # Without a root file system the kernel panics; with -no-reboot QEMU then ends as after an ordinary reset.
             if machine.wait_off(20) == "guest-reset" and "Kernel panic" in machine.console():
                 return "kvm"
     except (LabError, QMPError):

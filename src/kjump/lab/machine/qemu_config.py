@@ -1,4 +1,4 @@
-"""What a virtual machine consists of, and QEMU's arguments for it."""
+"""The configuration of a virtual machine, and QEMU's arguments for it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from kjump.lab.machine.guest_channel import PORT_NAME
 
 CPU = "max,erms=off,fsrm=off"
-"""A CPU with all that QEMU knows, but for quick string instructions: QEMU's translator carries out `rep movsb` and
-`rep stosb` byte by byte, and both kernels and libraries prefer them where a CPU says that they are quick."""
+"""A CPU with all features of QEMU except fast string instructions: QEMU's translator executes `rep movsb` and
+`rep stosb` byte by byte, and kernels and libraries prefer them on CPUs that report them as fast."""
 WATCHDOG = ("-device", "i6300esb", "-action", "watchdog=inject-nmi")
-"""More arguments for a machine with a watchdog that ends a hang by an NMI."""
+"""Further arguments for a machine with a watchdog that sends an NMI."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class BadBlock:
     byte: int
 
     def rule(self, number: int) -> list[str]:
-        """Return the options of a -drive with blkdebug that make rule `number` of this: errors with EIO, for ever."""
+        """Return the options of a -drive with blkdebug for this block as rule `number`: permanent EIO errors."""
         rule = {"event": "none", "iotype": self.operation, "errno": "5", "sector": str(self.byte // 512), "once": "off"}
         return [f"file.inject-error.{number}.{name}={value}" for name, value in rule.items()]
 
@@ -34,10 +34,9 @@ class BadBlock:
 class VirtualMachineConfig:
     """A machine to start: sizes in bytes, `disks` raw image files in the order vda, vdb, ...
 
-    `cpu` is a QEMU CPU model; `extra` more QEMU arguments; `accelerator` one found by `accelerator()`.
-    `incoming` is a state that `VirtualMachine.save_state` wrote, for a machine that goes on from there. With
-    `preallocate` the host gives all of its memory before it is switched on, not page by page as it is touched: for
-    measurements.
+    `cpu` is a QEMU CPU model; `extra` are more QEMU arguments; `accelerator` is the result of `accelerator()`.
+    `incoming` is a state that `VirtualMachine.save_state` wrote, from which the machine continues. With `preallocate`
+    the host allocates all of the machine's memory before it starts, for measurements.
     """
 
     kernel: Path
@@ -58,8 +57,8 @@ class VirtualMachineConfig:
         accelerator = "tcg,thread=multi" if self.accelerator == "tcg" else self.accelerator
         machine = ["-nodefaults", "-display", "none", "-no-reboot", "-machine", "q35", "-accel", accelerator]
         machine += ["-cpu", self.cpu, "-smp", str(self.cpus), "-m", f"{self.memory >> 20}M"]
-        # Linux counts the timer's interrupts while it loops, and panics ("IO-APIC + timer doesn't work!") when an
-        # emulator on a busy host has been late with them. Under KVM it leaves that out by itself.
+        # Linux counts timer interrupts in a loop at boot, and panics ("IO-APIC + timer doesn't work!") when an emulator
+        # on a busy host delivers them late. Under KVM Linux skips this check by itself.
         machine += ["-kernel", str(self.kernel), "-append", f"{self.command_line} no_timer_check"]
         if self.initrd is not None:
             machine += ["-initrd", str(self.initrd)]
@@ -82,7 +81,7 @@ class VirtualMachineConfig:
 
 
 def _escaped(path: Path) -> str:
-    """Return `path` for a list of options with commas between: a comma in it is written twice."""
+    """Return `path` for a comma-separated list of QEMU options: commas in it are doubled."""
     return str(path).replace(",", ",,")
 
 

@@ -29,7 +29,7 @@ _COMMAND = "#!/usr/bin/python3\nfrom kjump.__main__ import main\n\nmain()\n"
 
 
 SIZE = 640 << 20
-"""Bytes of the file system, unless more is asked for."""
+"""The default size of the file system in bytes."""
 
 
 def build(

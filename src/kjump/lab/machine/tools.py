@@ -1,4 +1,4 @@
-"""Programs of this host that the lab calls, and the Debian packages they are in."""
+"""The programs of this host that the lab calls, and their Debian packages."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ PACKAGES = {
     "mke2fs": "e2fsprogs",
     "setpriv": "util-linux",
 }
-"""By program: the Debian package that has it. What builds kernels is in `kernel_make`, QEMU in `qemu`."""
+"""Programs with their Debian packages, except those that build kernels (`kernel_make`), and QEMU (`qemu`)."""
 
 _ADMINISTRATORS = "/usr/sbin:/sbin"
-"""Where some of these programs are, and where the PATH of ordinary users does not lead."""
+"""Folders with some of these programs that the PATH of ordinary users lacks."""
 
 
 def find(program: str) -> str | None:

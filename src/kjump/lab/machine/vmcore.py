@@ -1,8 +1,8 @@
 """Vmcores of machines in the lab: a kernel boots in QEMU, fills its memory, and is dumped from outside.
 
-The guest is busybox alone. What fills its memory comes from a disk of ordinary files of this host, so pages
-compress as pages do: a fifth is anonymous memory of a process, a fifth tmpfs, the rest page cache, part of it with
-buffers ("private"). On a kernel that has hugetlbfs there are a few huge pages too.
+The guest consists of busybox alone. Its memory is filled from a disk with ordinary files of this host, so that pages
+compress as on real systems: a fifth is anonymous memory of a process, a fifth tmpfs, the rest page cache, part of it
+with buffers ("private"). On a kernel with hugetlbfs there are a few huge pages too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kjump.lab.machine.qemu_config import CPU, VirtualMachineConfig
 _SOURCES = ("/usr/lib", "/usr/bin", "/usr/share", "/usr/include")
 _SMALLEST_FILL = 4 << 20
 _FILE_SIZE, _FILE_SYSTEM_SIZE = 8 << 20, 32 << 20
-"""Of a file whose pages in the page cache have buffers, because a block is smaller than a page."""
+"""Sizes of a file, and of its file system, whose blocks are smaller than a page: its cached pages have buffers."""
 
 _INIT = f"""#!/bin/sh
 mount -t proc none /proc; mount -t sysfs none /sys; mount -t devtmpfs none /dev
@@ -158,10 +158,10 @@ def _files() -> Iterator[Path]:
 
 
 def straighten(path: Path) -> None:
-    """Move the program headers of an ELF64 file to offset 64, where makedumpfile insists on having them.
+    """Move the program headers of an ELF64 file to offset 64, the only place where makedumpfile accepts them.
 
-    QEMU 7.2 writes section headers there first, says e_ehsize=8, and some readers do not look at e_phoff. The
-    section headers are given up; the room is there because there are as many bytes of them before.
+    QEMU 7.2 writes section headers there, and e_ehsize=8; some readers ignore e_phoff. The section headers are
+    overwritten; they have as many bytes as are needed.
     """
     with path.open("r+b") as file:
         header = elf.parse_header(file.read(elf.HEADER_SIZE))
