@@ -121,7 +121,8 @@ def test_a_kernel_on_standby_saves_the_boot_of_a_second_kernel(installation: Ins
         assert states(guest) == {"standby": "resident"}
         command = guest.start("kjump", "hibernate", "--to", TARGET_DEVICE, "--level", "auto", "--json")
         guest.event("save-begins", timeout=120, since=asked)
-        assert guest.event("saved", timeout=120, since=asked).details.integer("level", low=min(LEVELS), high=max(LEVELS)) in LEVELS
+        saved = guest.event("saved", timeout=120, since=asked).details
+        assert saved.integer("level", low=min(LEVELS), high=max(LEVELS)) in LEVELS
         assert not [e for e in guest.events if e.name == "role" and e.time > asked], "nobody boots"
         assert machine.wait_off(300) == "guest-shutdown"
     with installation.machine() as machine:
