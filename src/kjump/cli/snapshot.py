@@ -95,12 +95,7 @@ def snapshot_command(
     """
     check_target(target, folder=True)
     check_second_kernel(kernel, initrd)
-    if tools and not hook:
-        raise click.UsageError("--hook-tool is of no use without --hook")
-    if hook and dump_level is not None:
-        raise click.UsageError("--hook is of no use with --dump-level: there is no way back to a dump")
-    if hook and (Path(target).is_file() or Path(target).is_dir()):
-        raise click.UsageError("--hook needs a device as target: it would put a file back to what it was before")
+    _check_hook(target, hook, tools, dump_level)
     hook_to_run = read_hook(hook, tools, hook_timeout) if hook else None
     need_root()
     request = TripRequest(
@@ -135,6 +130,16 @@ def snapshot_command(
     elif result.taken:
         click.echo(_describe(result))
     raise_unless_taken(result)
+
+
+def _check_hook(target: str, hook: Path | None, tools: tuple[Path, ...], dump_level: int | None) -> None:
+    """Raise click.UsageError when the options about the hook do not go with each other or with `target`."""
+    if tools and not hook:
+        raise click.UsageError("--hook-tool is of no use without --hook")
+    if hook and dump_level is not None:
+        raise click.UsageError("--hook is of no use with --dump-level: there is no way back to a dump")
+    if hook and (Path(target).is_file() or Path(target).is_dir()):
+        raise click.UsageError("--hook needs a device as target: it would put a file back to what it was before")
 
 
 def _take(request: TripRequest, go: Callable[[TripRequest, Tell], Trip]) -> Snapshot:
